@@ -1,0 +1,60 @@
+"""Names under which the environments are found: Gymnasium's at import, RLlib's on request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from toolagent.tasks import TASKS
+
+_SINGLE = "toolagent.envs.single:ToolEnv"
+_VECTOR = "toolagent.envs.vector:ToolVectorEnv"
+
+
+def env_id(task: str) -> str:
+    """The Gymnasium (and RLlib) id of a task's environment: 'toolagent/Calculator-v0'."""
+    return f"toolagent/{task.capitalize()}-v0"
+
+
+def register_with_gymnasium() -> None:
+    """Registers every task; `gymnasium.make_vec(id, num_envs=N)` gives the native vector env."""
+    for name in TASKS:
+        if env_id(name) not in gym.registry:
+            gym.register(
+                id=env_id(name),
+                entry_point=_SINGLE,
+                vector_entry_point=_VECTOR,
+                kwargs={"task": name},
+                disable_env_checker=True,  # checked once by the tests, not in every process
+            )
+
+
+def create_for_rllib(env_config: Mapping[str, Any]) -> Any:
+    """RLlib's env creator: the vector env where RLlib asks for `num_envs`, else the single one.
+
+    `env_config` (an RLlib `EnvContext`) holds `task` and the constructor's arguments; `seed` and
+    the runner's index become the `stream` that keeps runners and seeds apart.
+    """
+    from toolagent.envs.single import ToolEnv
+    from toolagent.envs.vector import ToolVectorEnv
+
+    settings = dict(env_config)
+    seed = settings.pop("seed", None)
+    evaluation = settings.pop("evaluation", False)
+    num_envs = settings.pop("num_envs", None)
+    if num_envs is None:
+        settings.pop("earlier_stage_share", None)
+        return ToolEnv(**settings)
+    worker = getattr(env_config, "worker_index", 0)
+    stream = () if seed is None else (int(seed), int(worker), int(evaluation))
+    return ToolVectorEnv(num_envs=num_envs, stream=stream, **settings)
+
+
+def register_with_rllib() -> None:
+    """Registers every task in RLlib's registry, under the same ids. Needs Ray installed."""
+    from ray.tune import register_env
+
+    for name in TASKS:
+        register_env(env_id(name), create_for_rllib)

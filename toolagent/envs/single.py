@@ -1,0 +1,95 @@
+"""The Gymnasium environment: one episode of a task's machine."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+
+from toolagent.envs.spaces import action_space, observation_space, observe, pose_or_sample
+from toolagent.tasks import get_task
+from toolagent.tokens import CTX, check_actions
+
+
+class ToolEnv(gym.Env):
+    """One problem, solved by emitting tool tokens.
+
+    ## Action space
+    `Discrete(18)`: the tokens of `toolagent.tokens`. All are legal everywhere.
+
+    ## Observation space
+    `Dict(context, stage, previous_token)`: the problem's tokens, the stage and the agent's own
+    last token (`CTX` at the first step). The registers are not observed: what the agent did is
+    in its hidden state or nowhere.
+
+    ## Rewards
+    0 until `ANS`; then 1 for the right answer plus the task's shaping (see the machine).
+
+    ## Episode end
+    `ANS` terminates; the task's last allowed action truncates with reward 0.
+
+    ## Info
+    `acc` at every step: what `ANS` would answer, or None. `solved` at the end: the answer is
+    exactly right.
+
+    ## Arguments
+    `task`: a name of `toolagent.tasks.TASKS`. `stage`: the stage of every episode that
+    `reset(options={"stage": ...})` does not choose otherwise.
+
+    ## Version history
+    v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(self, task: str, stage: int = 0):
+        self.task = get_task(task)
+        self.stage = int(self.task.check_stage(stage))
+        self.observation_space = observation_space(self.task)
+        self.action_space = action_space()
+        self._problem: Any = None
+        self._registers: Any = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Starts an episode; `options` may hold `stage` and the problem itself (`digits`).
+
+        Raises:
+            ValueError: an option that is unknown or out of range.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        stage = np.atleast_1d(self.task.check_stage(options.get("stage", self.stage)))
+        self._problem = pose_or_sample(self.task, self.np_random, stage, options)
+        self._registers = self.task.start(self._problem)
+        return self._observation(CTX), self._info()
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        if self._registers is None:
+            raise gym.error.ResetNeeded("call reset() before step(): the episode is over")
+        actions = check_actions(np.atleast_1d(action), (1,))
+        transition = self.task.step(self._problem, self._registers, actions)
+        self._registers = transition.registers
+        info = self._info()
+        if transition.done[0]:
+            info["solved"] = bool(transition.solved[0])
+        observation = self._observation(int(actions[0]))
+        if transition.done[0]:
+            self._registers = None
+        return (
+            observation,
+            float(transition.rewards[0]),
+            bool(transition.terminated[0]),
+            bool(transition.truncated[0]),
+            info,
+        )
+
+    def _observation(self, previous_token: int) -> dict[str, Any]:
+        batch = observe(self._problem, np.array([previous_token]))
+        return {name: column[0] for name, column in batch.items()}
+
+    def _info(self) -> dict[str, Any]:
+        value, filled = self.task.accumulator(self._registers)
+        return {"acc": int(value[0]) if filled[0] else None}

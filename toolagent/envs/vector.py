@@ -1,0 +1,152 @@
+"""The native vector environment: N episodes of the same machine in one NumPy transition."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from toolagent.envs.spaces import action_space, observation_space, observe, pose_or_sample
+from toolagent.tasks import get_task
+from toolagent.tokens import CTX, check_actions
+
+
+class ToolVectorEnv(VectorEnv):
+    """N independent episodes. Spaces, rewards and episode end are those of `ToolEnv`.
+
+    An episode that ended is replaced at the next step (`AutoresetMode.NEXT_STEP`): that step
+    ignores its action, gives reward 0 and the first observation of a fresh problem.
+
+    Info: `acc` (N,) int64 with the mask `_acc` where there is one, at every step; `solved` (N,)
+    bool with the mask `_solved` where an episode ended.
+
+    Args:
+        num_envs: N.
+        task: a name of `toolagent.tasks.TASKS`.
+        stage: the stage of all episodes; a curriculum changes it with `set_stage`.
+        earlier_stage_share: the share of episodes drawn from the stages before `stage`.
+        stream: integers mixed into every seed. Runners whose `stream` differs share no problem
+            stream, even where their seeds coincide: RLlib gives runner i the seed `seed + i`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        num_envs: int,
+        task: str,
+        stage: int = 0,
+        earlier_stage_share: float = 0.0,
+        stream: tuple[int, ...] = (),
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
+        if not 0.0 <= earlier_stage_share <= 1.0:
+            raise ValueError(f"earlier_stage_share is {earlier_stage_share}; it must be in 0..1")
+        self.num_envs = num_envs
+        self.task = get_task(task)
+        self.earlier_stage_share = earlier_stage_share
+        self.single_observation_space = observation_space(self.task)
+        self.single_action_space = action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._stream = tuple(stream)
+        self._chosen_stages: np.ndarray | None = None  # (N,) by reset(options=...), else None
+        self._ended = np.zeros(num_envs, bool)
+        self._problems: Any = None
+        self._registers: Any = None
+        self.set_stage(stage)
+
+    def set_stage(self, stage: int) -> None:
+        """Episodes that start from now on are of this stage, or (a share) of an earlier one."""
+        self.stage = int(self.task.check_stage(stage))
+
+    @property
+    def stages(self) -> np.ndarray:
+        """(N,) int8: the stage of each current episode."""
+        return self._problems.stage
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Starts N episodes.
+
+        Args:
+            seed: one integer for the whole batch (a list of N is mixed into one).
+            options: `stage`, an integer or N of them, which also holds for the episodes that
+                follow until the next call; `digits` (N, 5), the problems of the first episodes.
+
+        Raises:
+            ValueError: an option that is unknown or out of range.
+        """
+        if seed is not None:
+            entropy = [seed] if isinstance(seed, (int, np.integer)) else [s or 0 for s in seed]
+            self._np_random = np.random.default_rng(
+                np.random.SeedSequence([*(int(s) for s in entropy), *self._stream])
+            )
+        options = options or {}
+        self._chosen_stages = None
+        if "stage" in options:
+            chosen = self.task.check_stage(options["stage"])
+            if chosen.shape not in ((), (self.num_envs,)):
+                raise ValueError(
+                    f"stage has shape {chosen.shape}; expected one integer or {self.num_envs}"
+                )
+            self._chosen_stages = np.broadcast_to(chosen, (self.num_envs,))
+        self._problems = pose_or_sample(
+            self.task, self.np_random, self._next_stages(np.arange(self.num_envs)), options
+        )
+        self._registers = self.task.start(self._problems)
+        self._previous = np.full(self.num_envs, CTX, np.int8)
+        self._ended = np.zeros(self.num_envs, bool)
+        return observe(self._problems, self._previous), self._info()
+
+    def step(
+        self, actions: Any
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        if self._registers is None:
+            raise gym.error.ResetNeeded("call reset() before step()")
+        actions = check_actions(actions, (self.num_envs,))
+        transition = self.task.step(self._problems, self._registers, actions)
+        self._registers = transition.registers
+        self._previous = actions.astype(np.int8)
+        rewards, done = transition.rewards, transition.done
+        terminated, truncated = transition.terminated, transition.truncated
+        if self._ended.any():
+            restarted = np.flatnonzero(self._ended)
+            rewards[restarted] = 0.0
+            for flags in (terminated, truncated, done):
+                flags[restarted] = False
+            fresh = self.task.sample(self.np_random, self._next_stages(restarted))
+            self._problems.put(restarted, fresh)
+            self._registers.put(restarted, self.task.start(fresh))
+            self._previous[restarted] = CTX
+        info = self._info()
+        if done.any():
+            info["solved"], info["_solved"] = transition.solved & done, done
+        self._ended = done
+        return observe(self._problems, self._previous), rewards, terminated, truncated, info
+
+    def _next_stages(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows),) the stages of the episodes that start there."""
+        if self._chosen_stages is not None:
+            return self._chosen_stages[rows]
+        return draw_stages(self.np_random, len(rows), self.stage, self.earlier_stage_share)
+
+    def _info(self) -> dict[str, np.ndarray]:
+        value, filled = self.task.accumulator(self._registers)
+        return {"acc": value, "_acc": filled}
+
+
+def draw_stages(
+    rng: np.random.Generator, size: int, stage: int, earlier_stage_share: float
+) -> np.ndarray:
+    """(size,) int8: `stage`, but for a share drawn evenly from the stages before it."""
+    stages = np.full(size, stage, np.int8)
+    if stage > 0 and earlier_stage_share > 0:
+        earlier = rng.random(size) < earlier_stage_share
+        stages[earlier] = rng.integers(0, stage, size=int(earlier.sum()), dtype=np.int8)
+    return stages

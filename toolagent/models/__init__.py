@@ -1,0 +1,1 @@
+"""The model: a plain torch network, and the RLlib module around it."""
