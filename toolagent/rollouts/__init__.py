@@ -1,0 +1,1 @@
+"""Rollouts: whole episodes in columns, from the machine and the network to the learner."""

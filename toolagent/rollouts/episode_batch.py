@@ -1,0 +1,117 @@
+"""Whole episodes as named columns: what env runners send and learners read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from toolagent.tasks import Task
+from toolagent.tasks.columns import Columns
+from toolagent.tokens import EOS
+
+
+@dataclass
+class EpisodeBatch(Columns):
+    """B finished episodes of up to T actions; nothing in it after an episode's end is meant.
+
+    Only what the learner needs, in the smallest dtypes: about 90 bytes an episode for T = 7.
+    What was observed is in here too: `context` and `stage` directly, and the previous token of
+    step t is action t-1 (`CTX` at the first step).
+    """
+
+    stage: np.ndarray  # (B,) int8
+    context: np.ndarray  # (B, L) int8
+    actions: np.ndarray  # (B, T) int8, EOS after the end
+    lengths: np.ndarray  # (B,) int8: actions taken, the last one included
+    rewards: np.ndarray  # (B, T) float32, 0 after the end
+    log_probabilities: np.ndarray  # (B, T) float32 of the actions when chosen, 0 after the end
+    solved: np.ndarray  # (B,) bool: the answer is exactly right
+
+    @property
+    def env_steps(self) -> int:
+        """Actions taken in live episodes."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(B,) float32: undiscounted sum of rewards."""
+        return self.rewards.sum(axis=1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(column.nbytes for _, column in self.columns())
+
+    def to_arrow(self) -> pa.RecordBatch:
+        """The batch under its declared schema (`arrow_schema`); flat columns are not copied."""
+        arrays = []
+        for field, (_, column) in zip(self._schema(), self.columns(), strict=True):
+            if column.ndim == 1:
+                arrays.append(pa.array(column, type=field.type))
+            else:
+                flat = pa.array(column.reshape(-1))
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, column.shape[1]))
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema())
+
+    @classmethod
+    def from_arrow(cls, batch: pa.RecordBatch) -> EpisodeBatch:
+        """The inverse of `to_arrow`."""
+        columns = {}
+        for field in batch.schema:
+            array = batch.column(field.name)
+            if isinstance(field.type, pa.FixedSizeListType):
+                flat = array.flatten().to_numpy(zero_copy_only=False)
+                columns[field.name] = flat.reshape(len(batch), field.type.list_size)
+            else:
+                columns[field.name] = array.to_numpy(zero_copy_only=False)
+        return cls(**columns)
+
+    def _schema(self) -> pa.Schema:
+        return arrow_schema(self.context.shape[1], self.actions.shape[1])
+
+
+def arrow_schema(context_length: int, max_actions: int) -> pa.Schema:
+    """The one schema of episode batches, for L context tokens and T actions."""
+    return pa.schema(
+        [
+            ("stage", pa.int8()),
+            ("context", pa.list_(pa.int8(), context_length)),
+            ("actions", pa.list_(pa.int8(), max_actions)),
+            ("lengths", pa.int8()),
+            ("rewards", pa.list_(pa.float32(), max_actions)),
+            ("log_probabilities", pa.list_(pa.float32(), max_actions)),
+            ("solved", pa.bool_()),
+        ]
+    )
+
+
+def concatenate(batches: list[EpisodeBatch]) -> EpisodeBatch:
+    """The episodes of all batches, in order.
+
+    Raises:
+        ValueError: the list is empty.
+    """
+    if not batches:
+        raise ValueError("no episode batches to concatenate")
+    return EpisodeBatch(
+        **{
+            name: np.concatenate([getattr(batch, name) for batch in batches])
+            for name, _ in batches[0].columns()
+        }
+    )
+
+
+def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBatch:
+    """A batch for `len(stage)` episodes of which no action has been taken."""
+    shape = (len(stage), task.max_actions)
+    return EpisodeBatch(
+        stage=stage,
+        context=context,
+        actions=np.full(shape, EOS, np.int8),
+        lengths=np.zeros(len(stage), np.int8),
+        rewards=np.zeros(shape, np.float32),
+        log_probabilities=np.zeros(shape, np.float32),
+        solved=np.zeros(len(stage), bool),
+    )

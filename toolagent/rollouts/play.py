@@ -1,0 +1,85 @@
+"""Plays B whole episodes at once: the machine in NumPy, the network in torch, no Python per step
+of an episode. The one rollout loop: training, evaluation and certification all run it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolagent.models.network import StageGRUNetwork
+from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
+from toolagent.tasks import Task
+from toolagent.tokens import CTX
+
+
+@torch.no_grad()
+def play(
+    network: StageGRUNetwork,
+    task: Task,
+    problems: Any,
+    generator: torch.Generator | None = None,
+) -> EpisodeBatch:
+    """One episode of each problem, from start to end.
+
+    An episode that is over leaves the batch, so it costs nothing from then on.
+
+    Args:
+        network: on the CPU; it reads contexts, stages and its own tokens, never a register.
+        task: the machine.
+        problems: (B,) problems of that task.
+        generator: the stream that actions are drawn from; None plays greedily (the most
+            probable token; of equals, the one with the lowest number).
+
+    Returns:
+        The B episodes in the order of `problems`.
+    """
+    batch = empty_batch(task, problems.context, problems.stage)
+    table = network.step_table()
+    registers = task.start(problems)
+    live = np.arange(len(problems))  # the rows of `batch` that are still playing
+    hidden = network.initial_hidden(
+        torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
+    )
+    token = torch.full((len(live),), CTX)
+    for step in range(task.max_actions):
+        logits, _, hidden = network.step(table, token, hidden)
+        if generator is None:
+            token = logits.argmax(1)
+            log_probability = None
+        else:
+            log_probabilities = torch.log_softmax(logits, 1)
+            token = sample_tokens(log_probabilities, generator)
+            log_probability = log_probabilities.gather(1, token[:, None]).squeeze(1)
+        actions = token.numpy()
+        transition = task.step(problems, registers, actions)
+        done = transition.done
+        # While all are live, a slice writes the column in place of a gather by index.
+        rows: Any = slice(None) if len(live) == len(batch) else live
+        batch.actions[rows, step] = actions
+        batch.rewards[rows, step] = transition.rewards
+        batch.solved[rows] = transition.solved
+        if log_probability is not None:
+            batch.log_probabilities[rows, step] = log_probability.numpy()
+        registers = transition.registers
+        if done.any():
+            batch.lengths[live[done]] = step + 1
+            going = np.flatnonzero(~done)
+            if not len(going):
+                break
+            live, registers, problems = live[going], registers.take(going), problems.take(going)
+            kept = torch.from_numpy(going)
+            token, hidden = token[kept], hidden[kept]
+    return batch
+
+
+def sample_tokens(log_probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(B,) tokens drawn from (B, 18) log-probabilities.
+
+    argmax(log p - log e) with e from Exp(1) is the Gumbel-max trick, -log e being a standard
+    Gumbel variable (Gumbel 1954; Maddison et al. 2014, "A* sampling"): one pass, no cumulative
+    sums.
+    """
+    noise = torch.empty_like(log_probabilities).exponential_(generator=generator).log_()
+    return (log_probabilities - noise).argmax(1)
