@@ -64,6 +64,16 @@ class ToolVectorEnv(VectorEnv):
         """Episodes that start from now on are of this stage, or (a share) of an earlier one."""
         self.stage = int(self.task.check_stage(stage))
 
+    def fresh_problems(self, count: int) -> Any:
+        """The next `count` problems of this environment's stream and stage mix.
+
+        For a batched rollout, which plays whole episodes itself and needs the problems only.
+        """
+        return self.task.sample(
+            self.np_random,
+            draw_stages(self.np_random, count, self.stage, self.earlier_stage_share),
+        )
+
     @property
     def stages(self) -> np.ndarray:
         """(N,) int8: the stage of each current episode."""

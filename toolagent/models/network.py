@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolagent.tokens import EOS, NUM_TOKENS
+from toolagent.models.packed_gru import PackedGRU
+from toolagent.tokens import CTX, EOS, NUM_TOKENS
 
 
 class NetworkSizes(NamedTuple):
@@ -83,6 +84,48 @@ class StageGRUNetwork(nn.Module):
         inputs = self.token_embedding(previous_tokens.int())  # (B, T, D)
         outputs, last = self.gru(inputs, hidden.unsqueeze(0))
         return outputs, last.squeeze(0)
+
+    def unroll_episodes(
+        self, context: Tensor, stage: Tensor, actions: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and values of every step of whole episodes: what the batched learner runs.
+
+        Args:
+            context: (B, L) integers.
+            stage: (B,) integers.
+            actions: (B, T) integers; step t reads action t-1, the first step `CTX`.
+            lengths: (B,) integers >= 1: the steps that count.
+
+        Returns:
+            (B, T, 18) logits and (B, T) values, 0 at and after an episode's end.
+        """
+        start = torch.full_like(actions[:, :1], CTX)
+        tokens = torch.cat([start, actions[:, :-1]], 1)  # (B, T)
+        hidden = self.initial_hidden(context, stage)
+        if actions.is_cuda:  # cuDNN runs the whole padded sequence in one kernel
+            outputs, _ = self.unroll(tokens, hidden)
+            mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
+            return self.logits(outputs) * mask.unsqueeze(-1), self.values(outputs) * mask
+        order = torch.argsort(lengths, descending=True, stable=True)  # (B,)
+        steps = torch.arange(tokens.shape[1])
+        alive = lengths[order].unsqueeze(1) > steps  # (B, T), a falling staircase
+        sizes = [size for size in alive.sum(0).tolist() if size]
+        # Where each packed step stands in the flattened (B, T): time-major, longest first.
+        place = (order * tokens.shape[1] + steps.unsqueeze(1))[alive.t()]  # (N,)
+        outputs = PackedGRU.apply(
+            functional.linear(
+                self.token_embedding.weight[:NUM_TOKENS], self.gru.weight_ih_l0, self.gru.bias_ih_l0
+            ),
+            self.gru.weight_hh_l0,
+            self.gru.bias_hh_l0,
+            hidden[order],
+            tokens.reshape(-1)[place].int(),
+            sizes,
+        )  # (N, D)
+        heads = torch.cat([self.logits(outputs), self.value_head(outputs)], 1)  # (N, A + 1)
+        flat = heads.new_zeros(tokens.numel(), heads.shape[1]).index_copy(0, place, heads)
+        padded = flat.view(*tokens.shape, -1)  # (B, T, A + 1)
+        return padded[..., :NUM_TOKENS], padded[..., NUM_TOKENS]
 
     def logits(self, outputs: Tensor) -> Tensor:
         """(..., D) to (..., 18)."""

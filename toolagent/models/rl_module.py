@@ -28,6 +28,9 @@ class StageGRUModule(TorchRLModule, ValueFunctionAPI):
     Shapes in `batch`: `obs["context"]` (B, T, L), `obs["stage"]` and `obs["previous_token"]`
     (B, T), `state_in["hidden"]` (B, D), `state_in["started"]` (B, 1).
 
+    In the learner the batch may also be the columns of whole episodes (`context` (B, L), `stage`
+    (B,), `actions` (B, T), `lengths` (B,)): what was observed follows from them.
+
     Model config: `embedding_size` (96), `max_seq_len` (at least the task's actions + 1 keeps an
     episode in one piece in the learner; shorter ones are right too, and slower).
     """
@@ -52,6 +55,11 @@ class StageGRUModule(TorchRLModule, ValueFunctionAPI):
 
     @override(TorchRLModule)
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        if Columns.OBS not in batch:  # the columns of whole episodes
+            logits, values = self.network.unroll_episodes(
+                batch["context"], batch["stage"], batch["actions"], batch["lengths"]
+            )
+            return {Columns.ACTION_DIST_INPUTS: logits, Columns.VF_PREDS: values}
         outputs, state_out = self._unroll(batch)
         return {
             Columns.ACTION_DIST_INPUTS: self.network.logits(outputs),

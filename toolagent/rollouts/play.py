@@ -3,6 +3,8 @@ of an episode. The one rollout loop: training, evaluation and certification all 
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,23 @@ from toolagent.tasks import Task
 from toolagent.tokens import CTX
 
 
+@dataclass
+class PlayTimes:
+    """Where the seconds of `play` went."""
+
+    inference_s: float = 0.0  # network and sampling
+    machine_s: float = 0.0  # everything else: transitions, columns, leaving the batch
+
+
 @torch.no_grad()
 def play(
     network: StageGRUNetwork,
     task: Task,
     problems: Any,
     generator: torch.Generator | None = None,
+    *,
+    random_actions: bool = False,
+    times: PlayTimes | None = None,
 ) -> EpisodeBatch:
     """One episode of each problem, from start to end.
 
@@ -31,6 +44,8 @@ def play(
         problems: (B,) problems of that task.
         generator: the stream that actions are drawn from; None plays greedily (the most
             probable token; of equals, the one with the lowest number).
+        random_actions: draw tokens evenly, not from the policy; needs a generator.
+        times: seconds are added to it.
 
     Returns:
         The B episodes in the order of `problems`.
@@ -43,16 +58,22 @@ def play(
         torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
     )
     token = torch.full((len(live),), CTX)
+    clock = time.perf_counter
+    inference_s, started = 0.0, clock()
     for step in range(task.max_actions):
+        mark = clock()
         logits, _, hidden = network.step(table, token, hidden)
         if generator is None:
             token = logits.argmax(1)
             log_probability = None
         else:
-            log_probabilities = torch.log_softmax(logits, 1)
+            log_probabilities = torch.log_softmax(
+                torch.zeros_like(logits) if random_actions else logits, 1
+            )
             token = sample_tokens(log_probabilities, generator)
             log_probability = log_probabilities.gather(1, token[:, None]).squeeze(1)
         actions = token.numpy()
+        inference_s += clock() - mark
         transition = task.step(problems, registers, actions)
         done = transition.done
         # While all are live, a slice writes the column in place of a gather by index.
@@ -71,6 +92,9 @@ def play(
             live, registers, problems = live[going], registers.take(going), problems.take(going)
             kept = torch.from_numpy(going)
             token, hidden = token[kept], hidden[kept]
+    if times is not None:
+        times.inference_s += inference_s
+        times.machine_s += clock() - started - inference_s
     return batch
 
 

@@ -1,0 +1,104 @@
+"""A network that solves its task, for tests of what comes after training, and its commands.
+
+The network is made by imitation: cross-entropy on one fixed program a stage, which is no way to train an
+agent (nothing is explored) but gives a sound network in a few seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.tasks import get_task
+from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = (
+    (MUL, ADD, ANS),
+    (MUL, ADD, SUB, ANS),
+    (MUL, ADD, STO, MUL, RCL, SUB, ANS),
+)
+UPDATES = 200
+BATCH = 256
+
+
+def untrained_network(seed: int = 0, embedding_size: int = 16) -> StageGRUNetwork:
+    """A network with the sizes of `calculator` and `tutorial` and random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return StageGRUNetwork(NetworkSizes(18, 3, embedding_size))
+
+
+@functools.cache
+def trained_network(programs: tuple[tuple[int, ...], ...] = PROGRAMS) -> StageGRUNetwork:
+    """A network that emits `programs[stage]` for every problem; do not change its weights."""
+    task = get_task("calculator")
+    network = untrained_network(embedding_size=32)
+    length = max(len(program) for program in programs)
+    padded = torch.tensor([[*program, *[EOS] * (length - len(program))] for program in programs])
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    rng = np.random.default_rng(0)
+    for _ in range(UPDATES):
+        problems = task.sample(rng, rng.integers(0, len(programs), BATCH))
+        actions = padded[problems.stage]  # (B, T)
+        previous = torch.cat([torch.full((BATCH, 1), CTX), actions[:, :-1]], 1)
+        hidden = network.initial_hidden(
+            torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
+        )
+        outputs, _ = network.unroll(previous, hidden)
+        loss = functional.cross_entropy(
+            network.logits(outputs).flatten(0, 1), actions.flatten(), ignore_index=EOS
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network
+
+
+def noisy_network(scale: float, seed: int = 0) -> StageGRUNetwork:
+    """The trained network with Gaussian noise on its weights: right on some problems only."""
+    network = copy.deepcopy(trained_network())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def run_modules(*command_lines: list[str], cwd: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Runs `python -m ...` command lines as a user would, two at a time, in the folder `cwd`."""
+
+    def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=cwd,
+            env=environment,
+        )
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(run, command_lines))
+
+
+def is_refusal(result: subprocess.CompletedProcess[str]) -> bool:
+    """Exit code 2, nothing on stdout, and one line on stderr."""
+    lines = result.stderr.splitlines()
+    return (
+        result.returncode == 2
+        and result.stdout == ""
+        and len(lines) == 1
+        and lines[0].startswith("error: ")
+    )

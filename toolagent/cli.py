@@ -1,0 +1,168 @@
+"""What every command shares: how it ends when something is wrong, and how it shows accuracies.
+
+| what happened                                  | stderr                  | exit code |
+|------------------------------------------------|-------------------------|-----------|
+| the command ran                                | nothing                 | its own, or 0 |
+| the user got something wrong                   | one line, `error: ...`  | 2         |
+| Ctrl-C                                         | an empty line at most   | 130       |
+| a bug                                          | the traceback           | 1         |
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from toolagent.errors import UserError, nearest
+
+if TYPE_CHECKING:  # `rollouts` imports torch, which not every command needs
+    from toolagent.rollouts.certification import StageAccuracy
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+# What a path on the command line can run into; any other OSError is a bug until shown otherwise.
+FILE_FAULTS = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+
+
+def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
+    """Runs a click command and returns the exit code: `sys.exit(main(command))`.
+
+    Args:
+        command: its body returns an exit code, or None for 0.
+        arguments: instead of `sys.argv[1:]`.
+
+    Raises:
+        Exception: a bug in the command, unchanged.
+    """
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:  # someone who asks for warnings (python -W) gets them
+                warnings.simplefilter("ignore")
+            code = command.main(args=arguments, standalone_mode=False)
+    except click.ClickException as error:
+        return _refuse(_click_message(error))
+    except UserError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except click.Abort as error:
+        if isinstance(error.__cause__, EOFError):  # click takes it for the end of a prompt
+            raise error.__cause__ from None
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in FILE_FAULTS:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    return code if isinstance(code, int) else 0
+
+
+def one_line(text: object) -> str:
+    """The text on one line that any terminal can show: line breaks become spaces, and characters
+    that are not printable (a file name may hold any) become escapes."""
+    line = " ".join(part.strip() for part in str(text).splitlines())
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in line
+    )
+
+
+def console() -> Console:
+    """Standard output; text in [brackets] is printed as it is, numbers are not coloured."""
+    return Console(markup=False, highlight=False)
+
+
+def table(*columns: str, right: Iterable[str] = ()) -> Table:
+    """An empty table with these headings, narrow enough for 80 columns.
+
+    Args:
+        columns: the headings, from left to right.
+        right: those whose cells (numbers) are flush right.
+    """
+    right = set(right)
+    result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
+    for column in columns:
+        result.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return result
+
+
+def stage_table(stages: Iterable[StageAccuracy], formulas: Sequence[str]) -> Table:
+    """The table of certified accuracies; `formulas[stage]` says what a stage's problems are."""
+    result = table(
+        "stage",
+        "problem",
+        "problems",
+        "solved",
+        "accuracy",
+        right=("problems", "solved", "accuracy"),
+    )
+    for row in stages:
+        result.add_row(
+            str(row.stage),
+            formulas[row.stage],
+            f"{row.problems:,}",
+            f"{row.solved:,}",
+            accuracy_text(row.solved, row.problems),
+        )
+    return result
+
+
+def accuracy_text(solved: int, problems: int) -> str:
+    """The share as a percentage, rounded *down*: '100%' and '0%' mean all and none.
+
+    accuracy_text(99_999, 100_000) == "99.999%", accuracy_text(9_999_999, 10_000_000) too, and
+    accuracy_text(1, 10_000_000) == "<0.001%".
+
+    Raises:
+        ValueError: not 0 <= solved <= problems, or no problems.
+    """
+    if not 0 <= solved <= problems or problems == 0:
+        raise ValueError(f"solved {solved} of {problems}: expected 0 <= solved <= problems > 0")
+    if solved == problems:
+        return "100%"
+    if solved == 0:
+        return "0%"
+    thousandths = solved * 100_000 // problems  # of a per cent
+    return f"{thousandths // 1000}.{thousandths % 1000:03d}%" if thousandths else "<0.001%"
+
+
+def solved_text(solved: int, problems: int) -> str:
+    """The figure that counts: 'solved 100,000/100,000'."""
+    return f"solved {solved:,}/{problems:,}"
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR
+
+
+def _click_message(error: click.ClickException) -> str:
+    if isinstance(error, click.NoSuchOption):
+        options = error.ctx.command.params if error.ctx else []
+        known = ["--help", *(name for parameter in options for name in parameter.opts)]
+        flags = [name for name in known if name.startswith("--")]
+        return f"no option '{error.option_name}'; {nearest(error.option_name, flags)}"
+    message = error.format_message().rstrip(".")
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,36 @@
+"""Configuration: a YAML file plus `--set section.key=value`, resolved into an `AlgorithmConfig`.
+
+A section is named after a method of RLlib's `AlgorithmConfig`, and its entries are that method's
+keyword arguments, so every RLlib option is within reach under its own name. Ray is imported only
+when sections are checked or a config is built.
+"""
+
+from toolagent.config.algorithm import (
+    ALGORITHMS,
+    algorithm_config_class,
+    build_algorithm_config,
+)
+from toolagent.config.folder import config_folder, find_config, shipped_configs
+from toolagent.config.resources import resolve_resources
+from toolagent.config.settings import (
+    RunSettings,
+    Settings,
+    config_sha256,
+    load_settings,
+    to_yaml,
+)
+
+__all__ = [
+    "ALGORITHMS",
+    "RunSettings",
+    "Settings",
+    "algorithm_config_class",
+    "build_algorithm_config",
+    "config_folder",
+    "config_sha256",
+    "find_config",
+    "load_settings",
+    "resolve_resources",
+    "shipped_configs",
+    "to_yaml",
+]

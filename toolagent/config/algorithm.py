@@ -1,0 +1,247 @@
+"""From settings to RLlib's `AlgorithmConfig`. The only file here that needs toolagent's own classes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from toolagent.config.hints import fits, names_code
+from toolagent.config.options import (
+    Option,
+    check_names,
+    check_sections,
+    check_value,
+    options_of,
+    sections_of,
+)
+from toolagent.config.source import KeyPath, Source, shown
+from toolagent.errors import UserError
+from toolagent.tasks import TASKS
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    from toolagent.config.settings import Settings
+
+# Name in the YAML -> 'module:class' of the AlgorithmConfig; imported when it is needed.
+ALGORITHMS: dict[str, str] = {
+    "toolagent": "toolagent.learning.algorithm:ToolAgentConfig",
+    "PPO": "toolagent.learning.stock:StockPPOConfig",
+    "tutorial": "toolagent.learning.tutorial:TutorialConfig",
+}
+
+_ENV_CONFIGS = (
+    ("environment", "env_config"),
+    ("evaluation", "evaluation_config", "env_config"),
+)
+_LONGEST_MESSAGE = 300
+_SUPPRESS = "To suppress all validation errors"  # RLlib's advice, appended to every message
+
+
+def algorithm_config_class(name: str) -> type[AlgorithmConfig]:
+    """The AlgorithmConfig subclass of that name in `ALGORITHMS`. Imports Ray."""
+    module, _, attribute = ALGORITHMS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
+    """The settings as a validated `AlgorithmConfig`, not frozen: callbacks can still be added.
+
+    Raises:
+        UserError: RLlib refuses a value; its message in one line, with the key.
+    """
+    from toolagent.envs.registration import register_with_rllib
+
+    check_options(settings)
+    register_with_rllib()
+    config = algorithm_config_class(settings.algorithm)()
+    _apply_defaults(config, settings)
+    known = sections_of(type(config))
+    for section, given in settings.sections.items():
+        options = _with_code(given, section, known[section], settings.source)
+        for merged in ("env_config", "model_config"):  # into the defaults, just above
+            options.pop(merged, None)
+        with _Refusals(settings, (section,)):
+            getattr(config, section)(**options)
+    _try_environment(config, settings)
+    with _Refusals(settings, ()):
+        config.validate()
+        config.get_evaluation_config_object()  # applies evaluation_config, to a copy
+    return config
+
+
+def check_options(settings: Settings) -> None:
+    """Names and types of all options in the sections. Imports Ray.
+
+    Raises:
+        UserError: an unknown option, or a value of the wrong type.
+    """
+    check_sections(algorithm_config_class(settings.algorithm), settings.sections, settings.source)
+    for path in _ENV_CONFIGS:
+        _check_env_config(settings, path)
+    _check_model_config(settings)
+
+
+def _check_model_config(settings: Settings) -> None:
+    path = ("rl_module", "model_config")
+    given = _written(settings, path)
+    if not given:
+        return
+    defaults = _model_config_defaults(settings.task)
+    check_names(defaults, path, given, settings.source)
+    for name, value in given.items():
+        kind = type(defaults[name])
+        if not fits(value, kind):
+            raise settings.source.error(
+                (*path, name), f"expected {kind.__name__}, got {shown(value)}"
+            )
+        if kind is int and value < 1:
+            raise settings.source.error((*path, name), f"must be at least 1, not {value}")
+
+
+def _model_config_defaults(task: str) -> dict[str, Any]:
+    """What the module can be told. A module class declares more in `model_config_defaults`."""
+    from toolagent.models.rl_module import StageGRUModule
+
+    return {
+        "embedding_size": 96,
+        # An episode and the value after it stay in one piece in the learner.
+        "max_seq_len": TASKS[task].max_actions + 1,
+        **getattr(StageGRUModule, "model_config_defaults", {}),
+    }
+
+
+def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
+    """toolagent's own settings, over RLlib's defaults and under the user's sections."""
+    import gymnasium as gym
+    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+    from toolagent.envs.registration import env_id
+    from toolagent.models.rl_module import StageGRUModule
+
+    config.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+    config.framework("torch")
+    config.debugging(seed=settings.seed)
+    config.environment(
+        env_id(settings.task),
+        env_config={
+            "task": settings.task,
+            "seed": settings.seed,
+            "stage": settings.curriculum.levels[0].stage,
+            "earlier_stage_share": settings.curriculum.earlier_stage_share,
+            **_written(settings, _ENV_CONFIGS[0]),
+        },
+    )
+    config.env_runners(gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT.value)
+    config.rl_module(
+        rl_module_spec=RLModuleSpec(
+            module_class=StageGRUModule,
+            model_config=_model_config_defaults(settings.task)
+            | _written(settings, ("rl_module", "model_config")),
+        )
+    )
+    # RLlib's 60 s between a runner's death and its restart suit machines that are slow to come.
+    config.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
+    # Evaluation draws from a problem stream of its own.
+    config.evaluation(evaluation_config={"env_config": {"evaluation": True}})
+
+
+@functools.cache
+def _env_options() -> dict[str, Option]:
+    """What `env_config` may hold: the environments' arguments and the seed."""
+    from toolagent.envs.single import ToolEnv
+    from toolagent.envs.vector import ToolVectorEnv
+
+    options = options_of(ToolEnv.__init__) | options_of(ToolVectorEnv.__init__)
+    for name in ("task", "num_envs", "stream"):  # given by 'task' and by RLlib
+        options.pop(name, None)
+    return options | {"seed": Option("seed", int), "evaluation": Option("evaluation", bool)}
+
+
+def _check_env_config(settings: Settings, path: KeyPath) -> None:
+    given = _written(settings, path)
+    if not isinstance(given, Mapping):
+        raise settings.source.error(path, f"expected mapping, got {shown(given)}")
+    if "task" in given:
+        raise settings.source.error((*path, "task"), "the task is the top-level 'task'")
+    check_names(_env_options(), path, given, settings.source)
+    for name, value in given.items():
+        check_value(_env_options()[name], (*path, name), value, settings.source)
+
+
+def _try_environment(config: AlgorithmConfig, settings: Settings) -> None:
+    """Builds the environment, one episode wide: it knows best what it refuses."""
+    from toolagent.envs.registration import create_for_rllib
+
+    for path in _ENV_CONFIGS:
+        with _Refusals(settings, path):
+            create_for_rllib({**config.env_config, **_written(settings, path), "num_envs": 1})
+
+
+def _written(settings: Settings, path: KeyPath) -> Any:
+    """A copy of what the user wrote at this place; {} for nothing."""
+    value: Any = settings.sections
+    for key in path:
+        value = value.get(key) or {}
+    return copy.deepcopy(value)
+
+
+def _with_code(
+    given: Mapping[str, Any], section: str, options: Mapping[str, Option], source: Source
+) -> dict[str, Any]:
+    """A copy of the section with 'package.module:Name' imported where a class is wanted."""
+    result = copy.deepcopy(dict(given))
+    for name, value in result.items():
+        option = options[name]
+        if isinstance(value, str) and ":" in value and names_code(option.hint):
+            result[name] = _imported(value, (section, name), source)
+    return result
+
+
+def _imported(name: str, path: KeyPath, source: Source) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))  # type: ignore[return-value]
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise source.error(path, f"cannot import '{name}': {error}") from None
+
+
+class _Refusals:
+    """Turns whatever RLlib (or the environment) raises inside the block into a `UserError`.
+
+    Every exception type: an odd value can end in a KeyError or TypeError just as well as in the
+    ValueError that RLlib words with care.
+    """
+
+    def __init__(self, settings: Settings, path: KeyPath):
+        self._settings = settings
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            return
+        message = " ".join(str(error).split(_SUPPRESS)[0].split()).rstrip("\\ ")
+        if len(message) > _LONGEST_MESSAGE:
+            message = message[: _LONGEST_MESSAGE - 3] + "..."
+        if not isinstance(error, ValueError):
+            message = f"refused: {type(error).__name__}: {message}"
+        raise self._settings.source.error(self._culprit(message), message) from error
+
+    def _culprit(self, message: str) -> KeyPath:
+        """The written option that the message mentions first, or else as far as is known."""
+        found = [
+            (match.start(), (section, name))
+            for section, options in self._settings.sections.items()
+            if not self._path or section == self._path[0]
+            for name in options
+            if (match := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message))
+        ]
+        longer = len(self._path) > 1
+        return self._path if longer or not found else min(found)[1]

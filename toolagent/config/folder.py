@@ -1,0 +1,76 @@
+"""Where the shipped configs are, and what a name given to `--config` means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import toolagent
+from toolagent.config.source import one_line
+from toolagent.errors import UserError, nearest
+
+DEFAULT_CONFIG = "default.yaml"
+MAX_BYTES = 256 * 1024  # a config is some hundred lines; this also ends a read of /dev/zero
+
+_FOLDER = "rllib_configs"
+
+
+def config_folder() -> Path:
+    """The folder of shipped configs: beside the package in a checkout, inside it in a wheel.
+
+    Raises:
+        UserError: neither is there.
+    """
+    package = Path(toolagent.__file__).parent
+    for folder in (package.parent / _FOLDER, package / _FOLDER):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"no folder {_FOLDER} beside or inside {package}; install toolagent again")
+
+
+def shipped_configs() -> list[str]:
+    """The file names in `config_folder()`, sorted: ['default.yaml', ...]."""
+    return sorted(path.name for path in config_folder().glob("*.yaml"))
+
+
+def find_config(given: Path | str | None) -> Path:
+    """The file meant: a path, or the bare name of a shipped config ('tutorial'); None: the default.
+
+    Raises:
+        UserError: no such file; the message names the nearest shipped config.
+    """
+    if given is None:
+        return config_folder() / DEFAULT_CONFIG
+    path = Path(given)
+    try:
+        if path.exists() and not path.is_dir():
+            return path
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        pass
+    name = str(given)
+    shipped = shipped_configs()
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in shipped:
+            return config_folder() / candidate
+    raise UserError(f"no config file '{one_line(name)}'; {nearest(path.name, shipped)}")
+
+
+def read_config(path: Path) -> str:
+    """The file's text.
+
+    Raises:
+        UserError: it cannot be read, is too large for a config, or is not UTF-8.
+    """
+    label = one_line(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{label}: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{label}: larger than {MAX_BYTES // 1024} kB; expected a YAML config")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{label}: not UTF-8 text (byte {error.start}); expected a YAML config"
+        ) from None

@@ -1,0 +1,47 @@
+"""Where a setting came from, and how a fault in it is worded: one line, place, key, fault."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toolagent.errors import UserError
+
+KeyPath = tuple[str, ...]
+
+_LONGEST_VALUE = 60
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that was loaded ('' for none) and the keys that `--set` changed in it."""
+
+    file: str = ""
+    overridden: tuple[KeyPath, ...] = ()
+
+    def error(self, path: KeyPath, fault: str) -> UserError:
+        """'ppo.yaml: training.lr: ...', or '--set training.lr: ...' for what `--set` wrote."""
+        key = one_line(".".join(path))
+        if any(path[: len(changed)] == changed for changed in self.overridden):
+            return UserError(f"--set {key}: {one_line(fault)}")
+        place = one_line(self.file)
+        if any(changed[: len(path)] == path for changed in self.overridden):
+            place += " with --set"  # the fault may lie in either
+        return UserError(": ".join(part for part in (place, key, one_line(fault)) if part))
+
+
+def one_line(text: object) -> str:
+    """Whitespace runs become one space; what no terminal can show becomes an escape."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in " ".join(str(text).split())
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: short, whatever it is."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."

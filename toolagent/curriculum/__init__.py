@@ -1,0 +1,1 @@
+"""The curriculum: a pure rule over declared levels, and the RLlib callback that applies it."""

@@ -1,0 +1,1 @@
+"""Learning: returns and advantages, losses, the learner and the algorithm around it."""

@@ -1,0 +1,344 @@
+"""The batched pipeline as an RLlib Algorithm: runners sample while the learner updates."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from typing import Any, Self
+
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    WEIGHTS_SEQ_NO,
+)
+
+from toolagent.learning.callback_state import CallbackStateMixin
+from toolagent.learning.learner import EpisodeColumnsLearner
+from toolagent.learning.pipeline_figures import PipelineFigures
+from toolagent.models.rl_module import StageGRUModule
+from toolagent.rollouts.env_runner import BatchedEnvRunner, Fragment
+from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
+
+PIPELINE = "pipeline"  # where the pipeline's own figures stand in a result
+_SAMPLE = "sample_fragment"
+# RLlib's fetch waits until *all* requests are done or its time is up: a short time, asked again.
+_POLL_S = 0.001
+_STEP_COLUMNS = ("actions", "rewards", "log_probabilities")
+_LEARNED_COLUMNS = ("stage", "context", "lengths", *_STEP_COLUMNS)
+
+
+class ToolAgentConfig(AlgorithmConfig):
+    """Settings of `ToolAgent`: AlgorithmConfig's own, and those of `training()` below."""
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class or ToolAgent)
+        self.env_runner_cls = BatchedEnvRunner
+        self.num_env_runners = 1
+        self.num_envs_per_env_runner = 512
+        self.batch_mode = "complete_episodes"
+        self.lr = 3e-3
+        self.grad_clip = 1.0
+        self.grad_clip_by = "global_norm"
+        self.gamma = 1.0
+        self.min_time_s_per_iteration = 0.0
+        # Connector states are all that RLlib would sync by itself, and there are none.
+        self._dont_auto_sync_env_runner_states = True
+
+        self.episodes_per_update = 512
+        self.updates_per_iteration = 20
+        self.lambda_ = 1.0
+        self.vf_loss_coeff = 0.5
+        self.entropy_coeff = 0.01
+        self.normalize_advantages = True
+        self.clip_param: float | None = 0.2
+        self.max_policy_age = 1
+        self.num_epochs = 1
+        self.minibatch_size = None
+
+    @override(AlgorithmConfig)
+    def training(
+        self,
+        *,
+        episodes_per_update: int = NotProvided,
+        updates_per_iteration: int = NotProvided,
+        lambda_: float = NotProvided,
+        vf_loss_coeff: float = NotProvided,
+        entropy_coeff: float = NotProvided,
+        normalize_advantages: bool = NotProvided,
+        clip_param: float | None = NotProvided,
+        max_policy_age: int = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """What `AlgorithmConfig.training()` does not know.
+
+        Args:
+            episodes_per_update: whole episodes in one gradient step (over all learners).
+            updates_per_iteration: gradient steps in one `train()` call.
+            lambda_: trace decay of the advantage estimates; 1 uses whole returns.
+            vf_loss_coeff: weight of the value loss.
+            entropy_coeff: weight of the entropy bonus.
+            normalize_advantages: mean 0, standard deviation 1 over the batch.
+            clip_param: clip of the probability ratio that corrects older data; None: no
+                correction (plain A2C; then max_policy_age must be 0 and num_epochs 1).
+            max_policy_age: how many updates old the weights that played an episode may be when
+                it is learned from; 0 is strictly on-policy (sampling waits for the learner).
+            kwargs: those of `AlgorithmConfig.training()` (lr, gamma, grad_clip, num_epochs,
+                minibatch_size in episodes, ...).
+        """
+        super().training(**kwargs)
+        for name, value in (
+            ("episodes_per_update", episodes_per_update),
+            ("updates_per_iteration", updates_per_iteration),
+            ("lambda_", lambda_),
+            ("vf_loss_coeff", vf_loss_coeff),
+            ("entropy_coeff", entropy_coeff),
+            ("normalize_advantages", normalize_advantages),
+            ("clip_param", clip_param),
+            ("max_policy_age", max_policy_age),
+        ):
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    @override(AlgorithmConfig)
+    def get_default_learner_class(self) -> type:
+        return EpisodeColumnsLearner
+
+    @override(AlgorithmConfig)
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=StageGRUModule)
+
+    @override(AlgorithmConfig)
+    def validate(self) -> None:
+        super().validate()
+        for name in ("episodes_per_update", "updates_per_iteration"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_policy_age < 0:
+            raise ValueError(f"max_policy_age is {self.max_policy_age}; it must be at least 0")
+        if self.episodes_per_update < max(1, self.num_learners):
+            raise ValueError(
+                f"episodes_per_update is {self.episodes_per_update}; {self.num_learners} learners "
+                "need at least one each"
+            )
+        if self.clip_param is None and (self.max_policy_age > 0 or self.num_epochs > 1):
+            raise ValueError(
+                "clip_param is None, so data of an older policy can't be corrected; set "
+                "max_policy_age to 0 and num_epochs to 1, or give a clip_param"
+            )
+
+    @property
+    @override(AlgorithmConfig)
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return {}
+
+
+class ToolAgent(CallbackStateMixin, Algorithm):
+    """Samples whole episodes in columns and learns from them, both at once.
+
+    With remote env runners, requests are kept in flight so that a fragment is ready when the
+    learner is: their number is bounded so that no episode is older than `max_policy_age` updates
+    when it is learned from. Nothing is sent that could be refused, so nothing is dropped; what is
+    dropped all the same (a runner's death, a fragment that came too late) is counted.
+    """
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ToolAgentConfig:
+        return ToolAgentConfig()
+
+    @override(Algorithm)
+    def setup(self, config: Any) -> None:
+        self._updates = 0  # gradient steps so far; weights are numbered by it
+        self._fragments: deque[Fragment] = deque()  # ready, not learned from yet
+        self._in_flight: Counter[int] = Counter()  # runner id -> requests under way
+        self._next_runner = 0
+        super().setup(config)
+        self._weights = self._publish_weights()
+
+    @override(Algorithm)
+    def training_step(self) -> None:
+        figures = PipelineFigures()
+        self._runner_metrics: list[Any] = []
+        for update in range(self.config.updates_per_iteration):
+            started = time.perf_counter()
+            batch = self._next_batch(figures)
+            if batch is None:  # no runner is alive: back to RLlib, which restores them
+                break
+            sampled = time.perf_counter()
+            last = update + 1 == self.config.updates_per_iteration
+            self._update(batch, reduce_metrics=last)
+            learned = time.perf_counter()
+            self._weights = self._publish_weights()
+            figures.wait_s += sampled - started
+            figures.learn_s += learned - sampled
+            figures.sync_s += time.perf_counter() - learned
+        if self._runner_metrics:
+            self.metrics.aggregate(self._runner_metrics, key=ENV_RUNNER_RESULTS)
+        figures.log(self.metrics, PIPELINE)
+
+    # Sampling -----------------------------------------------------------------------------
+
+    def _next_batch(self, figures: PipelineFigures) -> EpisodeBatch | None:
+        """The episodes of the next update; None if there is no runner left to play them."""
+        wanted = self.config.episodes_per_update
+        group = self.env_runner_group
+        if group.num_remote_env_runners() == 0:
+            runner = group.local_env_runner
+            fragments = [runner.sample_fragment(state=self._weights, num_episodes=wanted)]
+        else:
+            fragments = self._next_fragments(wanted, figures)
+            if fragments is None:
+                return None
+        for fragment in fragments:
+            figures.add(fragment, self._age(fragment))
+        self._runner_metrics.extend(fragment.metrics for fragment in fragments)
+        batches = [fragment.batch for fragment in fragments]
+        return batches[0] if len(batches) == 1 else concatenate(batches)
+
+    def _next_fragments(self, wanted: int, figures: PipelineFigures) -> list[Fragment] | None:
+        """Fragments with at least `wanted` episodes, none older than `max_policy_age`."""
+        taken: list[Fragment] = []
+        while sum(len(fragment.batch) for fragment in taken) < wanted:
+            self._request_fragments(len(taken))
+            if not self._fragments:
+                self._fetch(figures)
+                if not self._fragments and not self.env_runner_group.healthy_env_runner_ids():
+                    figures.dropped_episodes += sum(len(fragment.batch) for fragment in taken)
+                    return None
+                continue
+            fragment = self._fragments.popleft()
+            if self._age(fragment) > self.config.max_policy_age:
+                figures.dropped_episodes += len(fragment.batch)
+            else:
+                taken.append(fragment)
+        # The next update's fragments are played while this one is learned from.
+        self._request_fragments(len(taken))
+        return taken
+
+    def _request_fragments(self, taken: int) -> None:
+        """Keeps requests under way: as many as can be learned from before they are too old.
+
+        What is requested now is learned from after everything requested before it, one update's
+        worth at a time. With `taken` fragments going into the present update, max_policy_age
+        updates' worth more may be under way or waiting.
+        """
+        group, config = self.env_runner_group, self.config
+        per_update = math.ceil(config.episodes_per_update / config.num_envs_per_env_runner)
+        allowed = per_update * (config.max_policy_age + 1)
+        missing = allowed - taken - len(self._fragments) - self._in_flight.total()
+        runners = group.healthy_env_runner_ids()
+        for _ in range(missing):
+            free = [
+                runner
+                for runner in runners
+                if self._in_flight[runner] < config.max_requests_in_flight_per_env_runner
+            ]
+            if not free:
+                return
+            # The least busy one, in turn.
+            runner = min(
+                free, key=lambda r: (self._in_flight[r], (r - self._next_runner) % (max(runners) + 1))
+            )
+            self._next_runner = runner + 1
+            sent = group.foreach_env_runner_async(
+                "sample_fragment",
+                tag=_SAMPLE,
+                kwargs={"state": self._weights},
+                remote_worker_ids=[runner],
+            )
+            if not sent:
+                return
+            self._in_flight[runner] += 1
+
+    def _fetch(self, figures: PipelineFigures) -> None:
+        """Takes in the fragments that are ready, and counts the requests that died."""
+        group = self.env_runner_group
+        for runner, fragment in group.fetch_ready_async_reqs(
+            tags=_SAMPLE, timeout_seconds=_POLL_S
+        ):
+            self._in_flight[runner] -= 1
+            self._fragments.append(fragment)
+        alive = set(group.healthy_env_runner_ids())
+        for runner in [runner for runner in self._in_flight if runner not in alive]:
+            figures.lost_requests += self._in_flight.pop(runner)
+
+    def _age(self, fragment: Fragment) -> int:
+        """Updates since the weights that played it were published."""
+        return self._updates + 1 - fragment.weights_seq_no
+
+    # Learning -----------------------------------------------------------------------------
+
+    def _update(self, batch: EpisodeBatch, reduce_metrics: bool) -> None:
+        config = self.config
+        shards = max(1, config.num_learners)
+        batches = [_learner_batch(batch, shard, shards) for shard in range(shards)]
+        data = (
+            TrainingData(batch_refs=[ray.put(part) for part in batches])
+            if config.num_learners
+            else TrainingData(batch=batches[0])
+        )
+        results = self.learner_group.update(
+            training_data=data,
+            timesteps={
+                NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(
+                    (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0
+                )
+            },
+            num_epochs=config.num_epochs,
+            minibatch_size=config.minibatch_size,
+            shuffle_batch_per_epoch=config.shuffle_batch_per_epoch,
+            # Reducing RLlib's metrics takes as long as a small update: once an iteration will do.
+            _no_metrics_reduce=not reduce_metrics,
+        )
+        self._updates += 1
+        if reduce_metrics:
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    def _publish_weights(self) -> Any:
+        """The current weights as env runners take them, numbered; by reference if they are remote.
+
+        The reference travels with each request, so a runner never plays with weights older than
+        its request and no separate message can be dropped.
+        """
+        state = self.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
+        state = {
+            COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE],
+            WEIGHTS_SEQ_NO: self._updates + 1,
+        }
+        return ray.put(state) if self.env_runner_group.num_remote_env_runners() else state
+
+    # Checkpoints --------------------------------------------------------------------------
+
+    @override(Algorithm)
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return super().get_state(*args, **kwargs) | {"updates": self._updates}
+
+    @override(Algorithm)
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._updates = state.get("updates", self._updates)
+
+
+def _learner_batch(batch: EpisodeBatch, shard: int, shards: int) -> MultiAgentBatch:
+    """One learner's share: every `shards`-th episode, cut to the longest one's steps."""
+    steps = int(batch.lengths.max())
+    columns = {}
+    for name in _LEARNED_COLUMNS:
+        column = getattr(batch, name)[shard::shards]
+        columns[name] = column[:, :steps] if name in _STEP_COLUMNS else column
+    return MultiAgentBatch(
+        {DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(columns["lengths"].sum())
+    )

@@ -1,0 +1,103 @@
+"""The learner of the batched pipeline: one loss on episode columns, no connector pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY, Learner
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
+from ray.rllib.policy.sample_batch import MultiAgentBatch
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    MODULE_TRAIN_BATCH_SIZE_MEAN,
+    NUM_ENV_STEPS_TRAINED,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    WEIGHTS_SEQ_NO,
+)
+from torch import Tensor
+
+from toolagent.learning.losses import policy_loss, policy_step
+from toolagent.learning.returns import (
+    generalized_advantages,
+    masked_mean,
+    normalize,
+    step_mask,
+)
+
+CLIPPED_SHARE = "clipped_share"
+
+
+class EpisodeColumnsLearner(TorchLearner):
+    """A2C and PPO on `EpisodeBatch` columns.
+
+    loss = policy loss + vf_loss_coeff * mean((V - target)^2) - entropy_coeff * mean(entropy)
+
+    Means are over actions taken; nothing after an episode's end has a loss or a gradient. PPO is
+    the same loss with `num_epochs` and `minibatch_size` (in episodes) above one pass; advantages
+    are then recomputed with the current values for each minibatch (Andrychowicz et al. 2021,
+    "What matters in on-policy reinforcement learning?", section 3.5).
+    """
+
+    @classmethod
+    @override(Learner)
+    def rl_module_required_apis(cls) -> list[type]:
+        return [ValueFunctionAPI]
+
+    @override(TorchLearner)
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
+    ) -> Tensor:
+        logits = fwd_out[Columns.ACTION_DIST_INPUTS]  # (B, T, A)
+        values = fwd_out[Columns.VF_PREDS]  # (B, T)
+        mask = step_mask(batch["lengths"], logits.shape[1])  # (B, T)
+        advantages, targets = generalized_advantages(
+            batch["rewards"], values, mask, config.gamma, config.lambda_
+        )
+        if config.normalize_advantages:
+            advantages = normalize(advantages, mask)
+        step = policy_step(logits, batch["actions"])
+        policy, clipped_share = policy_loss(
+            step.log_probabilities,
+            batch["log_probabilities"],
+            advantages,
+            mask,
+            config.clip_param,
+        )
+        value_loss = masked_mean((values - targets).square(), mask)
+        entropy = masked_mean(step.entropy, mask)
+        # Kept as tensors: RLlib reads them when it reduces its metrics, not once an update.
+        self.metrics.log_dict(
+            {
+                POLICY_LOSS_KEY: policy.detach(),
+                VF_LOSS_KEY: value_loss.detach(),
+                ENTROPY_KEY: entropy.detach(),
+                CLIPPED_SHARE: clipped_share,
+            },
+            key=module_id,
+            window=1,
+        )
+        return policy + config.vf_loss_coeff * value_loss - config.entropy_coeff * entropy
+
+    @override(Learner)
+    def _log_steps_trained_metrics(self, batch: MultiAgentBatch) -> None:
+        """RLlib counts rows, which are episodes here; its names mean env steps, so count those."""
+        log = self.metrics.log_value
+        for module_id, columns in batch.policy_batches.items():
+            steps = int(columns["lengths"].sum())
+            log((module_id, WEIGHTS_SEQ_NO), self._weights_seq_no, window=1)
+            log((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), steps, reduce="mean")
+            for scope in (module_id, ALL_MODULES):
+                log((scope, NUM_MODULE_STEPS_TRAINED), steps, reduce="sum")
+                log((scope, NUM_MODULE_STEPS_TRAINED_LIFETIME), steps, reduce="lifetime_sum")
+            log((ALL_MODULES, NUM_ENV_STEPS_TRAINED), steps, reduce="sum")
+            log(
+                (ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME),
+                steps,
+                reduce="lifetime_sum",
+                with_throughput=True,
+            )

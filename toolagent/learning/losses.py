@@ -1,0 +1,50 @@
+"""The actor-critic losses, as pure functions of per-step columns (see `returns` for the shapes)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from toolagent.learning.returns import masked_mean
+
+
+class PolicyStep(NamedTuple):
+    """What a policy thinks of the actions that were taken."""
+
+    log_probabilities: Tensor  # (B, T) of the actions
+    entropy: Tensor  # (B, T) of the whole distribution, in nats
+
+
+def policy_step(logits: Tensor, actions: Tensor) -> PolicyStep:
+    """Log-probabilities and entropies from (B, T, A) logits and (B, T) actions."""
+    all_log = torch.log_softmax(logits, -1)  # (B, T, A)
+    chosen = all_log.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+    return PolicyStep(chosen, -(all_log.exp() * all_log).sum(-1))
+
+
+def policy_loss(
+    log_probabilities: Tensor,
+    behaviour_log_probabilities: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The policy-gradient loss, and the share of steps where clipping took the gradient away.
+
+    clip None:  - mean(log pi(a) * A)                               (REINFORCE with a baseline)
+    otherwise:  - mean(min(rho A, clamp(rho, 1 - clip, 1 + clip) A)),  rho = pi(a) / mu(a)
+
+    With data of the current policy (rho = 1) both have the same gradient; with older data the
+    second corrects for its age and bounds the step.
+
+    Source: Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7.
+    """
+    if clip is None:
+        return -masked_mean(log_probabilities * advantages, mask), torch.zeros(())
+    ratio = torch.exp((log_probabilities - behaviour_log_probabilities) * mask)
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
+    share = masked_mean((clipped < unclipped).float(), mask)
+    return -masked_mean(torch.min(unclipped, clipped), mask), share

@@ -1,0 +1,71 @@
+"""Returns and advantages of whole episodes, as pure functions of columns.
+
+Shapes: B episodes, T steps. `mask` (B, T) is True where an action was taken in a live episode;
+an episode's steps are a prefix of its row. What stands in the other places never counts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def step_mask(lengths: Tensor, steps: int) -> Tensor:
+    """(B, T) bool: step t of episode b happened, t < lengths[b]."""
+    return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lambda_: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates and the value targets that belong to them.
+
+        delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lambda A_{t+1},
+        target_t = A_t + V_t
+
+    with V = A = 0 behind an episode's last step: `ANS` ends it, and so does the last allowed
+    action (the limit is a rule of the task, not a cut of the recording; nothing is bootstrapped).
+    With lambda = 1 the target is the discounted return to go.
+
+    Source: Schulman et al. 2016, "High-dimensional continuous control using generalized advantage
+    estimation", eq. 16.
+
+    Args:
+        rewards: (B, T) float.
+        values: (B, T) float; detached here, no gradient flows through an advantage.
+        mask: (B, T) bool.
+        gamma: discount, 0..1.
+        lambda_: trace decay, 0..1.
+
+    Returns:
+        advantages (B, T) and targets (B, T), both 0 outside the mask.
+    """
+    if rewards.shape != values.shape or rewards.shape != mask.shape:
+        raise ValueError(
+            f"rewards {tuple(rewards.shape)}, values {tuple(values.shape)} and mask "
+            f"{tuple(mask.shape)} must have one shape (B, T)"
+        )
+    values = values.detach() * mask
+    rewards = rewards * mask
+    advantages = torch.zeros_like(values)
+    advantage = next_value = torch.zeros_like(values[:, 0])  # (B,)
+    for step in reversed(range(values.shape[1])):
+        # Where the step did not happen, rewards and values are 0 and so is everything behind it.
+        delta = rewards[:, step] + gamma * next_value - values[:, step]
+        advantage = (delta + gamma * lambda_ * advantage) * mask[:, step]
+        advantages[:, step] = advantage
+        next_value = values[:, step]
+    return advantages, advantages + values
+
+
+def masked_mean(data: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the places under the mask; 0 if there are none."""
+    return (data * mask).sum() / mask.sum().clamp(min=1)
+
+
+def normalize(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Advantages with mean 0 and standard deviation 1 over the mask, 0 outside it."""
+    mean = masked_mean(advantages, mask)
+    centred = (advantages - mean) * mask
+    variance = masked_mean(centred.square(), mask)
+    return centred / (variance.sqrt() + 1e-6)

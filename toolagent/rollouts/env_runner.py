@@ -1,0 +1,299 @@
+"""The batched EnvRunner: plays whole episodes by the hundred and returns them as columns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from ray.rllib.core import (
+    COMPONENT_RL_MODULE,
+    DEFAULT_AGENT_ID,
+    DEFAULT_MODULE_ID,
+)
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import (
+    EPISODE_DURATION_SEC_MEAN,
+    EPISODE_LEN_MAX,
+    EPISODE_LEN_MEAN,
+    EPISODE_LEN_MIN,
+    EPISODE_RETURN_MAX,
+    EPISODE_RETURN_MEAN,
+    EPISODE_RETURN_MIN,
+    NUM_AGENT_STEPS_SAMPLED,
+    NUM_AGENT_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_SAMPLED,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES,
+    NUM_EPISODES_LIFETIME,
+    NUM_MODULE_STEPS_SAMPLED,
+    NUM_MODULE_STEPS_SAMPLED_LIFETIME,
+    SAMPLE_TIMER,
+    WEIGHTS_SEQ_NO,
+)
+
+from toolagent.envs.registration import create_for_rllib
+from toolagent.envs.vector import ToolVectorEnv
+from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.rollouts.play import PlayTimes, play
+
+
+@dataclass
+class Fragment:
+    """What one `sample_fragment` call returns, by value (an object put by a runner dies with it)."""
+
+    batch: EpisodeBatch
+    weights_seq_no: int  # the weights that played it
+    env_runner: int  # worker index
+    busy_s: float  # time spent in this call
+    idle_s: float  # time between the call before and this one
+    times: PlayTimes
+    metrics: Any  # RLlib's reduced metrics since the fragment before
+
+
+class BatchedEnvRunner(EnvRunner, Checkpointable):
+    """An EnvRunner whose `sample` plays B complete episodes at once (`rollouts.play`).
+
+    B is `num_envs_per_env_runner`. Episodes never span two calls, so nothing is left over when
+    the weights, the stage or the runner itself change.
+
+    Problems come from the native vector env's stream and stage mix; the actions from a torch
+    stream of the runner's own. Both are seeded by `SeedSequence((seed, worker, evaluation))` and
+    are part of `get_state`.
+    """
+
+    @override(EnvRunner)
+    def __init__(self, *, config: Any, **kwargs: Any):
+        super().__init__(config=config, **kwargs)
+        # One thread an actor: the matrices are small, and the cores belong to other actors.
+        if self.worker_index:
+            torch.set_num_threads(1)
+        self.spaces = kwargs.get("spaces", {})
+        self.env: ToolVectorEnv | None = None
+        self.module: Any = None
+        self._weights_seq_no = 0
+        self._last_return: float | None = None
+        self._generator = torch.Generator()
+        self.make_env()
+        self.make_module()
+
+    @override(EnvRunner)
+    def assert_healthy(self) -> None:
+        """Raises AssertionError where the environment or the module is missing."""
+        assert self.env is not None and self.module is not None
+
+    @override(EnvRunner)
+    def make_env(self) -> None:
+        """(Re)creates the environment and both random streams from the config."""
+        in_evaluation = bool(self.config.in_evaluation)
+        settings = dict(self.config.env_config) | {"num_envs": self.num_envs}
+        settings.pop("seed", None)
+        settings.pop("evaluation", None)
+        self.env = create_for_rllib(settings)
+        seed = self.config.seed
+        streams = np.random.SeedSequence(
+            None if seed is None else (int(seed), int(self.worker_index or 0), int(in_evaluation))
+        ).spawn(2)
+        self.env.reset(seed=[int(word) for word in streams[0].generate_state(4)])
+        self._generator.manual_seed(int(streams[1].generate_state(1, np.uint64)[0] >> 1))
+
+    @override(EnvRunner)
+    def make_module(self) -> None:
+        """Builds the RLModule of the config, on the CPU."""
+        spec = self.config.get_rl_module_spec(
+            env=self.env, spaces=self.get_spaces(), inference_only=True
+        )
+        self.module = spec.build()
+
+    @property
+    def num_envs(self) -> int:
+        """Episodes played by one `sample()` call."""
+        return int(self.config.num_envs_per_env_runner)
+
+    @override(EnvRunner)
+    def sample(
+        self,
+        *,
+        num_episodes: int | None = None,
+        num_timesteps: int | None = None,
+        explore: bool | None = None,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> EpisodeBatch:
+        """Complete episodes of fresh problems.
+
+        Args:
+            num_episodes: how many; default `num_envs_per_env_runner`.
+            num_timesteps: not supported: episodes are always whole.
+            explore: draw tokens (True) or play greedily (False); default: the config's.
+            random_actions: tokens drawn evenly instead of from the policy.
+            force_reset: nothing to do, every call starts afresh.
+        """
+        if num_timesteps is not None:
+            raise ValueError("num_timesteps: episodes are played whole; use num_episodes")
+        assert self.env is not None
+        explore = self.config.explore if explore is None else explore
+        started = time.perf_counter()
+        self._times = PlayTimes()
+        problems = self.env.fresh_problems(num_episodes or self.num_envs)
+        batch = play(
+            self.module.network,
+            self.env.task,
+            problems,
+            self._generator if explore or random_actions else None,
+            random_actions=random_actions,
+            times=self._times,
+        )
+        self._log(batch, time.perf_counter() - started)
+        return batch
+
+    def sample_fragment(self, state: Any = None, num_episodes: int | None = None) -> Fragment:
+        """`sample()` with the newest weights, in one remote call: what the algorithm asks for.
+
+        Args:
+            state: as in `set_state`; Ray has resolved the reference. None keeps the weights.
+            num_episodes: as in `sample`.
+        """
+        started = time.perf_counter()
+        idle = 0.0 if self._last_return is None else started - self._last_return
+        if state is not None:
+            self.set_state(state)
+        batch = self.sample(num_episodes=num_episodes)
+        metrics = self.get_metrics()
+        self._last_return = time.perf_counter()
+        return Fragment(
+            batch=batch,
+            weights_seq_no=self._weights_seq_no,
+            env_runner=int(self.worker_index or 0),
+            busy_s=self._last_return - started,
+            idle_s=idle,
+            times=self._times,
+            metrics=metrics,
+        )
+
+    def set_stage(self, stage: int) -> None:
+        """Episodes that start from now on are of this stage (or a share of earlier ones)."""
+        assert self.env is not None
+        self.env.set_stage(stage)
+
+    @override(EnvRunner)
+    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+        if self.env is None:
+            return self.spaces
+        single = (self.env.single_observation_space, self.env.single_action_space)
+        return {
+            INPUT_ENV_SPACES: (self.env.observation_space, self.env.action_space),
+            INPUT_ENV_SINGLE_SPACES: single,
+            DEFAULT_MODULE_ID: single,
+        }
+
+    @override(EnvRunner)
+    def get_metrics(self) -> Any:
+        """RLlib's metrics since the last call, reduced."""
+        return self.metrics.reduce()
+
+    @override(Checkpointable)
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        assert self.env is not None
+        state: dict[str, Any] = {
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps_sampled_lifetime,
+            "stage": self.env.stage,
+            "worker_index": self.worker_index,
+            "problem_stream": self.env.np_random.bit_generator.state,
+            "action_stream": self._generator.get_state().numpy(),
+        }
+        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
+            state[COMPONENT_RL_MODULE] = self.module.get_state(**kwargs)
+            state[WEIGHTS_SEQ_NO] = self._weights_seq_no
+        return state
+
+    @override(Checkpointable)
+    def set_state(self, state: Any) -> None:
+        """Takes over what is in `state`; weights older than the present ones are refused."""
+        assert self.env is not None
+        if isinstance(state, ray.ObjectRef):
+            state = ray.get(state)
+        if COMPONENT_RL_MODULE in state:
+            weights_seq_no = state.get(WEIGHTS_SEQ_NO, 0)  # 0 or missing forces the update
+            if weights_seq_no == 0 or self._weights_seq_no < weights_seq_no:
+                weights = state[COMPONENT_RL_MODULE]
+                if isinstance(weights, ray.ObjectRef):
+                    weights = ray.get(weights)
+                self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
+            if weights_seq_no:
+                self._weights_seq_no = weights_seq_no
+        if NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
+            self.num_env_steps_sampled_lifetime = state[NUM_ENV_STEPS_SAMPLED_LIFETIME]
+        if "stage" in state:
+            self.env.set_stage(state["stage"])
+        # A state may come from another runner (RLlib brings a recreated one up to date with the
+        # local one's): then its random streams are not for this one.
+        if "problem_stream" in state and state.get("worker_index") == self.worker_index:
+            self.env.np_random.bit_generator.state = state["problem_stream"]
+            self._generator.set_state(torch.from_numpy(np.array(state["action_stream"])))
+
+    @override(Checkpointable)
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
+        return (), {"config": self.config}
+
+    @override(EnvRunner)
+    def stop(self) -> None:
+        if self.env is not None:
+            self.env.close()
+
+    def _log(self, batch: EpisodeBatch, seconds: float) -> None:
+        """RLlib's metrics under RLlib's names, once a call: whole columns, no episode objects."""
+        steps, episodes, returns = batch.env_steps, len(batch), batch.returns
+        self.num_env_steps_sampled_lifetime += steps
+        window = 10  # calls, each of which is a mean over hundreds of episodes
+        for key, value in (
+            (EPISODE_LEN_MEAN, steps / episodes),
+            (EPISODE_RETURN_MEAN, float(returns.mean())),
+            (EPISODE_DURATION_SEC_MEAN, seconds),
+            (("agent_episode_return_mean", DEFAULT_AGENT_ID), float(returns.mean())),
+            (("module_episode_return_mean", DEFAULT_MODULE_ID), float(returns.mean())),
+        ):
+            self.metrics.log_value(key, value, window=window)
+        for key, value, reduce in (
+            (EPISODE_LEN_MIN, int(batch.lengths.min()), "min"),
+            (EPISODE_LEN_MAX, int(batch.lengths.max()), "max"),
+            (EPISODE_RETURN_MIN, float(returns.min()), "min"),
+            (EPISODE_RETURN_MAX, float(returns.max()), "max"),
+        ):
+            self.metrics.log_value(key, value, reduce=reduce, window=window)
+        for key, value in (
+            (NUM_ENV_STEPS_SAMPLED, steps),
+            ((NUM_AGENT_STEPS_SAMPLED, DEFAULT_AGENT_ID), steps),
+            ((NUM_MODULE_STEPS_SAMPLED, DEFAULT_MODULE_ID), steps),
+            (NUM_EPISODES, episodes),
+        ):
+            self.metrics.log_value(key, value, reduce="sum")
+        for key, value in (
+            (NUM_ENV_STEPS_SAMPLED_LIFETIME, steps),
+            ((NUM_AGENT_STEPS_SAMPLED_LIFETIME, DEFAULT_AGENT_ID), steps),
+            ((NUM_MODULE_STEPS_SAMPLED_LIFETIME, DEFAULT_MODULE_ID), steps),
+            (NUM_EPISODES_LIFETIME, episodes),
+        ):
+            self.metrics.log_value(
+                key,
+                value,
+                reduce="lifetime_sum",
+                with_throughput=key == NUM_ENV_STEPS_SAMPLED_LIFETIME,
+            )
+        self.metrics.log_value(SAMPLE_TIMER, seconds, window=window)
+        self.metrics.log_value(WEIGHTS_SEQ_NO, self._weights_seq_no, window=1)
+        self._metrics_num_env_steps_sampled.inc(value=steps)
