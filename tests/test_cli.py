@@ -88,7 +88,13 @@ def test_a_path_that_cannot_be_used_is_a_users_error(number, capsys):
 
 @pytest.mark.parametrize(
     "bug",
-    [ValueError("bug"), KeyError("bug"), OSError(errno.EBADF, "bug"), EOFError("bug"), AssertionError()],
+    [
+        ValueError("bug"),
+        KeyError("bug"),
+        OSError(errno.EBADF, "bug"),
+        EOFError("bug"),
+        AssertionError(),
+    ],
 )
 def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises(type(bug)) as caught:

@@ -229,7 +229,12 @@ def test_a_torn_policy_json_is_refused(folder, content):
     assert "policy.json is damaged" in refusal(folder)
 
 
-SIZES = {"class": "StageGRUNetwork", "context_vocabulary": 18, "num_stages": 3, "embedding_size": 16}
+SIZES = {
+    "class": "StageGRUNetwork",
+    "context_vocabulary": 18,
+    "num_stages": 3,
+    "embedding_size": 16,
+}
 
 
 @pytest.mark.parametrize(

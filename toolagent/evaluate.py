@@ -1,6 +1,6 @@
 """Certifies a checkpoint: how many problems does the greedy agent solve, out of all there are?
 
-    python -m toolagent.evaluate CHECKPOINT [--problems FILE] [--json FILE]
+python -m toolagent.evaluate CHECKPOINT [--problems FILE] [--json FILE]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Shows one trajectory of a checkpoint's greedy agent, token by token, and why it is right or wrong.
 
-    python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7]
+python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7]
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from toolagent.tokens import TOKEN_NAMES, names
 @click.argument("checkpoint")
 @click.option("--stage", type=int, metavar="S", help="Default: the last stage.")
 @click.option(
-    "--digits", metavar="A,B,C,...", help="The problem's digits. Default: 3,4,5,6,7 as far as shown."
+    "--digits",
+    metavar="A,B,C,...",
+    help="The problem's digits. Default: 3,4,5,6,7 as far as shown.",
 )
 @click.option("--expression", metavar="TEXT", help="The problem, for a task of expressions.")
 def command(checkpoint: str, stage: int | None, digits: str | None, expression: str | None) -> None:
@@ -103,7 +105,7 @@ def comparison(task: Task, recorded: Trajectory) -> str:
     """The agent's program beside the shortest one that solves every problem of the stage."""
     programs = shortest_programs(task, recorded.stage)
     if not programs:
-        return f"no program of {task.max_actions} tokens solves every problem of this stage"
+        return f"no program of up to {task.max_actions} tokens solves every problem of this stage"
     if recorded.tokens in programs:
         return "its program is the shortest that solves every problem of this stage"
     return f"shortest program for every problem of this stage: {names(programs[0])}"
@@ -113,7 +115,9 @@ def _parse_digits(text: str, stage: int, shown: int) -> list[int]:
     cells = [cell.strip() for cell in text.split(",")]
     for cell in cells:
         if cell not in set("0123456789"):
-            raise UserError(f"--digits: '{cell:.20}' is no digit; expected 0 to 9, such as 3,4,5,6,7")
+            raise UserError(
+                f"--digits: '{cell:.20}' is no digit; expected 0 to 9, such as 3,4,5,6,7"
+            )
     if len(cells) not in (shown, NUM_DIGITS):
         raise UserError(
             f"--digits: {len(cells)} digits; stage {stage}, {FORMULAS[stage]}, shows {shown}"

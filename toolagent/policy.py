@@ -248,8 +248,7 @@ def _sizes(file: Path, network: Any, task: Task) -> NetworkSizes:
     for key, right in expected.items():
         if network.get(key) != right:
             raise UserError(
-                f"{file}: network.{key} is {network.get(key)!r}; "
-                f"task '{task.name}' needs {right!r}"
+                f"{file}: network.{key} is {network.get(key)!r}; task '{task.name}' needs {right!r}"
             )
     width = network.get("embedding_size")
     if type(width) is not int or width < 1:

@@ -1,4 +1,4 @@
-"""From settings to RLlib's `AlgorithmConfig`. The only file here that needs toolagent's own classes."""
+"""From settings to RLlib's `AlgorithmConfig`, with toolagent's environments, module and defaults."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MAX_DEPTH = 30  # far below Python's recursion limit, far above any configuratio
 _TAG = "tag:yaml.org,2002:"
 _RESOLVERS = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("bool", r"true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF", "tTfFyYnNoO"),
+    ("bool", r"(?i:true|false|yes|no|on|off)", "tTfFyYnNoO"),
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
     (
         "float",
@@ -29,7 +29,7 @@ _RESOLVERS = (
         r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         "-+.0123456789",
     ),
-)  # fmt: skip
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -109,7 +109,7 @@ def _plain(node: yaml.Node, depth: int) -> Any:
     if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
         try:
             return _SCALARS[kind](node.value)
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise _fault(node, f"not a valid {kind}: {error}") from None
     raise _fault(node, f"the tag '{node.tag}' is not supported; write plain YAML")
 
@@ -148,9 +148,11 @@ def _float(text: str) -> float:
 
 
 def _boolean(text: str) -> bool:
-    return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[
-        text.lower()
-    ]
+    if text.lower() in ("true", "yes", "on"):
+        return True
+    if text.lower() in ("false", "no", "off"):
+        return False
+    raise ValueError(text)  # only an explicit tag, !!bool, brings anything else here
 
 
 def _text(text: str) -> str:

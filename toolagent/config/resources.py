@@ -7,6 +7,7 @@ cannot get it waits for ever. The driver (with the local learner) is no actor an
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toolagent.errors import UserError
@@ -17,12 +18,26 @@ if TYPE_CHECKING:
 _SMALLEST_SHARE = 0.0001  # Ray's unit of a resource
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Actors of one kind."""
+
+    noun: str
+    count: int
+    cpus: float  # each
+    gpus: float  # each
+
+    @property
+    def all_cpus(self) -> float:
+        return self.count * self.cpus
+
+
 def resolve_resources(
     config: AlgorithmConfig, cluster_cpus: float, cluster_gpus: float, num_nodes: int = 1
 ) -> tuple[AlgorithmConfig, list[str]]:
     """Makes the actors fit: they share the CPUs where they ask for more than there are.
 
-    Learners keep what they ask for as long as the env runners can share the rest.
+    Learners keep what they ask for as long as that leaves something for the runners to share.
 
     Args:
         config: is not changed.
@@ -36,87 +51,107 @@ def resolve_resources(
     Raises:
         UserError: more GPUs are asked for than there are, or the actors are too many to share.
     """
-    _check_gpus(config, cluster_gpus)
-    evaluation = dict(config.evaluation_config or {})
-    runner_cpus = float(config.num_cpus_per_env_runner)
-    evaluation_cpus = float(evaluation.get("num_cpus_per_env_runner", runner_cpus))
-    learner_cpus = _cpus_per_learner(config)
-    runners, evaluators = config.num_env_runners, config.evaluation_num_env_runners or 0
-    learners = config.num_learners
-    aggregators = max(learners, 1) * config.num_aggregator_actors_per_learner  # a CPU each, fixed
-
-    runner_demand = runners * runner_cpus + evaluators * evaluation_cpus
-    if runner_demand + learners * learner_cpus + aggregators <= cluster_cpus:
+    runners, evaluators, learners = _groups(config)
+    _check_gpus(runners, evaluators, learners, cluster_gpus, num_nodes)
+    aggregators = _aggregators(config, learners)
+    cpus = cluster_cpus - aggregators
+    if runners.all_cpus + evaluators.all_cpus + learners.all_cpus <= cpus:
         return config, []
-    left = cluster_cpus - aggregators
-    if left <= 0:
+    if cpus <= 0:
         raise UserError(
-            f"learners.num_aggregator_actors_per_learner: {aggregators} aggregators take a CPU "
-            f"each, there are {cluster_cpus:g}; use 0"
+            f"learners.num_aggregator_actors_per_learner: {_counted(aggregators, 'aggregator')} "
+            f"with a CPU each, there are {cluster_cpus:g}; use 0"
         )
-    sharing, actors = [_counted(runners, "env runner")], runners
-    if evaluators:
-        sharing.append(_counted(evaluators, "evaluation runner"))
-        actors += evaluators
-    rest = left - learners * learner_cpus
-    share_learners = rest <= 0 or not actors
-    if share_learners:
-        sharing.append(_counted(learners, "learner"))
-        actors += learners
+    sharing = [group for group in (runners, evaluators) if group.all_cpus]
+    if sharing and learners.all_cpus < cpus:
+        cpus -= learners.all_cpus
     else:
-        left = rest
-    share = _share(left, actors, num_nodes)
+        sharing.append(learners)
+    share = _share(cpus, sum(group.count for group in sharing), num_nodes)
+    names = " and ".join(_counted(group.count, group.noun) for group in sharing)
+    line = f"{names} share {_counted(cpus, 'CPU')} ({share:g} CPU each)"
+    return _shared(config, share, learners in sharing), [line]
 
-    changed = config.copy(copy_frozen=False)
-    changed.env_runners(num_cpus_per_env_runner=min(runner_cpus, share))  # type: ignore[arg-type]
-    if "num_cpus_per_env_runner" in evaluation:
-        evaluation["num_cpus_per_env_runner"] = min(evaluation_cpus, share)
-        changed.evaluation_config = evaluation
-    if share_learners:
-        changed.learners(num_cpus_per_learner=min(learner_cpus, share))
-    names = " and ".join(name for name in sharing if not name.startswith("0 "))
-    return changed, [f"{names} share {_counted(left, 'CPU')} ({share:g} CPU each)"]
+
+def _groups(config: AlgorithmConfig) -> tuple[_Group, _Group, _Group]:
+    """Env runners, evaluation runners and remote learners, with what each actor asks for."""
+    evaluation = config.evaluation_config or {}
+    cpus = _number(config.num_cpus_per_env_runner)
+    gpus = _number(config.num_gpus_per_env_runner)
+    learner_gpus = _number(config.num_gpus_per_learner)
+    learner_cpus = config.num_cpus_per_learner
+    if learner_cpus == "auto":  # as in RLlib's LearnerGroup
+        learner_cpus = 0 if learner_gpus else 1
+    return (
+        _Group("env runner", int(_number(config.num_env_runners)), cpus, gpus),
+        _Group(
+            "evaluation runner",
+            int(_number(config.evaluation_num_env_runners)),
+            _number(evaluation.get("num_cpus_per_env_runner", cpus)),
+            _number(evaluation.get("num_gpus_per_env_runner", gpus)),
+        ),
+        _Group("learner", int(_number(config.num_learners)), _number(learner_cpus), learner_gpus),
+    )
+
+
+def _aggregators(config: AlgorithmConfig, learners: _Group) -> int:
+    """RLlib's aggregator actors take a whole CPU each, whatever the config says."""
+    return max(learners.count, 1) * int(_number(config.num_aggregator_actors_per_learner))
+
+
+def _number(value: object) -> float:
+    """RLlib's hints allow null and text everywhere."""
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _share(cpus: float, actors: int, num_nodes: int) -> float:
-    """CPUs for each, so that all fit even if every node but one is left with a remainder.
+    """CPUs for each, so that all fit even if every node is left with a remainder.
 
     sum over nodes of floor(cpus_i / share) > cpus / share - num_nodes >= actors - 1
     """
     exact = cpus / (actors + num_nodes - 1)
     step = 0.01 if exact >= 0.01 else _SMALLEST_SHARE
-    # The small term keeps 0.29 / 0.01 = 28.999... at 29 steps.
-    share = round(math.floor(exact / step + 1e-9) * step, 4)
+    share = round(math.floor(exact / step + 1e-9) * step, 4)  # 0.29 / 0.01 is 28.999...
     if share < _SMALLEST_SHARE:
         raise UserError(
-            f"env_runners.num_env_runners: {actors} actors are too many for {cpus:g} CPUs; "
-            f"use at most {int(cpus / _SMALLEST_SHARE)}"
+            f"env_runners.num_env_runners: {actors} actors are too many for "
+            f"{_counted(cpus, 'CPU')}; use at most {int(cpus / _SMALLEST_SHARE)}"
         )
     return share
 
 
-def _cpus_per_learner(config: AlgorithmConfig) -> float:
-    """'auto' is a CPU for a learner without a GPU, as in RLlib's LearnerGroup."""
-    if config.num_cpus_per_learner == "auto":
-        return 1.0 if config.num_gpus_per_learner == 0 else 0.0
-    return float(config.num_cpus_per_learner)
+def _shared(config: AlgorithmConfig, share: float, learners_too: bool) -> AlgorithmConfig:
+    """A copy in which nobody that shares asks for more than the share."""
+    runners, evaluators, learners = _groups(config)
+    changed = config.copy(copy_frozen=False)
+    # RLlib's hint says int; Ray takes fractions.
+    changed.env_runners(num_cpus_per_env_runner=min(runners.cpus, share))  # type: ignore[arg-type]
+    if "num_cpus_per_env_runner" in (config.evaluation_config or {}):
+        changed.evaluation(
+            evaluation_config={"num_cpus_per_env_runner": min(evaluators.cpus, share)}
+        )
+    if learners_too:
+        changed.learners(num_cpus_per_learner=min(learners.cpus, share))
+    return changed
 
 
-def _check_gpus(config: AlgorithmConfig, cluster_gpus: float) -> None:
-    learners = max(config.num_learners, 1)  # with none, the driver itself is the learner
-    runners = config.num_env_runners + (config.evaluation_num_env_runners or 0)
-    learner_gpus = learners * config.num_gpus_per_learner
-    runner_gpus = runners * config.num_gpus_per_env_runner
-    if learner_gpus > cluster_gpus:
-        use = f"use at most {cluster_gpus / learners:g}" if cluster_gpus else "use 0"
-        raise _gpu_error("learners.num_gpus_per_learner", learner_gpus, cluster_gpus, use)
-    if runner_gpus and runner_gpus + learner_gpus > cluster_gpus:
-        left = cluster_gpus - learner_gpus
-        raise _gpu_error("env_runners.num_gpus_per_env_runner", runner_gpus, left, "use 0")
-
-
-def _gpu_error(key: str, asked: float, there: float, use: str) -> UserError:
-    return UserError(f"{key}: asks for {_counted(asked, 'GPU')}, this machine has {there:g}; {use}")
+def _check_gpus(
+    runners: _Group, evaluators: _Group, learners: _Group, cluster_gpus: float, num_nodes: int
+) -> None:
+    place = "this machine" if num_nodes == 1 else "this cluster"
+    num_learners = max(learners.count, 1)  # with none, the driver itself is the learner
+    asked = num_learners * learners.gpus
+    if asked > cluster_gpus:
+        raise UserError(
+            f"learners.num_gpus_per_learner: asks for {_counted(asked, 'GPU')}, {place} has "
+            f"{cluster_gpus:g}; use {cluster_gpus / num_learners:g}"
+        )
+    by_runners = runners.count * runners.gpus + evaluators.count * evaluators.gpus
+    if by_runners > cluster_gpus - asked:
+        raise UserError(
+            f"env_runners.num_gpus_per_env_runner: asks for {_counted(by_runners, 'GPU')}, {place} "
+            f"has {cluster_gpus - asked:g} beside the learners'; use 0"
+        )
 
 
 def _counted(number: float, noun: str) -> str:

@@ -201,7 +201,9 @@ def _model_fault(
     if kind == "missing":
         return source.error(path, "missing")
     if kind == "value_error":
-        return _relative(str(first["ctx"]["error"]), ".".join(path), source)
+        return _relative(
+            str(first.get("ctx", {}).get("error", first["msg"])), ".".join(path), source
+        )
     wanted = first["msg"].replace("Input should be a valid", "expected a valid")
     wanted = wanted.replace("Input should be", "must be")
     return source.error(path, f"{wanted}, got {shown(first['input'])}")

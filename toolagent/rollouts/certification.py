@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolagent.models.network import StageGRUNetwork
-from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play
 from toolagent.tasks import Task
 
@@ -21,6 +20,7 @@ class StageAccuracy:
     stage: int
     problems: int
     solved: int
+    mean_return: float = 0.0  # the mean reward of an episode; never an accuracy
 
     @property
     def accuracy(self) -> float:
@@ -35,11 +35,21 @@ class StageAccuracy:
 def certify_stage(network: StageGRUNetwork, task: Task, stage: int) -> StageAccuracy:
     """Plays every problem of the stage greedily: no sample, no random number."""
     total = task.num_problems(stage)
-    solved = 0
+    solved, returns = 0, 0.0
     for start in range(0, total, CHUNK):
         batch = play(network, task, task.problems(stage, start, start + CHUNK))
         solved += int(batch.solved.sum())
-    return StageAccuracy(stage, total, solved)
+        returns += float(batch.returns.sum(dtype=np.float64))
+    return StageAccuracy(stage, total, solved, returns / total)
+
+
+def is_certified(network: StageGRUNetwork, task: Task, stage: int) -> bool:
+    """Whether every problem of the stage is solved; stops looking at the first that is not."""
+    total = task.num_problems(stage)
+    return all(
+        play(network, task, task.problems(stage, start, start + CHUNK)).solved.all()
+        for start in range(0, total, CHUNK)
+    )
 
 
 def certify(network: StageGRUNetwork, task: Task) -> list[StageAccuracy]:
@@ -49,18 +59,24 @@ def certify(network: StageGRUNetwork, task: Task) -> list[StageAccuracy]:
 
 def measure(
     network: StageGRUNetwork, task: Task, rng: np.random.Generator, problems_per_stage: int
-) -> tuple[list[StageAccuracy], EpisodeBatch]:
+) -> list[StageAccuracy]:
     """Greedy accuracy on fresh problems: an estimate, cheap enough for use during training.
 
     Args:
+        network: the agent.
+        task: the machine and its problems.
         rng: a stream of its own, so that measuring changes nothing in training.
-
-    Returns:
-        One count a stage, and the episodes played.
+        problems_per_stage: how many are drawn.
     """
     stages = np.repeat(np.arange(task.num_stages, dtype=np.int8), problems_per_stage)
     batch = play(network, task, task.sample(rng, stages))
+    rows = stages == np.arange(task.num_stages)[:, None]  # (S, B)
     return [
-        StageAccuracy(stage, problems_per_stage, int(batch.solved[stages == stage].sum()))
+        StageAccuracy(
+            stage,
+            problems_per_stage,
+            int(batch.solved[rows[stage]].sum()),
+            float(batch.returns[rows[stage]].mean()),
+        )
         for stage in range(task.num_stages)
-    ], batch
+    ]

@@ -22,7 +22,7 @@ Program = tuple[int, ...]
 PROBES = 256  # problems that tell programs apart before the survivors see all of them
 RACE_PROBES = 4096  # more, where a share of problems is estimated on them
 RACE_FAILURE = 1e-9  # probability that the race in `best_program` drops the best behaviour
-CHUNK = 2048  # problems stepped at once: the registers then stay in the processor's cache
+CHUNK = 4096  # problems stepped at once: the registers then stay in the processor's cache
 
 _TOOLS = [token for token in range(NUM_TOKENS) if token != ANS]
 
@@ -132,14 +132,23 @@ def shortest_lengths(task: Task, problems: Problems) -> np.ndarray:
     lengths = np.zeros(len(problems), np.int8)
     for start in range(0, len(problems), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(problems)))
-        chunk = problems.take(rows)
-        for length, layer in enumerate(_walk(task, chunk, task.max_actions, prune=True), 1):
+        unsolved = problems.take(rows)
+        layer = [_Behaviour(task.start(unsolved))]
+        earlier: list[_Behaviour] = []
+        for length in range(1, task.max_actions + 1):
             solved = np.zeros(len(rows), bool)
             for behaviour in layer:
-                solved |= _answered(task, chunk, behaviour.registers)
-            lengths[rows[solved & (lengths[rows] == 0)]] = length
-            if (lengths[rows] > 0).all():
+                solved |= _answered(task, unsolved, behaviour.registers)
+            lengths[rows[solved]] = length
+            going = np.flatnonzero(~solved)
+            if not len(going) or length == task.max_actions:
                 break
+            # What is solved leaves, so the later and larger layers are played on few problems.
+            rows, unsolved = rows[going], unsolved.take(going)
+            for behaviour in (*earlier, *layer):
+                behaviour.registers = behaviour.registers.take(going)
+            earlier += layer
+            layer = _longer(task, unsolved, layer, {_key(b.registers) for b in earlier})
     return lengths
 
 
@@ -151,24 +160,28 @@ def _walk(task: Task, problems: Problems, length: int, prune: bool) -> Iterator[
     shorter one wrong elsewhere.
     """
     layer = [_Behaviour(task.start(problems))]
-    seen = {_key(layer[0].registers)} if prune else set()
+    seen: set[bytes] = set()
     for depth in range(length):
-        if not layer:
-            return
         yield layer
-        if depth + 1 == length:
-            return
-        found: dict[bytes, _Behaviour] = {}
-        for prefix in layer:
-            for token in _TOOLS:
-                actions = np.full(len(problems), token)
-                registers = task.step(problems, prefix.registers, actions).registers
-                key = _key(registers)
-                if key not in seen:
-                    found.setdefault(key, _Behaviour(registers)).parents.append((prefix, token))
-        if prune:
-            seen.update(found)
-        layer = list(found.values())
+        if depth + 1 < length:
+            if prune:
+                seen.update(_key(behaviour.registers) for behaviour in layer)
+            layer = _longer(task, problems, layer, seen)
+
+
+def _longer(
+    task: Task, problems: Problems, layer: list[_Behaviour], known: set[bytes]
+) -> list[_Behaviour]:
+    """The behaviours of all programs one token longer, without the known ones."""
+    found: dict[bytes, _Behaviour] = {}
+    for prefix in layer:
+        for token in _TOOLS:
+            actions = np.full(len(problems), token)
+            registers = task.step(problems, prefix.registers, actions).registers
+            key = _key(registers)
+            if key not in known:
+                found.setdefault(key, _Behaviour(registers)).parents.append((prefix, token))
+    return list(found.values())
 
 
 def _key(registers: Any) -> bytes:

@@ -1,0 +1,316 @@
+"""`python -m toolagent.evaluate`: counts, answers, and everything a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+
+import gymnasium as gym
+import pytest
+import torch
+from trained import (
+    is_refusal,
+    noisy_network,
+    run_modules,
+    trained_network,
+    untrained_network,
+)
+
+from toolagent import cli
+from toolagent.errors import UserError
+from toolagent.evaluate import answer_problems, command, formulas, read_problems
+from toolagent.policy import save_policy
+from toolagent.rollouts.certification import certify, certify_stage
+from toolagent.rollouts.play import play
+from toolagent.rollouts.trajectory import answers
+from toolagent.tasks import get_task
+from toolagent.tokens import ADD, ANS, CTX, MUL, SUB, TOKEN_NAMES
+
+CALCULATOR = get_task("calculator")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint that solves all problems of `calculator`."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint_000001"
+    save_policy(folder, trained_network(), "calculator")
+    return folder
+
+
+def run(*arguments):
+    return cli.main(command, [str(argument) for argument in arguments])
+
+
+def scalar_episode(network, env, stage, digits):
+    """The greedy episode, one step at a time: (tokens, answer, solved)."""
+    observation, info = env.reset(options={"stage": stage, "digits": digits})
+    context = torch.from_numpy(observation["context"])[None]
+    hidden = network.initial_hidden(context, torch.tensor([stage]))
+    token, tokens, done = CTX, [], False
+    terminated = False
+    while not done:
+        with torch.no_grad():
+            output, hidden = network.unroll(torch.tensor([[token]]), hidden)
+            token = int(network.logits(output[0, 0]).argmax())
+        tokens.append(token)
+        _, _, terminated, truncated, info = env.step(token)
+        done = terminated or truncated
+    return tokens, info["acc"] if terminated else None, info["solved"]
+
+
+# Counting ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task_name", ["calculator", "tutorial"])
+@pytest.mark.parametrize(
+    "network",
+    [lambda: untrained_network(1), lambda: noisy_network(0.3), lambda: noisy_network(0.4, 1)],
+    ids=["untrained", "noisy", "noisier"],
+)
+def test_counts_and_answers_are_those_of_a_scalar_loop(network, task_name):
+    network, task = network(), get_task(task_name)
+    env = gym.make(f"toolagent/{task_name.capitalize()}-v0").unwrapped
+    problems = task.problems(0, 0, 1000)
+    episodes = [
+        scalar_episode(network, env, 0, [int(d) for d in digits]) for digits in problems.digits
+    ]
+    assert certify_stage(network, task, 0).solved == sum(solved for _, _, solved in episodes)
+    _, answered = answer_problems(network, task, problems)
+    assert [answer.tokens for answer in answered] == [
+        [TOKEN_NAMES[token] for token in tokens] for tokens, _, _ in episodes
+    ]
+    assert [(answer.answer, answer.solved) for answer in answered] == [
+        (value, solved) for _, value, solved in episodes
+    ]
+
+
+def test_a_fixed_program_solves_exactly_the_problems_it_should():
+    """MUL ANS answers a*b: right where c=0. MUL ADD ANS in stage 1: where d=0. In stage 2,
+    MUL ADD SUB ANS answers a*b+c-d: right where d=d*e, so where d=0 or e=1: 19 of 100."""
+    network = trained_network(((MUL, ANS), (MUL, ADD, ANS), (MUL, ADD, SUB, ANS)))
+    rows = certify(network, CALCULATOR)
+    assert [(row.solved, row.problems) for row in rows] == [
+        (100, 1_000),
+        (1_000, 10_000),
+        (19_000, 100_000),
+    ]
+    assert [cli.accuracy_text(row.solved, row.problems) for row in rows] == [
+        "10.000%",
+        "10.000%",
+        "19.000%",
+    ]
+
+
+def test_everything_is_solved_by_the_right_programs():
+    assert all(row.certified for row in certify(trained_network(), CALCULATOR))
+
+
+def test_no_answer_and_an_empty_register_are_none():
+    problems = CALCULATOR.problems(0, 0, 3)
+    empty = trained_network(((ANS,), (ANS,), (ANS,)))
+    assert answers(CALCULATOR, problems, play(empty, CALCULATOR, problems)) == [None] * 3
+    silent = trained_network(((MUL,) * 7,) * 3)
+    assert answers(CALCULATOR, problems, play(silent, CALCULATOR, problems)) == [None] * 3
+
+
+def test_formulas_name_the_stages():
+    assert formulas(CALCULATOR) == ["a*b+c", "a*b+c-d", "a*b+c-d*e"]
+
+
+# The command -------------------------------------------------------------------------------
+
+
+def test_all_problems_are_counted_and_shown(checkpoint, tmp_path, capsys):
+    assert run(checkpoint, "--json", tmp_path / "result.json") == 0
+    shown = capsys.readouterr().out
+    assert "solved 111,000/111,000" in shown
+    assert shown.count("100%") == 3
+    assert max(map(len, shown.splitlines()[1:])) <= 80
+    assert json.loads((tmp_path / "result.json").read_text()) == {
+        "task": "calculator",
+        "stages": [
+            {"stage": stage, "problems": count, "solved": count, "accuracy": 1.0}
+            for stage, count in enumerate((1_000, 10_000, 100_000))
+        ],
+    }
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_given_problems_are_answered_in_their_order(checkpoint, tmp_path, capsys):
+    file = tmp_path / "problems.csv"
+    file.write_text("stage,a,b,c,d,e\n2,3,4,5,6,7\n0,9,9,9,,\n\n 0 , 1,2,3,4,5\n", "utf-8-sig")
+    assert run(checkpoint, "--problems", file, "--json", tmp_path / "out.json") == 0
+    assert "solved 3/3" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert list(result) == ["task", "stages", "answers"]
+    assert result["stages"] == [
+        {"stage": 0, "problems": 2, "solved": 2, "accuracy": 1.0},
+        {"stage": 2, "problems": 1, "solved": 1, "accuracy": 1.0},
+    ]
+    assert result["answers"] == [
+        {
+            "problem": "3*4+5-6*7",
+            "tokens": ["MUL", "ADD", "STO", "MUL", "RCL", "SUB", "ANS"],
+            "answer": -25,
+            "solved": True,
+        },
+        {"problem": "9*9+9", "tokens": ["MUL", "ADD", "ANS"], "answer": 90, "solved": True},
+        {"problem": "1*2+3", "tokens": ["MUL", "ADD", "ANS"], "answer": 5, "solved": True},
+    ]
+
+
+def test_columns_may_come_in_any_order(tmp_path):
+    file = tmp_path / "problems.csv"
+    file.write_text("e,stage,a,b,c,d\n5,2,1,2,3,4\n")
+    problems = read_problems(file, CALCULATOR)
+    assert problems.digits.tolist() == [[1, 2, 3, 4, 5]]
+    assert problems.stage.tolist() == [2]
+
+
+def test_many_problems_are_played_in_parts(tmp_path):
+    """More than one chunk, stages mixed: the order of the file holds."""
+    rows = [(n % 3, *(int(d) for d in f"{n:05d}")) for n in range(10_000)]
+    file = tmp_path / "problems.csv"
+    lines = (",".join(map(str, row)) for row in rows)
+    file.write_text("stage,a,b,c,d,e\n" + "\n".join(lines))
+    problems = read_problems(file, CALCULATOR)
+    stages, answered = answer_problems(trained_network(), CALCULATOR, problems)
+    assert [answer.answer for answer in answered] == CALCULATOR.target(problems).tolist()
+    assert sum(row.solved for row in stages) == 10_000
+
+
+HEADER = b"stage,a,b,c,d,e\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (b"", 1, "empty"),
+        (b"\n\n", 1, "empty"),
+        (HEADER, 2, "no problem after the header"),
+        (b"stage,a,b,c,d\n0,1,2,3,4\n", 1, "no column 'e'"),
+        (b"stage,a,b,c,d,e,stgae\n", 1, "unknown column 'stgae'; did you mean 'stage'?"),
+        (b"stage;a;b;c;d;e\n", 1, "unknown column"),
+        (b"stage,a,b,c,d,e,e\n", 1, "column 'e' occurs 2 times"),
+        (b"0,1,2,3,4,5\n", 1, "unknown column '0'"),
+        (HEADER + b"0,1,2,3,,\n0,1,x,3,,\n", 3, "b is 'x'; expected a digit"),
+        (HEADER + b"0,12,2,3,,\n", 2, "a is '12'"),
+        (HEADER + b"0,-1,2,3,,\n", 2, "a is '-1'"),
+        (HEADER + b"0,1.0,2,3,,\n", 2, "a is '1.0'"),
+        (HEADER + "0,٣,2,3,,\n".encode(), 2, "expected a digit"),
+        (HEADER + b"0,1,2,3,4,z\n", 2, "e is 'z'"),
+        (HEADER + b"7,1,2,3,4,5\n", 2, "stage is '7'; task 'calculator' has stages 0, 1, 2"),
+        (HEADER + b",1,2,3,4,5\n", 2, "stage is ''"),
+        (HEADER + b"1,1,2,3,,\n", 2, "d is empty; stage 1 shows a, b, c, d"),
+        (HEADER + b"0,1,2\n", 2, "3 values; expected 6"),
+        (HEADER + b"0,1,2,3,4,5,6\n", 2, "7 values; expected 6"),
+        (HEADER + b"\n\n0,1,2\n", 4, "3 values; expected 6"),
+        (HEADER + b'0,1,2,3,4,"5\n', 2, "not CSV"),
+        (HEADER + b"0,1,2,3,4,\xff\n", 2, "not UTF-8"),
+        (HEADER + b"0,1,2,3,4," + b"9" * 200_000, 2, "not CSV"),
+        (b"\x00\x01PAR1", 1, "unknown column"),
+    ],
+)
+def test_a_faulty_problem_file_is_refused_with_its_line(content, line, words, tmp_path):
+    file = tmp_path / "problems.csv"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_problems(file, CALCULATOR)
+    message = str(caught.value)
+    assert message.startswith(f"{file}, line {line}: ")
+    assert words in message
+    assert len(message) < len(str(file)) + 200
+
+
+def test_an_unreadable_problem_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        read_problems(tmp_path / "nowhere.csv", CALCULATOR)
+    with pytest.raises(UserError, match="Is a directory"):
+        read_problems(tmp_path, CALCULATOR)
+
+
+def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: pytest.fail("worked"))
+    for target, words in [
+        (tmp_path / "nowhere/out.json", "there is no folder"),
+        (tmp_path, "is a folder"),
+    ]:
+        assert run(checkpoint, "--json", target) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert words in captured.err and captured.err.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_device_as_json_file_stays_a_device(checkpoint, tmp_path, capsys):
+    problems = tmp_path / "problems.csv"
+    problems.write_text("stage,a,b,c,d,e\n0,1,2,3,,\n")
+    (tmp_path / "link.json").symlink_to(tmp_path / "file.json")
+    for target in (os.devnull, tmp_path / "link.json"):
+        assert run(checkpoint, "--problems", problems, "--json", target) == 0
+    assert not os.path.isfile(os.devnull)
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "file.json").read_text())["task"] == "calculator"
+
+
+# As a user runs it -------------------------------------------------------------------------
+
+
+class Malicious:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_planted_pickle_is_never_executed(tmp_path):
+    """Neither ray nor any unpickling takes part; the planted pickles are shown to be live ones."""
+    folder, trap = tmp_path / "checkpoint", tmp_path / "executed"
+    save_policy(folder, trained_network(), "calculator")
+    for name in ("algorithm_state.pkl", "class_and_ctor_args.pkl", "model.pkl", "policy.pkl"):
+        (folder / name).write_bytes(pickle.dumps(Malicious(str(trap))))
+    program = """
+import pickle, sys
+from toolagent import cli, evaluate, explain
+import torch
+
+def refuse(*_, **__):
+    raise AssertionError("something was unpickled")
+
+pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = torch.load = refuse
+for command in (evaluate.command, explain.command):
+    assert cli.main(command, [sys.argv[1]]) == 0
+loaded = [name for name in sys.modules if name == "ray" or name.startswith("ray.")]
+assert not loaded, loaded
+"""
+    (result,) = run_modules(["-c", program, str(folder)], cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "solved 111,000/111,000" in result.stdout
+    assert not trap.exists()
+    pickle.loads((folder / "algorithm_state.pkl").read_bytes())
+    assert trap.exists()
+
+
+def test_the_command_line_as_a_user_runs_it(checkpoint, tmp_path):
+    (tmp_path / "bad.csv").write_text("stage,a,b,c,d,e\n0,1,x,3,,\n")
+    evaluate, path = ["-m", "toolagent.evaluate"], str(checkpoint)
+    good, *wrong = run_modules(
+        [*evaluate, path, "--json", "good.json"],
+        [*evaluate, path, "--jsn", "out.json"],
+        [*evaluate],
+        [*evaluate, "nowhere", "--json", "out.json"],
+        [*evaluate, path, "--problems", "bad.csv", "--json", "out.json"],
+        [*evaluate, path, "--json", "nowhere/out.json"],
+        cwd=tmp_path,
+    )
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "solved 111,000/111,000" in good.stdout
+    for result in wrong:
+        assert is_refusal(result), (result.args, result.stdout, result.stderr)
+    assert sorted(os.listdir(tmp_path)) == ["bad.csv", "good.json"]

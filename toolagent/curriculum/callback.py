@@ -1,0 +1,157 @@
+"""The RLlib callback that measures, applies the curriculum's rule and tells the env runners."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+
+from toolagent.curriculum.rule import CurriculumSettings, CurriculumState, decide
+from toolagent.models.network import StageGRUNetwork
+from toolagent.rollouts.certification import StageAccuracy, measure
+from toolagent.tasks import Task, get_task
+
+CURRICULUM = "curriculum"  # where its figures stand in a result
+_MEASURE_STREAM = 0x6D656173  # 'meas': keeps the measured problems apart from any runner's
+
+
+class CurriculumCallback(RLlibCallback):
+    """Advances the stage by env steps, iterations or measured accuracy.
+
+    The accuracy is measured here, by the greedy agent with the learner's newest weights on fresh
+    problems, not taken from training episodes: those are sampled, shaped and of mixed stages.
+
+    The stage travels to local, remote, evaluation and recreated env runners as one integer, when
+    it changes. Episodes carry the stage that they were played on (`stage` in their observation
+    and in every episode batch).
+
+    Give the class to RLlib as `functools.partial(CurriculumCallback, settings)`.
+    """
+
+    def __init__(self, settings: CurriculumSettings | None = None):
+        super().__init__()
+        self.settings = settings or CurriculumSettings()
+        self.state = CurriculumState()
+        self.measured: list[StageAccuracy] = []  # the latest measurement
+        self.network: StageGRUNetwork | None = None  # what was measured
+        self._rng: np.random.Generator | None = None
+
+    @property
+    def stage(self) -> int:
+        """The stage that is trained on now."""
+        return self.settings.levels[self.state.level].stage
+
+    def on_algorithm_init(self, *, algorithm: Any, **kwargs: Any) -> None:
+        """Prepares measuring and sends the first stage to all env runners."""
+        self.task: Task = get_task(algorithm.config.env_config["task"])
+        self.settings.check_stages(self.task.num_stages)
+        seed = algorithm.config.seed
+        self._rng = np.random.default_rng(
+            np.random.SeedSequence(None if seed is None else (int(seed), _MEASURE_STREAM))
+        )
+        self._module = copy.deepcopy(algorithm.get_module()).cpu()
+        self.network = self._module.network
+        self._send_stage(algorithm)
+
+    def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
+        """Measures, decides, and reports both in `result["curriculum"]`."""
+        iteration = int(algorithm.iteration)
+        env_steps = env_steps_of(result)
+        trained_stage, reason = self.stage, None
+        fresh = iteration % self.settings.measure_every_iterations == 0
+        if fresh:
+            self.refresh_network(algorithm)
+            assert self.network is not None and self._rng is not None
+            self.measured = measure(
+                self.network, self.task, self._rng, self.settings.measure_problems
+            )
+        decision = decide(
+            self.settings,
+            self.state,
+            env_steps=env_steps,
+            iteration=iteration,
+            measured={row.stage: (row.solved, row.problems) for row in self.measured}
+            if fresh
+            else None,
+        )
+        if decision.state.level != self.state.level:
+            self.state, reason = decision.state, decision.reason
+            self._send_stage(algorithm)
+        result[CURRICULUM] = {
+            "stage": trained_stage,
+            "next_stage": self.stage,
+            "level": self.state.level,
+            "reason": reason,
+            "measured": fresh,
+            "accuracy": {str(row.stage): row.accuracy for row in self.measured},
+            "mean_return": {str(row.stage): row.mean_return for row in self.measured},
+        }
+
+    def refresh_network(self, algorithm: Any) -> StageGRUNetwork:
+        """Loads the learner's newest weights into `network` and returns it."""
+        state = algorithm.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
+        self._module.set_state(state[DEFAULT_MODULE_ID])
+        assert self.network is not None
+        return self.network
+
+    def on_env_runners_recreated(
+        self,
+        *,
+        algorithm: Any,
+        env_runner_group: Any,
+        env_runner_indices: list[int],
+        is_evaluation: bool,
+        **kwargs: Any,
+    ) -> None:
+        """A recreated runner knows nothing of the curriculum: it is told the stage again."""
+        _set_stage(env_runner_group, self.stage, env_runner_indices)
+
+    def get_state(self) -> dict[str, Any]:
+        """For the algorithm's checkpoint (`learning.callback_state`)."""
+        assert self._rng is not None
+        return {
+            "curriculum": self.state.to_dict(),
+            "measure_stream": self._rng.bit_generator.state,
+        }
+
+    def set_state(self, state: dict[str, Any], algorithm: Any) -> None:
+        """The inverse of `get_state`; sends the restored stage to all env runners."""
+        assert self._rng is not None
+        restored = CurriculumState.from_dict(state["curriculum"])
+        if restored.level >= len(self.settings.levels):
+            raise ValueError(
+                f"the checkpoint stands at curriculum level {restored.level}; the settings "
+                f"have {len(self.settings.levels)} levels"
+            )
+        self.state = restored
+        self._rng.bit_generator.state = state["measure_stream"]
+        self._send_stage(algorithm)
+
+    def _send_stage(self, algorithm: Any) -> None:
+        for group in (algorithm.env_runner_group, algorithm.eval_env_runner_group):
+            if group is not None:
+                _set_stage(group, self.stage)
+
+
+def env_steps_of(result: dict[str, Any]) -> int:
+    """Env steps sampled in the whole run, from RLlib's result."""
+    value = result.get(ENV_RUNNER_RESULTS, {}).get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
+    return 0 if value != value else int(value)
+
+
+def _set_stage(group: Any, stage: int, remote_ids: list[int] | None = None) -> None:
+    """One integer to the given runners, or to all of a group, the local one included."""
+
+    def apply(env_runner: Any) -> None:
+        if env_runner.env is not None:
+            env_runner.env.unwrapped.set_stage(stage)
+
+    group.foreach_env_runner(
+        apply, remote_worker_ids=remote_ids, local_env_runner=remote_ids is None
+    )
