@@ -151,5 +151,18 @@ def test_impossible_counts_are_a_bug(solved, problems):
         cli.accuracy_text(solved, problems)
 
 
+def test_full_output_is_a_users_error(capsys):
+    assert run(raising(OSError(errno.ENOSPC, "No space left on device"))) == 2
+    assert refusal(capsys) == "output: No space left on device"
+
+
+def test_a_narrow_terminal_hides_no_figure(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10")
+    table = cli.table("number", "word")
+    table.add_row("1234567890", "[word]")
+    cli.print_table(cli.console(), table)
+    assert "1234567890  [word]" in capsys.readouterr().out
+
+
 def test_counts_are_shown_in_full():
     assert cli.solved_text(100_000, 100_000) == "solved 100,000/100,000"

@@ -202,6 +202,7 @@ HEADER = b"stage,a,b,c,d,e\n"
         (HEADER + b"0,1,2,3,4,z\n", 2, "e is 'z'"),
         (HEADER + b"7,1,2,3,4,5\n", 2, "stage is '7'; task 'calculator' has stages 0, 1, 2"),
         (HEADER + b",1,2,3,4,5\n", 2, "stage is ''"),
+        (HEADER + b",,,,,\n", 2, "stage is ''"),
         (HEADER + b"1,1,2,3,,\n", 2, "d is empty; stage 1 shows a, b, c, d"),
         (HEADER + b"0,1,2\n", 2, "3 values; expected 6"),
         (HEADER + b"0,1,2,3,4,5,6\n", 2, "7 values; expected 6"),
@@ -280,10 +281,11 @@ import pickle, sys
 from toolagent import cli, evaluate, explain
 import torch
 
-def refuse(*_, **__):
-    raise AssertionError("something was unpickled")
+class Refuse:
+    def __init__(self, *_, **__):
+        raise AssertionError("something was unpickled")
 
-pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = torch.load = refuse
+pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = torch.load = Refuse
 for command in (evaluate.command, explain.command):
     assert cli.main(command, [sys.argv[1]]) == 0
 loaded = [name for name in sys.modules if name == "ray" or name.startswith("ray.")]

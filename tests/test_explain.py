@@ -207,7 +207,7 @@ def test_the_widest_table_fits_80_columns(tmp_path, capsys):
     assert run(tmp_path, "--digits", "9,9,9,9,9") == 0
     shown = capsys.readouterr().out
     assert "59049" in shown
-    assert max(map(len, shown.splitlines()[1:])) <= 76  # room for more digits in other columns
+    assert max(map(len, shown.splitlines()[1:])) <= 78  # room for a longer value
     assert "shortest program for every problem of this stage: MUL ADD STO MUL RCL SUB ANS" in shown
 
 

@@ -1,7 +1,7 @@
 """A network that solves its task, for tests of what comes after training, and its commands.
 
-The network is made by imitation: cross-entropy on one fixed program a stage, which is no way to train an
-agent (nothing is explored) but gives a sound network in a few seconds.
+The network is made by imitation: cross-entropy on one fixed program a stage, which is no way to
+train an agent (nothing is explored) but gives a sound network in a few seconds.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ PROGRAMS = (
     (MUL, ADD, SUB, ANS),
     (MUL, ADD, STO, MUL, RCL, SUB, ANS),
 )
+torch.set_num_threads(1)  # so small a network gains nothing from more, and loses on a busy machine
+
 UPDATES = 200
 BATCH = 256
 

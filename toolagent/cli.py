@@ -75,7 +75,7 @@ def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in FILE_FAULTS:
             raise
-        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return _refuse(f"{error.filename or 'output'}: {error.strerror}")
     return code if isinstance(code, int) else 0
 
 
@@ -106,6 +106,13 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
     for column in columns:
         result.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     return result
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints it in full: a terminal that is too narrow wraps lines instead of hiding figures."""
+    unlimited = console.options.update(max_width=1000)
+    table.width = console.measure(table, options=unlimited).maximum
+    console.print(table, crop=False, soft_wrap=True)
 
 
 def stage_table(stages: Iterable[StageAccuracy], formulas: Sequence[str]) -> Table:

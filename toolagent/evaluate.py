@@ -63,10 +63,6 @@ def command(checkpoint: str, problem_file: str | None, json_file: str | None) ->
         check_writable(Path(json_file))
     policy = load_policy(checkpoint)
     use_threads()
-    console = cli.console()
-    console.print(
-        f"task {policy.task.name}, checkpoint {cli.one_line(policy.folder)}", soft_wrap=True
-    )
     answered: list[Answer] | None = None
     if problem_file is None:
         stages = certify(policy.network, policy.task)
@@ -75,11 +71,13 @@ def command(checkpoint: str, problem_file: str | None, json_file: str | None) ->
         problems = read_problems(Path(problem_file), policy.task)
         stages, answered = answer_problems(policy.network, policy.task, problems)
         whose = f"the problems in {cli.one_line(problem_file)}"
-    console.print()
-    console.print(cli.stage_table(stages, formulas(policy.task)))
-    console.print()
+    console = cli.console()
+    console.print(
+        f"task {policy.task.name}, checkpoint {cli.one_line(policy.folder)}\n", soft_wrap=True
+    )
+    cli.print_table(console, cli.stage_table(stages, formulas(policy.task)))
     solved, total = sum(row.solved for row in stages), sum(row.problems for row in stages)
-    console.print(f"{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
+    console.print(f"\n{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
     if json_file is not None:
         document = {"task": policy.task.name, "stages": [stage_record(row) for row in stages]}
         if answered is not None:
@@ -107,7 +105,7 @@ def read_problems(file: Path, task: Task) -> Any:
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             cells = [cell.strip() for cell in row]
-            if not any(cells):
+            if cells in ([], [""]):  # a blank line
                 continue
             if columns is None:
                 columns = _check_header(where, cells)
@@ -216,7 +214,8 @@ def _parse_row(where: str, row: dict[str, str], task: Task) -> tuple[int, list[i
     known = [str(stage) for stage in range(task.num_stages)]
     if row["stage"] not in known:
         raise UserError(
-            f"{where}: stage is '{row['stage']:.20}'; task '{task.name}' has stages {_listed(known)}"
+            f"{where}: stage is '{row['stage']:.20}'; "
+            f"task '{task.name}' has stages {_listed(known)}"
         )
     stage = int(row["stage"])
     shown = DIGIT_COLUMNS[: 3 + stage]

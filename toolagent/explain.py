@@ -1,4 +1,4 @@
-"""Shows one trajectory of a checkpoint's greedy agent, token by token, and why it is right or wrong.
+"""Shows what a checkpoint's greedy agent does on one problem, and why it is right or wrong.
 
 python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7]
 """
@@ -51,7 +51,7 @@ def command(checkpoint: str, stage: int | None, digits: str | None, expression: 
         f"stage {recorded.stage}: {task.describe(problems, 0)}\n",
         soft_wrap=True,
     )
-    console.print(step_table(recorded))
+    cli.print_table(console, step_table(recorded))
     console.print(f"\n{verdict(recorded)}\n{comparison(task, recorded)}", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""From settings to RLlib's `AlgorithmConfig`, with toolagent's environments, module and defaults."""
+"""From settings to RLlib's `AlgorithmConfig`: toolagent's defaults under the user's sections."""
 
 from __future__ import annotations
 
@@ -54,11 +54,15 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
     Raises:
         UserError: RLlib refuses a value; its message in one line, with the key.
     """
+    from ray.util import log_once
+
     from toolagent.envs.registration import register_with_rllib
 
     check_options(settings)
     register_with_rllib()
     config = algorithm_config_class(settings.algorithm)()
+    # RLlib would warn, once, that the new API stack is on by default. Here it is on by intent.
+    log_once(f"{getattr(config.algo_class, '__name__', None)}_on_new_api_stack")
     _apply_defaults(config, settings)
     known = sections_of(type(config))
     for section, given in settings.sections.items():
@@ -206,7 +210,7 @@ def _imported(name: str, path: KeyPath, source: Source) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))  # type: ignore[return-value]
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except Exception as error:  # whatever the user's module raises on import
         raise source.error(path, f"cannot import '{name}': {error}") from None
 
 

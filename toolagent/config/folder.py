@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import toolagent
-from toolagent.config.source import one_line
+from toolagent.config.source import one_name
 from toolagent.errors import UserError, nearest
 
 DEFAULT_CONFIG = "default.yaml"
@@ -51,7 +51,7 @@ def find_config(given: Path | str | None) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in shipped:
             return config_folder() / candidate
-    raise UserError(f"no config file '{one_line(name)}'; {nearest(path.name, shipped)}")
+    raise UserError(f"no config file '{one_name(name)}'; {nearest(path.name, shipped)}")
 
 
 def read_config(path: Path) -> str:
@@ -60,7 +60,7 @@ def read_config(path: Path) -> str:
     Raises:
         UserError: it cannot be read, is too large for a config, or is not UTF-8.
     """
-    label = one_line(path)
+    label = one_name(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

@@ -25,6 +25,7 @@ _CORRECTED: dict[str, Any] = {
     "entropy_coeff": _SCHEDULE | None,
     "clip_rewards": bool | float | list[float] | None,
     "offline_evaluation_type": str | None,
+    "offline_sampling": bool | str | None,
     "gym_env_vectorize_mode": Literal["sync", "async", "vector_entry_point"],
     "evaluation_duration_unit": Literal["episodes", "timesteps"],
     "log_level": Literal["DEBUG", "INFO", "WARN", "ERROR"],
@@ -33,7 +34,7 @@ _CORRECTED: dict[str, Any] = {
 # Sections of older RLlib versions, and what they became.
 _RENAMED = {"rollouts": "env_runners", "exploration": "env_runners"}
 
-# Where RLlib takes a number and fails on it later, in an actor or in silence: [low, high].
+# Where RLlib takes any number and fails on it later, in an actor, or learns nonsense: [low, high].
 _INFINITY = float("inf")
 _RANGES: dict[str, tuple[float, float]] = {
     "num_env_runners": (0, _INFINITY),
@@ -50,14 +51,18 @@ _RANGES: dict[str, tuple[float, float]] = {
     "gamma": (0, 1),
     "lambda_": (0, 1),
     "lr": (0, _INFINITY),
+    "grad_clip": (0, _INFINITY),
+    "clip_param": (0, _INFINITY),
+    "entropy_coeff": (0, _INFINITY),
+    "vf_loss_coeff": (0, _INFINITY),
     "train_batch_size": (1, _INFINITY),
     "train_batch_size_per_learner": (1, _INFINITY),
     "minibatch_size": (1, _INFINITY),
     "num_epochs": (1, _INFINITY),
     "delay_between_env_runner_restarts_s": (0, _INFINITY),
 }
-# Of these, the ones where RLlib gives null a meaning.
-_MAY_BE_NULL = ("minibatch_size", "train_batch_size_per_learner")
+# Of these, the ones where null has a meaning.
+_MAY_BE_NULL = ("clip_param", "grad_clip", "minibatch_size", "train_batch_size_per_learner")
 
 _NOT_HERE: dict[KeyPath, str] = {
     ("environment", "env"): "the environment follows from the top-level 'task'",
@@ -160,6 +165,8 @@ def check_sections(
             if name not in known[section]:
                 raise source.error(path, f"unknown; {_hint(name, section, known)}")
             _check_ours(path, value, source)
+            if known[section][name].deprecated:
+                raise source.error(path, _deprecation(config_class, section, name, value))
             check_value(known[section][name], path, value, source)
     _check_nested(config_class, sections, source)
 
@@ -203,6 +210,15 @@ def _check_ours(path: KeyPath, value: Any, source: Source) -> None:
             path,
             f"only {shown(_ONLY[path])}: toolagent is built on torch and RLlib's new API stack",
         )
+
+
+def _deprecation(config_class: type, section: str, name: str, value: Any) -> str:
+    """RLlib's words where it refuses the option; it ignores some without a word."""
+    try:
+        getattr(config_class(), section)(**{name: value})
+    except Exception as error:
+        return str(error)
+    return "is deprecated in RLlib, without effect or replaced by another option"
 
 
 def _check_nested(

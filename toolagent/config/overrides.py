@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolagent.config import documents
-from toolagent.config.source import KeyPath, Source, one_line, shown
+from toolagent.config.source import KeyPath, Source, one_name, shown
 from toolagent.errors import UserError
 
 _NULLS = ("~", "null", "Null", "NULL")
@@ -30,12 +30,12 @@ def parse_override(text: str) -> Override:
     """
     key, equals, value_text = text.partition("=")
     key = key.strip()
-    label = f"--set {one_line(key or text)}"
+    label = f"--set {one_name(key or text)}"
     path = tuple(key.split("."))
     if not equals or not all(path):
-        raise UserError(f"--set {one_line(text)}: expected section.key=value")
+        raise UserError(f"--set {one_name(text)}: expected section.key=value")
     if len(path) > documents.MAX_DEPTH:
-        raise UserError(f"{label[:60]}: nested deeper than {documents.MAX_DEPTH} levels")
+        raise UserError(f"{label}: nested deeper than {documents.MAX_DEPTH} levels")
     value = documents.parse(value_text, label)
     if value is None and value_text.strip() not in _NULLS:
         raise UserError(f"{label}: has no value; write null to mean none")

@@ -16,7 +16,7 @@ from toolagent.config.algorithm import ALGORITHMS, algorithm_config_class, check
 from toolagent.config.folder import find_config, read_config
 from toolagent.config.options import check_section_names
 from toolagent.config.overrides import Override, apply_overrides, parse_override
-from toolagent.config.source import KeyPath, Source, one_line, shown
+from toolagent.config.source import KeyPath, Source, one_name, shown
 from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.errors import UserError, nearest
 from toolagent.tasks import TASKS
@@ -44,6 +44,7 @@ class RunSettings(BaseModel):
     checkpoint_every_s: float = Field(default=60.0, gt=0, description="seconds between checkpoints")
     keep_checkpoints: int = Field(default=3, ge=1, description="the newest are kept")
     sample_trajectories: int = Field(default=5, ge=0, description="printed at the end, per stage")
+    dashboard: bool = Field(default=True, description="start Ray's dashboard, on loopback")
     record_episodes: str | None = Field(
         default=None, min_length=1, description="folder to record training episodes in"
     )
@@ -116,11 +117,11 @@ def _document(settings: Settings) -> dict[str, Any]:
 
 
 def _parsed_file(file: Path) -> dict[str, Any]:
-    document = documents.parse(read_config(file), one_line(file))
+    document = documents.parse(read_config(file), one_name(file))
     if isinstance(document, dict):
         return document
     got = "the file is empty" if document is None else f"got {shown(document)}"
-    raise UserError(f"{one_line(file)}: expected a mapping such as 'task: {DEFAULT_TASK}'; {got}")
+    raise UserError(f"{one_name(file)}: expected a mapping such as 'task: {DEFAULT_TASK}'; {got}")
 
 
 def _expanded(
@@ -162,7 +163,7 @@ def _name(value: Any, key: str, known: Mapping[str, Any], source: Source) -> str
     if not isinstance(value, str):
         raise source.error((key,), f"expected one of {', '.join(known)}, got {shown(value)}")
     if value not in known:
-        raise source.error((key,), f"no {key} '{value}'; {nearest(value, known)}")
+        raise source.error((key,), f"no {key} {shown(value)}; {nearest(value, known)}")
     return value
 
 

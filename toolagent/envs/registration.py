@@ -41,6 +41,7 @@ def create_for_rllib(env_config: Mapping[str, Any]) -> Any:
     from toolagent.envs.vector import ToolVectorEnv
 
     settings = dict(env_config)
+    settings.pop("record_episodes", None)  # for the runner, which knows whole episodes
     seed = settings.pop("seed", None)
     evaluation = settings.pop("evaluation", False)
     num_envs = settings.pop("num_envs", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY, Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -42,6 +43,12 @@ class EpisodeColumnsLearner(TorchLearner):
     are then recomputed with the current values for each minibatch (Andrychowicz et al. 2021,
     "What matters in on-policy reinforcement learning?", section 3.5).
     """
+
+    @override(TorchLearner)
+    def build(self) -> None:
+        super().build()
+        # The matrices are small: a second thread would take a runner's core and gain nothing.
+        torch.set_num_threads(1)
 
     @classmethod
     @override(Learner)

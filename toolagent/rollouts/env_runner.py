@@ -44,6 +44,7 @@ from toolagent.envs.registration import create_for_rllib
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import PlayTimes, play
+from toolagent.rollouts.recorder import EpisodeRecorder
 
 
 @dataclass
@@ -97,7 +98,11 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         settings = dict(self.config.env_config) | {"num_envs": self.num_envs}
         settings.pop("seed", None)
         settings.pop("evaluation", None)
+        record = settings.pop("record_episodes", None)
         self.env = create_for_rllib(settings)
+        self._recorder = (
+            EpisodeRecorder(record, self.env.task, int(self.worker_index or 0)) if record else None
+        )
         seed = self.config.seed
         streams = np.random.SeedSequence(
             None if seed is None else (int(seed), int(self.worker_index or 0), int(in_evaluation))
@@ -153,6 +158,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             times=self._times,
         )
         self._log(batch, time.perf_counter() - started)
+        if self._recorder is not None:
+            self._recorder.add(batch)
         return batch
 
     def sample_fragment(self, state: Any = None, num_episodes: int | None = None) -> Fragment:
@@ -252,6 +259,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def stop(self) -> None:
+        if self._recorder is not None:
+            self._recorder.flush()
         if self.env is not None:
             self.env.close()
 

@@ -44,6 +44,7 @@ class ArithmeticTask(Task):
     """Sampling, posing and enumerating the three stages; the machine is the subclass's."""
 
     num_stages = 3
+    formulas = FORMULAS
     context_length = 6
     context_vocabulary = 18
     max_actions = 7
@@ -87,8 +88,9 @@ class ArithmeticTask(Task):
         rows = np.arange(len(problems))
         return problems.subgoals[rows, TARGET_SUBGOAL[problems.stage]].astype(np.int64)
 
-    def given(self, problems: ArithmeticProblems) -> dict[str, np.ndarray]:
-        return {"digits": problems.digits}
+    def read(self, context: np.ndarray) -> dict[str, np.ndarray]:
+        shown = context[:, :NUM_DIGITS]
+        return {"digits": np.where(shown < 10, shown, 0).astype(np.int8)}
 
     def describe(self, problems: ArithmeticProblems, row: int) -> str:
         formula = FORMULAS[problems.stage[row]]

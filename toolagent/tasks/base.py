@@ -52,6 +52,7 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     num_stages: ClassVar[int]
+    formulas: ClassVar[tuple[str, ...]]  # what each stage asks for: 'a*b+c'
     context_length: ClassVar[int]
     context_vocabulary: ClassVar[int]  # context tokens are integers below this
     max_actions: ClassVar[int]  # an episode is truncated after this many actions
@@ -83,8 +84,11 @@ class Task(abc.ABC):
         """One problem as a person reads it: 'a*b+c = 3*4+5 = 17'."""
 
     @abc.abstractmethod
-    def given(self, problems: Any) -> dict[str, np.ndarray]:
-        """The columns (besides `stage`) that pose these problems again: the inverse of `pose`."""
+    def read(self, context: np.ndarray) -> dict[str, Any]:
+        """What `pose` needs besides the stage, read back from (B, L) contexts.
+
+        What a stage does not show can't be read, and counts for nothing in the problem.
+        """
 
     # Machine ------------------------------------------------------------------------------
 

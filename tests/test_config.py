@@ -1,0 +1,669 @@
+"""Configuration: what loads, what is refused and in which words, and what reaches RLlib."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import toolagent
+from toolagent.config import (
+    ALGORITHMS,
+    RunSettings,
+    Settings,
+    build_algorithm_config,
+    config_folder,
+    config_sha256,
+    find_config,
+    load_settings,
+    resolve_resources,
+    shipped_configs,
+    to_yaml,
+)
+from toolagent.config import documents as yaml_documents
+from toolagent.config.options import sections_of
+from toolagent.errors import UserError
+
+PPO = "algorithm: PPO\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads the given YAML text with the given overrides."""
+
+    def load_text(text: str, *overrides: str) -> Settings:
+        path = tmp_path / "given.yaml"
+        path.write_text(text)
+        return load_settings(path, overrides)
+
+    return load_text
+
+
+@pytest.fixture(scope="module")
+def ppo_config():
+    """A PPO config as RLlib has it, to be copied."""
+    from ray.rllib.algorithms.ppo import PPOConfig
+
+    return PPOConfig()
+
+
+def refusal(function, *arguments) -> str:
+    """The message of the UserError that the call must raise: a single printable line."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 1500
+    return message
+
+
+# Good cases -------------------------------------------------------------------------------
+
+
+def test_importing_the_configuration_loads_neither_ray_nor_torch():
+    code = (
+        "import sys, toolagent.config as c; "
+        "s = c.load_settings(sys.argv[1], check_sections=False); "
+        "c.to_yaml(s); c.config_sha256(s); "
+        "print([name for name in ('ray', 'torch') if name in sys.modules])"
+    )
+    path = os.pathsep.join(filter(None, (str(Path(toolagent.__file__).parent.parent),
+                                         os.environ.get("PYTHONPATH"))))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, "/dev/stdin"],
+        input="seed: 3",
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_defaults(load):
+    loaded = load("seed: 3\nalgorithm: PPO\ntraining:\nrun:\n")
+    assert (loaded.task, loaded.algorithm, loaded.seed) == ("calculator", "PPO", 3)
+    assert loaded.run == RunSettings()
+    assert loaded.sections == {"training": {}}
+    assert loaded.curriculum.levels[0].stage == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("1E5", 1e5),
+        ("-2.5e+3", -2500.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        (".inf", math.inf),
+        ("-.inf", -math.inf),
+        ("007", "007"),
+        ("1:30", "1:30"),
+        ("2024-01-02", "2024-01-02"),
+        ("1_000", 1000),
+        ("0x1f", 31),
+        ("~", None),
+        ("", None),
+        ("on", True),
+        ("'3e-4'", "3e-4"),
+        ("1e", "1e"),
+        ("=", "="),
+    ],
+)
+def test_scalars_as_yaml_1_2_reads_them(text, value):
+    parsed = yaml_documents.parse(f"key: {text}", "test")["key"]
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_values_of_every_kind_reach_rllib(load):
+    config = build_algorithm_config(
+        load(
+            PPO
+            + """
+seed: 5
+task: tutorial
+curriculum: {earlier_stage_share: 0.25}
+environment: {env_config: {stage: 1}, clip_rewards: 2.0}
+env_runners: {num_env_runners: 3, num_cpus_per_env_runner: 0.5}
+learners: {num_learners: 1, custom_resources_per_learner: {special: 1}}
+training: {lr: [[0, 3e-4], [1e6, 0]], entropy_coeff: [[0, 0.1], [100, 0.0]],
+           lambda_: 1, minibatch_size: null, vf_clip_param: .inf}
+evaluation: {evaluation_interval: 2, evaluation_config: {explore: false, env_config:
+            {stage: 2}}}
+rl_module: {model_config: {embedding_size: 32}}
+fault_tolerance: {delay_between_env_runner_restarts_s: 7}
+callbacks: {callbacks_class: "ray.rllib.callbacks.callbacks:RLlibCallback"}
+reporting: {min_time_s_per_iteration: 0.5}
+"""
+        )
+    )
+    from ray.rllib.callbacks.callbacks import RLlibCallback
+
+    assert config.env == "toolagent/Tutorial-v0"
+    assert config.env_config == {
+        "task": "tutorial",
+        "seed": 5,
+        "stage": 1,
+        "earlier_stage_share": 0.25,
+    }
+    assert (config.num_env_runners, config.num_cpus_per_env_runner) == (3, 0.5)
+    assert config.lr == [[0, 3e-4], [1e6, 0]]
+    assert config.minibatch_size is None
+    assert config.vf_clip_param == math.inf
+    assert config.seed == 5
+    assert config.rl_module_spec.model_config == {"embedding_size": 32, "max_seq_len": 8}
+    assert config.gym_env_vectorize_mode == "vector_entry_point"
+    assert config.restart_failed_env_runners is True
+    assert config.delay_between_env_runner_restarts_s == 7
+    assert config.callbacks_class is RLlibCallback
+    evaluation = config.get_evaluation_config_object()
+    assert evaluation.explore is False
+    assert evaluation.env_config == config.env_config | {"stage": 2, "evaluation": True}
+    config.training(lr=0.1)  # not frozen: run.py adds its callbacks
+
+
+def test_restarts_are_quick_unless_told_otherwise(load):
+    config = build_algorithm_config(load(PPO))
+    assert config.restart_failed_env_runners is True
+    assert config.delay_between_env_runner_restarts_s == 1.0
+
+
+def test_building_changes_nothing_in_the_settings(load):
+    loaded = load(PPO + "environment: {env_config: {stage: 1}}\nlearners: {num_learners: 0}")
+    before = to_yaml(loaded)
+    first, second = build_algorithm_config(loaded), build_algorithm_config(loaded)
+    first.env_config["stage"] = 2
+    assert second.env_config["stage"] == 1
+    assert to_yaml(loaded) == before
+
+
+def test_every_section_is_a_method_of_the_config_class(ppo_config):
+    sections = sections_of(type(ppo_config))
+    assert {"environment", "training", "rl_module", "fault_tolerance", "api_stack"} <= set(sections)
+    assert not {"copy", "build_algo", "validate", "freeze", "rollouts"} & set(sections)
+    # Through **kwargs the options of the overridden method belong to the section too.
+    assert {"kl_coeff", "lr", "minibatch_size"} <= set(sections["training"])
+
+
+def test_rllib_takes_its_own_defaults_as_far_as_hints_are_checked(ppo_config):
+    """The table of corrected hints is complete, as far as RLlib's own defaults show."""
+    from toolagent.config.hints import fits
+
+    plain = (bool, int, float, str, list, dict)
+    refused = []
+    for section, options in sections_of(type(ppo_config)).items():
+        for name, option in options.items():
+            default = vars(ppo_config).get(name)
+            if type(default) in plain and not option.deprecated and not fits(default, option.hint):
+                refused.append((section, name, default, option.hint))
+    assert [entry[:2] for entry in refused] == [("multi_agent", "policies")]  # holds an object
+
+
+# Overrides --------------------------------------------------------------------------------
+
+
+def test_overrides(load):
+    loaded = load(
+        PPO + "training: {lr: 1.0}\nseed: 1",
+        "training.lr=3e-4",
+        "rl_module.model_config.embedding_size=64",
+        "curriculum.levels.0.advance_at_accuracy=0.9",
+        "run.stop_time_s=5",
+        "seed=2",
+        "seed=3",
+        "env_runners={num_env_runners: 2}",
+        "run.record_episodes=a=b",
+    )
+    assert loaded.sections == {
+        "training": {"lr": 3e-4},
+        "rl_module": {"model_config": {"embedding_size": 64}},
+        "env_runners": {"num_env_runners": 2},
+    }
+    assert loaded.curriculum.levels[0].advance_at_accuracy == 0.9
+    assert (loaded.seed, loaded.run.stop_time_s, loaded.run.record_episodes) == (3, 5, "a=b")
+
+
+# Writing ----------------------------------------------------------------------------------
+
+
+def test_written_settings_are_complete_and_load_back(load):
+    loaded = load(
+        PPO + "training: {lr: 3e-4, vf_clip_param: .inf}\n"
+        "callbacks: {callbacks_class: 'ray.rllib.callbacks.callbacks:RLlibCallback'}\n"
+        "python_environment: {extra_python_environs_for_worker: {A: '3e-4', B: 'yes', C: '007',"
+        " D: '', E: '1:30', F: \"two\\nlines\", G: 'null', H: \"\\u2028ü\"}}",
+        "run.stop_iterations=3",
+    )
+    text = to_yaml(loaded)
+    assert load(text) == loaded
+    assert to_yaml(load(text)) == text
+    assert set(yaml.safe_load(text)["run"]) == set(RunSettings.model_fields)
+    assert "measure_problems" in text
+
+
+def test_the_hash_is_of_the_values_alone(load):
+    one = load(PPO + "training: {lr: 0.1, gamma: 1.0}")
+    other = load(PPO + "seed: 0\ntraining: {gamma: 1.0}", "training.lr=1e-1")
+    assert one == other
+    assert config_sha256(one) == config_sha256(other)
+    assert re.fullmatch("[0-9a-f]{64}", config_sha256(one))
+    assert config_sha256(one) != config_sha256(load(PPO, "seed=1"))
+
+
+# Files ------------------------------------------------------------------------------------
+
+
+def test_a_bare_name_is_a_shipped_config_unless_there_is_such_a_file(tmp_path, monkeypatch):
+    package = tmp_path / "toolagent"
+    package.mkdir()
+    monkeypatch.setattr(toolagent, "__file__", str(package / "__init__.py"))
+    assert "rllib_configs" in refusal(config_folder)
+
+    inside = package / "rllib_configs"
+    inside.mkdir()
+    (inside / "default.yaml").write_text("seed: 1")
+    (inside / "tutorial.yaml").write_text("seed: 2")
+    assert config_folder() == inside
+    assert find_config(None) == inside / "default.yaml"
+    assert find_config("tutorial") == find_config("tutorial.yaml") == inside / "tutorial.yaml"
+    assert shipped_configs() == ["default.yaml", "tutorial.yaml"]
+    assert load_settings("tutorial", check_sections=False).seed == 2
+
+    monkeypatch.chdir(tmp_path)
+    Path("tutorial.yaml").write_text("seed: 3")
+    assert load_settings("tutorial.yaml", check_sections=False).seed == 3
+    Path("tutorial").mkdir()  # a folder is no config
+    assert find_config("tutorial") == inside / "tutorial.yaml"
+    assert "did you mean 'tutorial.yaml'" in refusal(find_config, "tutoral.yml")
+
+    beside = tmp_path / "rllib_configs"
+    beside.mkdir()
+    assert config_folder() == beside
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"", "the file is empty"),
+        (b"# nothing\n", "the file is empty"),
+        (b"- a\n", "expected a mapping such as 'task: calculator'; got ['a']"),
+        (b"just text", "expected a mapping"),
+        (b"training: {lr: 3e-4", "line 1"),
+        (b"training:\n  lr: 3e-4\n bad", "line 3"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"a: \x00", "not YAML"),
+        (b"\x89PNG\r\n\x1a\n", "not UTF-8"),
+        (
+            b"seed: 1\nrun: {}\nseed: 2\n",
+            "line 3, column 1: duplicate key 'seed' (first on line 1)",
+        ),
+        (b"training:\n  lr: 1\n  lr: 2\n", "duplicate key 'lr' (first on line 2)"),
+        (b"seed: &a 1\nb: *a", "line 2, column 4: aliases"),
+        (b"a: !!python/object/apply:os.system [ls]", "is not supported"),
+        (b"a: !!binary aGk=", "is not supported"),
+        (b"a: !!int x", "not a valid int"),
+        (b"a: !!bool x", "not a valid bool"),
+        (b"a: .nan", "NaN"),
+        (b"a: 99999999999999999999", "63 bits"),
+        (b'a: "\\ud800"', "not a valid str"),
+        (b"1: 2", "the key '1' is not text; quote it"),
+        (b"? [a]\n: 2", "the key"),
+        (b"a: 1\n---\na: 2\n", "single document"),
+        (b"a: " + b"[" * 40 + b"]" * 40, "nested deeper"),
+        (b"a: " + b"[" * 5000 + b"]" * 5000, "nested deeper"),
+        (b"a: 1\n" * 100_000, "larger than 256 kB"),
+    ],
+)
+def test_files_that_are_no_configs(tmp_path, content, fragment):
+    path = tmp_path / "torn.yaml"
+    path.write_bytes(content)
+    message = refusal(load_settings, path)
+    assert message.startswith(f"{path}: ")
+    assert fragment in message
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert "no config file" in refusal(load_settings, tmp_path)
+    assert "no config file" in refusal(load_settings, tmp_path / "missing.yaml")
+    assert "no config file" in refusal(load_settings, "x" * 5000)
+    assert "no config file" in refusal(load_settings, "a\0b")
+    assert "no config file" in refusal(load_settings, "")
+    assert "larger than" in refusal(load_settings, "/dev/zero")
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    path = tmp_path / "windows.yaml"
+    path.write_bytes(b"\xef\xbb\xbfseed: 4\r\n")
+    assert load_settings(path, check_sections=False).seed == 4
+
+
+# Wrong input ------------------------------------------------------------------------------
+
+WRONG_FILE = [
+    ("sed: 1", "sed: unknown; did you mean 'seed'?"),
+    ("trainig: {lr: 1}", "trainig: unknown; did you mean 'training'?"),
+    ("rollouts: {}", "rollouts: unknown; did you mean 'env_runners'?"),
+    ("lr: 1", "lr: unknown; did you mean 'training.lr'?"),
+    ("build_algo: {}", "build_algo: unknown"),
+    ("env_runners: {num_env_runer: 1}", "env_runners.num_env_runer: unknown; did you mean"
+     " 'num_env_runners'?"),
+    ("training: {num_learners: 1}", "did you mean 'learners.num_learners'?"),
+    ("training: 5", "training: expected a mapping of options, got 5"),
+    ("training: {lr: fast}", "training.lr: expected float or list, got 'fast'"),
+    ("training: {lr: '3e-4'}", "training.lr: expected float or list, got '3e-4'"),
+    ("training: {lr: true}", "training.lr: expected float or list, got True"),
+    ("training: {lr: null}", "training.lr: expected float or list, got null"),
+    ("training: {lr: -1}", "training.lr: must be at least 0 and finite, not -1"),
+    ("training: {lr: .inf}", "must be at least 0 and finite, not inf"),
+    ("training: {lr: [[5, 0.1], [6, 0.2]]}", "training.lr: When providing a `lr` schedule"),
+    ("training: {gamma: 7}", "training.gamma: must be from 0 to 1 and finite, not 7"),
+    ("training: {num_epochs: '64'}", "training.num_epochs: expected int, got '64'"),
+    ("training: {num_epochs: 1.5}", "training.num_epochs: expected int, got 1.5"),
+    ("training: {num_epochs: true}", "training.num_epochs: expected int, got True"),
+    ("training: {use_gae: 1}", "training.use_gae: expected bool, got 1"),
+    ("training: {grad_clip_by: size}", "training.grad_clip_by: `grad_clip_by` (size) must be"),
+    ("training: {minibatch_size: 9999}", "training.minibatch_size: `minibatch_size` (9999)"),
+    ("training: {model: {fcnet_hiddens: [1]}}", "training.model: belongs to RLlib's old API"),
+    ("training: {vf_share_layers: true}", "training.vf_share_layers: is deprecated in RLlib"),
+    ("training: {num_sgd_iter: -1}", "training.num_sgd_iter: is deprecated in RLlib"),
+    ("resources: {num_gpus: 1}", "use learners.num_gpus_per_learner"),
+    ("env_runners: {num_env_runners: -2}", "num_env_runners: must be at least 0 and finite"),
+    ("env_runners: {num_env_runners: [1]}", "num_env_runners: expected int, got [1]"),
+    ("env_runners: {num_envs_per_env_runner: 0}", "num_envs_per_env_runner: must be at least 1"),
+    ("env_runners: {rollout_fragment_length: 0}", "env_runners.rollout_fragment_length: "),
+    ("env_runners: {batch_mode: all}", "env_runners.batch_mode: `batch_mode` (all) must be"),
+    ("env_runners: {num_rollout_workers: 2}", "Use `AlgorithmConfig.env_runners(num_env_runners)`"),
+    ("env_runners: {gym_env_vectorize_mode: x}", "expected 'sync' or 'async' or"),
+    ("env_runners: {env_runner_cls: 'no.such:Class'}", "env_runner_cls: cannot import"),
+    ("callbacks: {callbacks_class: 'os:nothing'}", "callbacks.callbacks_class: cannot import"),
+    ("callbacks: {on_train_result: 3}", "expected 'package.module:Name' or list, got 3"),
+    ("learners: {num_cpus_per_learner: -1}", "num_cpus_per_learner: must be at least 0"),
+    ("learners: {custom_resources_per_learner: {GPU: 1}}", "custom_resources_per_learner: Do not"),
+    ("learners: {learner_config_dict: 3}", "learner_config_dict: expected mapping, got 3"),
+    ("environment: {env: CartPole-v1}", "environment.env: the environment follows from the"),
+    ("environment: {observation_space: 3}", "expected an object that YAML cannot write, got 3"),
+    ("environment: {env_config: {stge: 1}}", "environment.env_config.stge: unknown; did you mean"
+     " 'stage'?"),
+    ("environment: {env_config: {stage: 7}}", "environment.env_config: stage 7 is not in task"),
+    ("environment: {env_config: {stage: a}}", "env_config.stage: expected int, got 'a'"),
+    ("environment: {env_config: {earlier_stage_share: 2}}", "it must be in 0..1"),
+    ("environment: {env_config: {task: tutorial}}", "the task is the top-level 'task'"),
+    ("debugging: {seed: 3}", "debugging.seed: the seed is the top-level 'seed'"),
+    ("debugging: {log_level: LOUD}", "debugging.log_level: expected 'DEBUG' or"),
+    ("framework: {framework: tf2}", "framework.framework: only 'torch'"),
+    ("api_stack: {enable_rl_module_and_learner: false}", "only True"),
+    ("rl_module: {rl_module_spec: 3}", "rl_module_spec: the module is toolagent's"),
+    ("rl_module: {model_config: {embeding_size: 3}}", "rl_module.model_config.embeding_size:"
+     " unknown; did you mean 'embedding_size'?"),
+    ("rl_module: {model_config: {embedding_size: 0}}", "embedding_size: must be at least 1, not 0"),
+    ("rl_module: {model_config: {embedding_size: 9.5}}", "embedding_size: expected int, got 9.5"),
+    ("rl_module: {algorithm_config_overrides_per_module: {p: {lrr: 1}}}",
+     "rl_module.algorithm_config_overrides_per_module.p.lrr: unknown; did you mean 'lr'?"),
+    ("evaluation: {evaluation_config: {explor: 1}}", "evaluation_config.explor: unknown; did you"
+     " mean 'explore'?"),
+    ("evaluation: {evaluation_config: {explore: 1}}", "evaluation_config.explore: expected bool"),
+    ("evaluation: {evaluation_config: {env_config: {stage: 9}}}", "evaluation.evaluation_config"
+     ".env_config: stage 9"),
+    ("evaluation: {evaluation_duration: auto}", "evaluation.evaluation_duration: "),
+    ("task: calculater", "task: no task 'calculater'; did you mean 'calculator'?"),
+    ("task: 3", "task: expected one of tutorial, calculator"),
+    ("task: [calculator]", "task: expected one of"),
+    ("seed: -1", "seed: expected an integer from 0 to 2147483647, got -1"),
+    ("seed: true", "seed: expected an integer"),
+    ("seed: 1.0", "seed: expected an integer"),
+    ("seed: null", "seed: expected an integer"),
+    ("run: {stop_when_solvd: true}", "run.stop_when_solvd: unknown; did you mean"
+     " 'stop_when_solved'?"),
+    ("run: {stop_time_s: 0}", "run.stop_time_s: must be greater than 0, got 0"),
+    ("run: {stop_time_s: .inf}", "run.stop_time_s: "),
+    ("run: {keep_checkpoints: '3'}", "run.keep_checkpoints: expected a valid integer, got '3'"),
+    ("run: {stop_env_steps: true}", "run.stop_env_steps: expected a valid integer, got True"),
+    ("run: [1]", "run: expected a mapping of options, got [1]"),
+    ("curriculum: 3", "curriculum: expected a mapping of options, got 3"),
+    ("curriculum: {level: []}", "curriculum.level: unknown; did you mean 'levels'?"),
+    ("curriculum: {levels: []}", "curriculum.levels: needs at least one level"),
+    ("curriculum: {levels: [{}]}", "curriculum.levels.0.stage: missing"),
+    ("curriculum: {levels: [{stage: 0, stages: 1}]}", "curriculum.levels.0.stages: unknown;"),
+    ("curriculum: {levels: [{stage: 3}]}", "curriculum.levels.0.stage: 3 is not in the task"),
+    ("curriculum: {levels: [{stage: 0}, {stage: 1}]}", "curriculum.levels.0: can never end"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "fragment"), WRONG_FILE)
+def test_wrong_files(load, tmp_path, text, fragment):
+    message = refusal(lambda: build_algorithm_config(load(PPO + text)))
+    assert message.startswith(f"{tmp_path / 'given.yaml'}: ")
+    assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lr", "--set training.lr: expected section.key=value"),
+        ("=3", "--set =3: expected section.key=value"),
+        ("training..lr=3", "--set training..lr=3: expected section.key=value"),
+        ("training.lr=fast", "--set training.lr: expected float or list, got 'fast'"),
+        ("training.lr=", "--set training.lr: has no value; write null to mean none"),
+        ("training.lr=#1", "--set training.lr: has no value; write null to mean none"),
+        ("training.lr=[1", "--set training.lr: line 1"),
+        ("training.lr.x=1", "--set training.lr.x: 'training.lr' is 0.5, which has no entries"),
+        ("learners.num_learners.x=1", "with --set: learners.num_learners: expected int, got a map"),
+        ("env_runners.num_env_runer=1", "--set env_runners.num_env_runer: unknown; did you mean"),
+        ("sed=1", "--set sed: unknown; did you mean 'seed'?"),
+        ("seed=x", "--set seed: expected an integer"),
+        ("task.x=1", "--set task.x: 'task' is 'calculator', which has no entries"),
+        ("run.stop_time_s=-1", "--set run.stop_time_s: must be greater than 0, got -1"),
+        ("curriculum.levels.3.stage=0", "--set curriculum.levels.3.stage: no entry '3'; the list"),
+        ("curriculum.levels.x.stage=0", "--set curriculum.levels.x.stage: no entry 'x'; the list"),
+        ("curriculum.levels.-1.stage=0", "--set curriculum.levels.-1.stage: no entry '-1'"),
+        ("curriculum.levels.0.stage=9", "--set curriculum.levels.0.stage: 9 is not in the task"),
+        ("training.grad_clip_by=x", "--set training.grad_clip_by: `grad_clip_by` (x) must be"),
+        ("algorithm=SAC", "--set algorithm: no algorithm 'SAC'; "),
+        (".".join("a" * 40) + "=1", "nested deeper than 30 levels"),
+    ],
+)
+def test_wrong_overrides(load, override, message):
+    text = PPO + "task: calculator\ntraining: {lr: 0.5}"
+    assert message in refusal(lambda: build_algorithm_config(load(text, override)))
+
+
+# Fuzzing ----------------------------------------------------------------------------------
+
+KEY_NAMES = """
+task algorithm seed curriculum run levels stage advance_at_accuracy environment env_config
+env_runners num_env_runners training lr gamma minibatch_size learners num_learners evaluation
+evaluation_config explore rl_module model_config embedding_size callbacks callbacks_class
+multi_agent policies experimental _validate_config api_stack stop_time_s 0 1 x
+"""
+KEYS = st.sampled_from(KEY_NAMES.split())
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["PPO", "calculator", "builtins:dict", "auto", 0, 1, 0.5])
+)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def load_and_build(load, text: str, *overrides: str) -> None:
+    """Either it is refused in one line, or it round-trips (and, built, may be refused still)."""
+    try:
+        loaded = load(text, *overrides)
+        assert load(to_yaml(loaded)) == loaded
+        build_algorithm_config(loaded)
+    except UserError as error:
+        assert str(error).isprintable()
+
+
+@FUZZ
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_any_text(load, text):
+    load_and_build(load, text)
+    load_and_build(load, PPO + text)
+
+
+@FUZZ
+@given(st.dictionaries(KEYS, TREES, max_size=4))
+def test_any_tree(load, tree):
+    load_and_build(load, yaml.safe_dump({"algorithm": "PPO"} | tree))
+
+
+@FUZZ
+@given(st.lists(KEYS, min_size=1, max_size=4), TREES | st.text(max_size=10))
+def test_any_override(load, path, value):
+    value_text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n")
+    load_and_build(load, PPO, f"{'.'.join(path)}={value_text}")
+
+
+@FUZZ
+@given(st.lists(st.text(max_size=20), max_size=3))
+def test_any_text_as_override(load, overrides):
+    load_and_build(load, PPO, *overrides)
+
+
+@FUZZ
+@given(value=TREES, data=st.data())
+def test_any_value_of_an_option(load, ppo_config, value, data):
+    """A wrong value is refused by us or by RLlib; either way as a UserError."""
+    sections = sections_of(type(ppo_config))
+    section = data.draw(st.sampled_from(sorted(sections)))
+    name = data.draw(st.sampled_from(sorted(sections[section])))
+    load_and_build(load, yaml.safe_dump({"algorithm": "PPO", section: {name: value}}))
+
+
+# Resources --------------------------------------------------------------------------------
+
+
+def asking(config, runners=0, learners=0, evaluators=0, gpus=0.0):
+    """A copy of the config with that many actors of a CPU each."""
+    config = config.copy(copy_frozen=False)
+    config.env_runners(num_env_runners=runners)
+    config.learners(num_learners=learners, num_gpus_per_learner=gpus)
+    config.evaluation(evaluation_num_env_runners=evaluators)
+    return config
+
+
+def test_sixteen_runners_share_two_cpus(ppo_config):
+    config = asking(ppo_config, runners=16)
+    changed, lines = resolve_resources(config, 2, 0)
+    assert lines == ["16 env runners share 2 CPUs (0.12 CPU each)"]
+    assert changed.num_cpus_per_env_runner == 0.12
+    assert config.num_cpus_per_env_runner == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "actors", "lines"),
+    [
+        (16, {"runners": 16}, []),
+        (2, {"runners": 2}, []),
+        (1, {}, []),
+        (0.5, {"runners": 1}, ["1 env runner share 0.5 CPUs (0.5 CPU each)"]),
+        (2, {"runners": 3}, ["3 env runners share 2 CPUs (0.66 CPU each)"]),
+        (2, {"runners": 2, "learners": 1}, ["2 env runners share 1 CPU (0.5 CPU each)"]),
+        (2, {"runners": 2, "learners": 2},
+         ["2 env runners and 2 learners share 2 CPUs (0.5 CPU each)"]),
+        (2, {"learners": 4}, ["4 learners share 2 CPUs (0.5 CPU each)"]),
+        (2, {"runners": 500}, ["500 env runners share 2 CPUs (0.004 CPU each)"]),
+        (4, {"runners": 3, "evaluators": 2},
+         ["3 env runners and 2 evaluation runners share 4 CPUs (0.8 CPU each)"]),
+    ],
+)  # fmt: skip
+def test_cpus(ppo_config, cpus, actors, lines):
+    config = asking(ppo_config, **actors)
+    changed, said = resolve_resources(config, cpus, 0)
+    assert said == lines
+    if not lines:
+        assert changed is config
+
+
+def test_a_learner_on_a_gpu_asks_for_no_cpu(ppo_config):
+    config = asking(ppo_config, runners=2, learners=1, gpus=1)
+    assert resolve_resources(config, 2, 1)[1] == []
+
+
+def test_evaluation_runners_with_their_own_share(ppo_config):
+    config = asking(ppo_config, runners=1, evaluators=1)
+    config.evaluation(evaluation_config={"num_cpus_per_env_runner": 4, "explore": False})
+    changed, _ = resolve_resources(config, 2, 0)
+    assert changed.num_cpus_per_env_runner == 1
+    assert changed.evaluation_config == {"num_cpus_per_env_runner": 1, "explore": False}
+
+
+@given(
+    nodes=st.lists(st.integers(1, 64), min_size=1, max_size=6),
+    runners=st.integers(1, 300),
+)
+def test_every_runner_finds_a_node(ppo_config, nodes, runners):
+    config = asking(ppo_config, runners=runners)
+    changed, _ = resolve_resources(config, sum(nodes), 0, num_nodes=len(nodes))
+    each = changed.num_cpus_per_env_runner
+    assert sum(math.floor(cpus / each + 1e-9) for cpus in nodes) >= runners
+
+
+@pytest.mark.parametrize(
+    ("gpus", "actors", "message"),
+    [
+        (0, {"gpus": 1}, "learners.num_gpus_per_learner: asks for 1 GPU, this machine has 0;"
+         " use 0"),
+        (1, {"gpus": 1, "learners": 2}, "asks for 2 GPUs, this machine has 1; use 0.5"),
+    ],
+)  # fmt: skip
+def test_more_gpus_than_there_are(ppo_config, gpus, actors, message):
+    assert message in refusal(resolve_resources, asking(ppo_config, **actors), 4, gpus)
+
+
+def test_gpus_of_env_runners(ppo_config):
+    config = asking(ppo_config, runners=2, gpus=1)
+    config.env_runners(num_gpus_per_env_runner=0.5)
+    assert resolve_resources(config, 4, 2) == (config, [])
+    message = refusal(resolve_resources, config, 4, 1)
+    assert message.startswith("env_runners.num_gpus_per_env_runner: asks for 1 GPU, this machine")
+
+
+def test_more_actors_than_can_share(ppo_config):
+    message = refusal(resolve_resources, asking(ppo_config, runners=100_000), 2, 0)
+    assert message == (
+        "env_runners.num_env_runners: 100000 actors are too many for 2 CPUs; use at most 20000"
+    )
+
+
+def test_aggregators_cannot_share(ppo_config):
+    config = asking(ppo_config, runners=1)
+    config.learners(num_aggregator_actors_per_learner=2)
+    assert "num_aggregator_actors_per_learner" in refusal(resolve_resources, config, 2, 0)
+
+
+# Shipped configs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configs_load_round_trip_and_build(name, tmp_path):
+    loaded = load_settings(name)
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(loaded))
+    assert load_settings(path) == loaded
+    assert config_sha256(load_settings(path)) == config_sha256(loaded)
+    build_algorithm_config(loaded)
+    assert loaded.algorithm in ALGORITHMS

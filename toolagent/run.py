@@ -1,0 +1,210 @@
+"""Trains an agent: `python -m toolagent.run --num-env-runners 16`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolagent import cli
+from toolagent.errors import UserError
+from toolagent.session.folder import RunFolder
+from toolagent.session.ray_session import Cluster, quiet, ray_session
+
+# What --num-env-runners and its like mean in the configuration.
+_SHORTHANDS = {
+    "num_env_runners": "env_runners.num_env_runners",
+    "num_learners": "learners.num_learners",
+    "num_gpus_per_learner": "learners.num_gpus_per_learner",
+    "seed": "seed",
+    "stop_env_steps": "run.stop_env_steps",
+    "stop_time_s": "run.stop_time_s",
+    "record_episodes": "run.record_episodes",
+}
+
+
+@click.command()
+@click.option("--config", metavar="FILE", help="A YAML file, or the name of a shipped config.")
+@click.option("--num-env-runners", type=int, metavar="N", help="Processes that play episodes.")
+@click.option("--num-learners", type=int, metavar="N", help="Remote learners; 0: in this process.")
+@click.option("--num-gpus-per-learner", type=float, metavar="X", help="0: learn on the CPU.")
+@click.option("--seed", type=int, metavar="S", help="Seeds everything.")
+@click.option("--stop-env-steps", type=int, metavar="N", help="Stop after N env steps.")
+@click.option("--stop-time-s", type=float, metavar="X", help="Stop after X seconds of training.")
+@click.option("--output-dir", metavar="DIR", help="New folder for results. Default: runs/...")
+@click.option("--resume", metavar="DIR", help="Continue the run in DIR from its last checkpoint.")
+@click.option("--init-from", metavar="CHECKPOINT", help="Start from a checkpoint's weights.")
+@click.option("--address", metavar="A", help="Join the Ray cluster there. Default: start one.")
+@click.option("--record-episodes", metavar="DIR", help="Record training episodes as Parquet.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="section.key=value",
+    help="Change any configuration value; can be repeated.",
+)
+def command(
+    config: str | None,
+    output_dir: str | None,
+    resume: str | None,
+    init_from: str | None,
+    address: str | None,
+    overrides: tuple[str, ...],
+    **shorthands: Any,
+) -> int:
+    """Train an agent through the curriculum until every stage is certified solved."""
+    quiet()
+    overrides = (*overrides, *_as_overrides(shorthands))
+    console = cli.console()
+    if resume is not None:
+        for flag, given in (
+            ("--config", config),
+            ("--output-dir", output_dir),
+            ("--init-from", init_from),
+        ):
+            if given is not None:
+                raise UserError(f"{flag}: can't be given with --resume, which continues a run")
+        # Read before anything is started: a wrong path is answered at once.
+        folder = RunFolder.existing(Path(resume))
+        config = str(folder.config)
+    else:
+        folder = None
+
+    from toolagent.config import build_algorithm_config, load_settings, to_yaml
+
+    settings = load_settings(config, overrides)
+    policy = None
+    if init_from is not None:
+        from toolagent.policy import load_policy
+
+        policy = load_policy(init_from, expected_task=settings.task)
+    algorithm_config = build_algorithm_config(settings)
+    _check_local_gpus(algorithm_config, address)
+    if policy is not None:
+        _check_network(policy, algorithm_config)
+    if folder is None:
+        folder = RunFolder.create(Path(output_dir) if output_dir else None, settings.task)
+        folder.write_config(to_yaml(settings))
+    with ray_session(address, settings.run.dashboard) as cluster:
+        return _run(console, settings, algorithm_config, cluster, folder, policy, bool(resume))
+
+
+def _as_overrides(shorthands: dict[str, Any]) -> list[str]:
+    """The shorthand flags as `--set` writes them."""
+    result = []
+    for name, value in shorthands.items():
+        if value is not None:
+            result.append(f"{_SHORTHANDS[name]}={json.dumps(value)}")  # JSON is YAML
+    return result
+
+
+def _run(
+    console: Any,
+    settings: Any,
+    algorithm_config: Any,
+    cluster: Cluster,
+    folder: RunFolder,
+    policy: Any,
+    resume: bool,
+) -> int:
+    from toolagent.config import resolve_resources
+    from toolagent.curriculum.callback import CurriculumCallback
+    from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
+    from toolagent.session.checkpoints import ALGORITHM, newest_checkpoint
+    from toolagent.session.display import Display
+    from toolagent.session.learning_curve import plot_learning_curve
+    from toolagent.session.report import print_report, summarize
+    from toolagent.session.training import RunState, train
+
+    algorithm_config, notes = resolve_resources(
+        algorithm_config, cluster.cpus, cluster.gpus, cluster.nodes
+    )
+    algorithm_config.callbacks(
+        callbacks_class=[
+            functools.partial(CurriculumCallback, settings.curriculum),
+            RecordEpisodesCallback,
+        ]
+    )
+    if settings.run.record_episodes:
+        record = str(Path(settings.run.record_episodes).resolve())
+        algorithm_config.environment(env_config={"record_episodes": record})
+    console.print(f"task {settings.task}, algorithm {settings.algorithm}, seed {settings.seed}")
+    console.print(f"results in {folder.path}", soft_wrap=True)
+    if cluster.dashboard_url:
+        console.print(f"Ray dashboard: http://{cluster.dashboard_url}")
+    for note in notes:
+        console.print(note)
+
+    state, rows = RunState(), []
+    checkpoint = None
+    if resume:
+        checkpoint, saved = newest_checkpoint(folder.checkpoints)
+        state = RunState(**saved)
+        rows = folder.cut_progress(state.iteration)
+        console.print(f"continues from {checkpoint.name} at {state.env_steps:,} env steps")
+    algorithm = algorithm_config.build_algo()
+    try:
+        if checkpoint is not None:
+            algorithm.restore_from_path(str((checkpoint / ALGORITHM).resolve()))
+        callback = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
+        if policy is not None:
+            _load_weights(algorithm, policy)
+        with Display(console, settings.run.stop_env_steps, settings.run.stop_time_s) as display:
+            outcome = train(settings, algorithm, callback, folder, display, state, rows)
+        network, task = callback.network, callback.task
+    finally:
+        algorithm.stop()
+    summary = summarize(settings, outcome, folder)
+    folder.write_summary(summary)
+    plot_learning_curve(
+        rows, folder.learning_curve, f"{settings.task}, {settings.algorithm}, seed {settings.seed}"
+    )
+    print_report(console, settings, outcome, network, task, folder)
+    if outcome.stopped_by == "interrupted":
+        return cli.EXIT_INTERRUPTED
+    if outcome.state.env_steps == 0:
+        print("error: no env step was trained; see the messages above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check_local_gpus(algorithm_config: Any, address: str | None) -> None:
+    """More GPUs than this machine has are refused before anything is started or written."""
+    if address is not None:
+        return
+    import torch
+
+    asked = algorithm_config.num_gpus_per_learner * max(1, algorithm_config.num_learners)
+    if asked > torch.cuda.device_count():
+        raise UserError(
+            f"learners.num_gpus_per_learner: asks for {asked:g} GPUs in all, this machine has "
+            f"{torch.cuda.device_count()}; use --num-gpus-per-learner 0"
+        )
+
+
+def _check_network(policy: Any, algorithm_config: Any) -> None:
+    width = algorithm_config.rl_module_spec.model_config["embedding_size"]
+    if policy.network.sizes.embedding_size != width:
+        raise UserError(
+            f"--init-from {policy.folder}: its network has embedding_size "
+            f"{policy.network.sizes.embedding_size}, the configuration {width}; add "
+            f"--set rl_module.model_config.embedding_size={policy.network.sizes.embedding_size}"
+        )
+
+
+def _load_weights(algorithm: Any, policy: Any) -> None:
+    """Puts a checkpoint's weights into the learners; runners get them with the next sync."""
+    from ray.rllib.core import DEFAULT_MODULE_ID
+
+    weights = {
+        f"network.{name}": tensor.numpy() for name, tensor in policy.network.state_dict().items()
+    }
+    algorithm.set_weights({DEFAULT_MODULE_ID: weights})
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(command))

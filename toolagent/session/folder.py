@@ -1,0 +1,101 @@
+"""The folder of a run: what lies where, and writing it so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from toolagent.errors import UserError
+from toolagent.policy import write_atomically
+
+CONFIG = "config.yaml"
+PROGRESS = "progress.jsonl"
+SUMMARY = "summary.json"
+CHECKPOINTS = "checkpoints"
+
+
+class RunFolder:
+    """`DIR` of `python -m toolagent.run --output-dir DIR`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / CONFIG
+        self.progress = path / PROGRESS
+        self.summary = path / SUMMARY
+        self.checkpoints = path / CHECKPOINTS
+        self.tensorboard = path / "tensorboard"
+        self.learning_curve = path / "learning_curve.png"
+
+    @classmethod
+    def create(cls, path: Path | None, task: str) -> RunFolder:
+        """A new folder; by default `runs/<task>-<time>` in the current one.
+
+        Raises:
+            UserError: it holds something already, or can't be written.
+        """
+        if path is None:
+            path = Path("runs") / time.strftime(f"{task}-%Y%m%d-%H%M%S")
+        try:
+            if path.exists() and not path.is_dir():
+                raise UserError(f"--output-dir {path}: is a file; name a folder")
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError(
+                    f"--output-dir {path}: is not empty; name a new folder, or continue that run "
+                    f"with --resume {path}"
+                )
+            (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--output-dir {path}: can't be written ({error.strerror})"
+            ) from None
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """The folder of a run to be resumed.
+
+        Raises:
+            UserError: there is no run in it.
+        """
+        folder = cls(path)
+        if not path.is_dir():
+            raise UserError(f"--resume {path}: there is no such folder")
+        if not folder.config.is_file():
+            raise UserError(f"--resume {path}: holds no run (no {CONFIG})")
+        if not os.access(path, os.W_OK):
+            raise UserError(f"--resume {path}: can't be written")
+        return folder
+
+    def write_config(self, text: str) -> None:
+        """The fully resolved configuration."""
+        write_atomically(self.config, text.encode())
+
+    def append_progress(self, row: dict[str, Any]) -> None:
+        """One row an iteration; a row is one write, so a killed run tears at most the last."""
+        with open(self.progress, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def cut_progress(self, iteration: int) -> list[dict[str, Any]]:
+        """Keeps the rows up to an iteration (what a resumed run continues from) and returns them.
+
+        A torn last line, as a killed run may leave, is dropped.
+        """
+        rows = []
+        if self.progress.is_file():
+            for line in self.progress.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    break
+                if row["iteration"] <= iteration:
+                    rows.append(row)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(self.progress, text.encode())
+        return rows
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """What the run came to, as design section 4 declares it."""
+        write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())

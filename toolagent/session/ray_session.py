@@ -1,0 +1,119 @@
+"""Starts Ray, or joins a cluster, quietly and safely."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolagent.errors import UserError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to run on."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    dashboard_url: str | None
+    joined: bool  # an existing cluster, not one started here
+
+
+def quiet() -> None:
+    """Keeps Ray's and Python's warnings off the screen; to be called before Ray is imported.
+
+    They are about Ray's own future, not about the run. Set `TOOLAGENT_VERBOSE=1` to see them.
+    """
+    if os.environ.get("TOOLAGENT_VERBOSE") == "1":
+        return
+    warnings.simplefilter("ignore")
+    for name, value in {
+        "PYTHONWARNINGS": "ignore",  # for Ray's worker processes
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, dashboard: bool) -> Iterator[Cluster]:
+    """Ray for the length of a run: a cluster of this machine, or the one at `address`.
+
+    A cluster started here listens on loopback, asks every client for a token (Ray's default for
+    `ray.init()`), and ends with the run.
+
+    Raises:
+        UserError: there is no cluster at `address`, or it refuses the token.
+    """
+    import ray
+
+    try:
+        options = (
+            {"address": address}
+            if address
+            else {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
+        )
+        with _quiet_stderr():
+            context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if not address:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--address {address}: no Ray cluster answers there ({reason}); "
+            "is it up, and does this machine hold its token?"
+        ) from None
+    try:
+        _protect_token()
+        quiet()
+        resources = ray.cluster_resources()
+        yield Cluster(
+            cpus=resources.get("CPU", 0.0),
+            gpus=resources.get("GPU", 0.0),
+            nodes=sum(1 for node in ray.nodes() if node["Alive"]),
+            dashboard_url=context.dashboard_url or None,
+            joined=address is not None,
+        )
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Holds back what Ray's C++ side writes to file descriptor 2; shown only if Ray fails."""
+    if os.environ.get("TOOLAGENT_VERBOSE") == "1":
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _protect_token() -> None:
+    """Ray writes its token readable for all users of the machine; it is for its owner only."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    with contextlib.suppress(OSError):
+        if token.is_file() and stat.S_IMODE(token.stat().st_mode) & 0o077:
+            token.chmod(0o600)

@@ -1,0 +1,275 @@
+"""The training loop: `Algorithm.train()` until every stage is certified or a stop is reached."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
+
+from toolagent.config import Settings, config_sha256
+from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback, env_steps_of
+from toolagent.rollouts.certification import StageAccuracy, certify, is_certified
+from toolagent.session.checkpoints import write_checkpoint
+from toolagent.session.display import Display
+from toolagent.session.folder import RunFolder
+
+_PIPELINE_FIELDS = (
+    "policy_age_mean",
+    "policy_age_max",
+    "learner_idle_share",
+    "sampler_idle_share",
+    "dropped_episodes_lifetime",
+    "lost_requests_lifetime",
+)
+
+
+@dataclass
+class RunState:
+    """Where a run stands: plain values, in every checkpoint."""
+
+    iteration: int = 0
+    env_steps: int = 0
+    time_s: float = 0.0  # of training, over all sessions of a resumed run
+    first_solved: dict[str, dict[str, float]] = field(default_factory=dict)  # by stage
+
+
+@dataclass
+class Outcome:
+    """What the loop came to."""
+
+    state: RunState
+    stopped_by: str  # "solved", "env_steps", "time", "iterations", "interrupted"
+    stages: list[StageAccuracy]
+    rows: list[dict[str, Any]]
+    checkpoint: Any  # Path of the last one
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM as a wish to stop after this iteration; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Interrupt:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+def train(
+    settings: Settings,
+    algorithm: Any,
+    callback: CurriculumCallback,
+    folder: RunFolder,
+    display: Display,
+    state: RunState,
+    rows: list[dict[str, Any]],
+) -> Outcome:
+    """Trains until a stop, writing progress and checkpoints on the way.
+
+    Measuring and certifying are counted in `time_s` and not in `env_steps`: they are no training,
+    but they take time.
+
+    Args:
+        settings: what was asked for.
+        algorithm: built or restored.
+        callback: the algorithm's own curriculum callback.
+        folder: to write to.
+        display: to show.
+        state: a new run's, or a restored one; changed.
+        rows: of the progress so far; added to.
+    """
+    run = settings.run
+    writer = _tensorboard(folder)
+    start = time.perf_counter() - state.time_s
+    last_checkpoint = time.perf_counter()
+    checkpoint = None
+    with Interrupt() as interrupt:
+        while True:
+            result = algorithm.train()
+            state.iteration = int(algorithm.iteration)
+            before, state.env_steps = state.env_steps, max(env_steps_of(result), state.env_steps)
+            state.time_s = time.perf_counter() - start
+            row = _row(result, state, rows, before)
+            solved = _note_solved(settings, callback, state, row, display)
+            state.time_s = row["time_s"] = time.perf_counter() - start
+            rows.append(row)
+            folder.append_progress(row)
+            _write_tensorboard(writer, row)
+            if row["curriculum_event"]:
+                display.event(f"{state.env_steps:>9,} env steps: {row['curriculum_event']}")
+            display.update(row)
+            stopped_by = _stop(settings, state, solved, interrupt)
+            due = time.perf_counter() - last_checkpoint >= run.checkpoint_every_s
+            if due and not stopped_by:
+                checkpoint = _checkpoint(settings, algorithm, callback, folder, state, ())
+                last_checkpoint = time.perf_counter()
+            if stopped_by:
+                break
+        writer.close()
+        network = callback.refresh_network(algorithm)
+        stages = certify(network, callback.task)
+        checkpoint = _checkpoint(settings, algorithm, callback, folder, state, stages)
+    return Outcome(state, stopped_by, stages, rows, checkpoint)
+
+
+def _stop(settings: Settings, state: RunState, solved: bool, interrupt: Interrupt) -> str | None:
+    run = settings.run
+    if solved and run.stop_when_solved:
+        return "solved"
+    if interrupt.requested:
+        return "interrupted"
+    for name, limit, value in (
+        ("env_steps", run.stop_env_steps, state.env_steps),
+        ("time", run.stop_time_s, state.time_s),
+        ("iterations", run.stop_iterations, state.iteration),
+    ):
+        if limit is not None and value >= limit:
+            return name
+    return None
+
+
+def _note_solved(
+    settings: Settings,
+    callback: CurriculumCallback,
+    state: RunState,
+    row: dict[str, Any],
+    display: Display,
+) -> bool:
+    """Certifies stages whose sample was faultless; True if all stages of the curriculum are."""
+    if not row["measured"]:
+        return False
+    network, task = callback.network, callback.task
+    assert network is not None
+    faultless = {entry.stage for entry in callback.measured if entry.certified}
+    wanted = {level.stage for level in settings.curriculum.levels}
+    all_faultless = wanted <= faultless
+    certified = set()
+    for stage in sorted(faultless):
+        first = str(stage) not in state.first_solved
+        # A stage once certified is certified again only when that could end the run.
+        if (first or all_faultless) and is_certified(network, task, stage):
+            certified.add(stage)
+            if first:
+                state.first_solved[str(stage)] = {
+                    "env_steps": state.env_steps,
+                    "time_s": state.time_s,
+                }
+                display.event(
+                    f"{state.env_steps:>9,} env steps: stage {stage} certified, all "
+                    f"{task.num_problems(stage):,} problems solved ({state.time_s:.1f} s)"
+                )
+    return wanted <= certified
+
+
+def _row(
+    result: dict[str, Any], state: RunState, rows: list[dict[str, Any]], steps_before: int
+) -> dict[str, Any]:
+    """One row of `progress.jsonl`: plain numbers, None where there is none."""
+    curriculum = result[CURRICULUM]
+    runners = result.get(ENV_RUNNER_RESULTS, {})
+    learner = result.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
+    pipeline = result.get("pipeline", {})
+    seconds = state.time_s - (rows[-1]["time_s"] if rows else 0.0)
+    event = None
+    if curriculum["reason"]:
+        event = f"stage {curriculum['next_stage']} begins: {curriculum['reason']}"
+    return {
+        "iteration": state.iteration,
+        "time_s": state.time_s,
+        "env_steps": state.env_steps,
+        "env_steps_per_s": (state.env_steps - steps_before) / seconds if seconds > 0 else 0.0,
+        "stage": curriculum["stage"],
+        "next_stage": curriculum["next_stage"],
+        "curriculum_event": event,
+        "measured": curriculum["measured"],
+        "accuracy": curriculum["accuracy"],
+        "mean_return": curriculum["mean_return"],
+        "episode_return_mean": _number(runners.get("episode_return_mean")),
+        "episode_len_mean": _number(runners.get("episode_len_mean")),
+        "policy_loss": _number(learner.get("policy_loss")),
+        "vf_loss": _number(learner.get("vf_loss")),
+        "entropy": _number(learner.get("entropy")),
+        **{name: _number(pipeline.get(name)) for name in _PIPELINE_FIELDS},
+    }
+
+
+def _number(value: Any) -> float | None:
+    """A finite float, or None: NaN is no JSON."""
+    if value is None or not math.isfinite(float(value)):
+        return None
+    return float(value)
+
+
+def _checkpoint(
+    settings: Settings,
+    algorithm: Any,
+    callback: CurriculumCallback,
+    folder: RunFolder,
+    state: RunState,
+    stages: Any,
+) -> Any:
+    return write_checkpoint(
+        folder.checkpoints,
+        algorithm,
+        callback.refresh_network(algorithm),
+        asdict(state),
+        settings.run.keep_checkpoints,
+        task_name=settings.task,
+        env_steps=state.env_steps,
+        seed=settings.seed,
+        stages=[stage_figures(stage) for stage in stages],
+        config_sha256=config_sha256(settings),
+    )
+
+
+def stage_figures(stage: StageAccuracy) -> dict[str, Any]:
+    """A stage as JSON files show it."""
+    return {
+        "stage": stage.stage,
+        "problems": stage.problems,
+        "solved": stage.solved,
+        "accuracy": stage.accuracy,
+    }
+
+
+def _tensorboard(folder: RunFolder) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder.tensorboard))
+
+
+def _write_tensorboard(writer: Any, row: dict[str, Any]) -> None:
+    step = row["env_steps"]
+    tags = {
+        "charts/episodic_return": row["episode_return_mean"],
+        "charts/episodic_length": row["episode_len_mean"],
+        "charts/SPS": row["env_steps_per_s"],
+        "charts/stage": row["stage"],
+        "losses/policy_loss": row["policy_loss"],
+        "losses/value_loss": row["vf_loss"],
+        "losses/entropy": row["entropy"],
+        **{f"pipeline/{name}": row[name] for name in _PIPELINE_FIELDS},
+    }
+    if row["measured"]:
+        tags |= {f"accuracy/stage_{stage}": value for stage, value in row["accuracy"].items()}
+    for tag, value in tags.items():
+        if value is not None:
+            writer.add_scalar(tag, value, step)
