@@ -129,10 +129,11 @@ def test_a_posed_problem_is_shown_and_scored_as_stated(name, stage, digits):
     formula, numbers, target = task.describe(problems, 0).split(" = ")
     # The formula with its letters replaced is the arithmetic itself.
     assert eval(numbers) == int(target) == task.target(problems)[0]
-    assert formula == ["a*b+c", "a*b+c-d", "a*b+c-d*e"][stage]
-    again = task.pose(problems.stage, **task.given(problems))
-    for (_, column), (_, other) in zip(problems.columns(), again.columns(), strict=True):
-        assert np.array_equal(column, other)
+    assert formula == task.formulas[stage] == ["a*b+c", "a*b+c-d", "a*b+c-d*e"][stage]
+    # What the agent reads is the whole problem.
+    again = task.pose(problems.stage, **task.read(problems.context))
+    assert np.array_equal(again.context, problems.context)
+    assert task.target(again) == task.target(problems)
 
 
 def test_samples_are_even_over_the_digits_and_keep_their_stages():

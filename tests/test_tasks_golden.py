@@ -44,10 +44,10 @@ def test_the_batched_machine_repeats_every_case(name):
     live = np.arange(len(rows))
     for step in range(max(len(row["actions"]) for row in rows)):
         # An episode that is over, or whose recorded actions are used up, takes no more.
-        going = np.array([len(rows[row]["actions"]) > step for row in live])
+        going = np.array([len(rows[row]["actions"]) > step for row in live], bool)
         live, problems, registers = live[going], problems.take(going), registers.take(going)
         transition = task.step(
-            problems, registers, np.array([rows[row]["actions"][step] for row in live])
+            problems, registers, np.array([rows[row]["actions"][step] for row in live], int)
         )
         rewards[live] += transition.rewards
         steps[live] += 1

@@ -31,7 +31,6 @@ from toolagent.tokens import names
 
 DIGIT_COLUMNS = ("a", "b", "c", "d", "e")
 COLUMNS = ("stage", *DIGIT_COLUMNS)
-MOST_THREADS = 4  # the network is too small for more to help
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def command(checkpoint: str, problem_file: str | None, json_file: str | None) ->
     if json_file is not None:
         check_writable(Path(json_file))
     policy = load_policy(checkpoint)
-    use_threads()
+    torch.set_num_threads(1)  # a second saves half a second, and loses many on a busy machine
     answered: list[Answer] | None = None
     if problem_file is None:
         stages = certify(policy.network, policy.task)
@@ -173,12 +172,6 @@ def stage_record(row: StageAccuracy) -> dict[str, int | float]:
 def formulas(task: Task) -> list[str]:
     """What the problems of each stage are: ['a*b+c', ...]."""
     return [describe(task, task.problems(s, 0, 1), 0)[0] for s in range(task.num_stages)]
-
-
-def use_threads() -> None:
-    """As many torch threads as there are cores for this process, up to a useful number."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(max(1, min(cores or 1, MOST_THREADS)))
 
 
 def check_writable(file: Path) -> None:

@@ -111,6 +111,8 @@ def _run(
     policy: Any,
     resume: bool,
 ) -> int:
+    import torch
+
     from toolagent.config import resolve_resources
     from toolagent.curriculum.callback import CurriculumCallback
     from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
@@ -146,6 +148,7 @@ def _run(
         state = RunState(**saved)
         rows = folder.cut_progress(state.iteration)
         console.print(f"continues from {checkpoint.name} at {state.env_steps:,} env steps")
+    torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
     algorithm = algorithm_config.build_algo()
     try:
         if checkpoint is not None:

@@ -197,7 +197,10 @@ def _written(settings: Settings, path: KeyPath) -> Any:
 def _with_code(
     given: Mapping[str, Any], section: str, options: Mapping[str, Option], source: Source
 ) -> dict[str, Any]:
-    """A copy of the section with 'package.module:Name' imported where a class is wanted."""
+    """A copy of the section with 'package.module:Name' imported where a class is wanted.
+
+    Building from a config can thus run code that the config names; loading one cannot.
+    """
     result = copy.deepcopy(dict(given))
     for name, value in result.items():
         option = options[name]

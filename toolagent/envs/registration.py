@@ -40,7 +40,10 @@ def create_for_rllib(env_config: Mapping[str, Any]) -> Any:
     from toolagent.envs.single import ToolEnv
     from toolagent.envs.vector import ToolVectorEnv
 
-    settings = dict(env_config)
+    # RLlib's advantage estimation continues a truncated episode with the value of what comes next.
+    # Behind the action limit nothing comes; with that value an agent that never answers is
+    # content with its own expectations, and stock PPO unlearns `ANS`.
+    settings = {"limit_terminates": True} | dict(env_config)
     settings.pop("record_episodes", None)  # for the runner, which knows whole episodes
     seed = settings.pop("seed", None)
     evaluation = settings.pop("evaluation", False)

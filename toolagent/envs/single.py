@@ -35,7 +35,9 @@ class ToolEnv(gym.Env):
 
     ## Arguments
     `task`: a name of `toolagent.tasks.TASKS`. `stage`: the stage of every episode that
-    `reset(options={"stage": ...})` does not choose otherwise.
+    `reset(options={"stage": ...})` does not choose otherwise. `limit_terminates`: report the last
+    allowed action as termination, not truncation, for learners that would go on with the value
+    of the state behind it (RLlib's do): the limit is a rule of the task, nothing comes after it.
 
     ## Version history
     v0: first version.
@@ -43,8 +45,9 @@ class ToolEnv(gym.Env):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
-    def __init__(self, task: str, stage: int = 0):
+    def __init__(self, task: str, stage: int = 0, limit_terminates: bool = False):
         self.task = get_task(task)
+        self.limit_terminates = limit_terminates
         self.stage = int(self.task.check_stage(stage))
         self.observation_space = observation_space(self.task)
         self.action_space = action_space()
@@ -78,13 +81,10 @@ class ToolEnv(gym.Env):
         observation = self._observation(int(actions[0]))
         if transition.done[0]:
             self._registers = None
-        return (
-            observation,
-            float(transition.rewards[0]),
-            bool(transition.terminated[0]),
-            bool(transition.truncated[0]),
-            info,
-        )
+        terminated, truncated = bool(transition.terminated[0]), bool(transition.truncated[0])
+        if self.limit_terminates:
+            terminated, truncated = terminated or truncated, False
+        return observation, float(transition.rewards[0]), terminated, truncated, info
 
     def _observation(self, previous_token: int) -> dict[str, Any]:
         batch = observe(self._problem, np.array([previous_token]))

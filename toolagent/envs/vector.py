@@ -28,6 +28,7 @@ class ToolVectorEnv(VectorEnv):
         task: a name of `toolagent.tasks.TASKS`.
         stage: the stage of all episodes; a curriculum changes it with `set_stage`.
         earlier_stage_share: the share of episodes drawn from the stages before `stage`.
+        limit_terminates: as in `ToolEnv`.
         stream: integers mixed into every seed. Runners whose `stream` differs share no problem
             stream, even where their seeds coincide: RLlib gives runner i the seed `seed + i`.
     """
@@ -40,6 +41,7 @@ class ToolVectorEnv(VectorEnv):
         task: str,
         stage: int = 0,
         earlier_stage_share: float = 0.0,
+        limit_terminates: bool = False,
         stream: tuple[int, ...] = (),
     ):
         if num_envs < 1:
@@ -49,6 +51,7 @@ class ToolVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.task = get_task(task)
         self.earlier_stage_share = earlier_stage_share
+        self.limit_terminates = limit_terminates
         self.single_observation_space = observation_space(self.task)
         self.single_action_space = action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -125,6 +128,8 @@ class ToolVectorEnv(VectorEnv):
         self._previous = actions.astype(np.int8)
         rewards, done = transition.rewards, transition.done
         terminated, truncated = transition.terminated, transition.truncated
+        if self.limit_terminates:
+            terminated, truncated = terminated | truncated, np.zeros_like(truncated)
         if self._ended.any():
             restarted = np.flatnonzero(self._ended)
             rewards[restarted] = 0.0
