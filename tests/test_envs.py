@@ -1,5 +1,6 @@
 """The single and the vector environment: two views of one machine, and how they are seeded."""
 
+import json
 import warnings
 
 import gymnasium as gym
@@ -9,6 +10,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.rllib.env.env_context import EnvContext
 
 import toolagent  # noqa: F401  (registers the ids)
 from toolagent.envs import env_id
@@ -80,6 +82,13 @@ def test_the_seventh_action_truncates_with_reward_0():
     assert info["solved"] is False
 
 
+def test_the_limit_may_be_reported_as_termination():
+    env = ToolEnv("calculator", limit_terminates=True)
+    env.reset(seed=0)
+    ends = [env.step(STO)[1:4] for _ in range(7)]
+    assert ends == [(0.0, False, False)] * 6 + [(0.0, True, False)]
+
+
 # One semantics, two views ----------------------------------------------------------------------
 
 TOOL_HEAVY = st.sampled_from([*range(18), *[11, 12, 13, 15, 16] * 6, *[14] * 8])
@@ -91,11 +100,18 @@ TOOL_HEAVY = st.sampled_from([*range(18), *[11, 12, 13, 15, 16] * 6, *[14] * 8])
     seed=st.integers(0, 2**32),
     stage=st.integers(0, 2),
     share=st.sampled_from([0.0, 0.5]),
+    limit_terminates=st.booleans(),
     steps=st.lists(st.lists(TOOL_HEAVY, min_size=4, max_size=4), min_size=1, max_size=20),
 )
-def test_the_vector_env_is_n_single_envs(name, seed, stage, share, steps):
-    envs = ToolVectorEnv(4, name, stage=stage, earlier_stage_share=share)
-    singles = [ToolEnv(name) for _ in range(4)]
+def test_the_vector_env_is_n_single_envs(name, seed, stage, share, limit_terminates, steps):
+    envs = ToolVectorEnv(
+        4,
+        name,
+        stage=stage,
+        earlier_stage_share=share,
+        limit_terminates=limit_terminates,
+    )
+    singles = [ToolEnv(name, limit_terminates=limit_terminates) for _ in range(4)]
     ended = [True] * 4  # as if before the first episode: each single env has to be reset
     observations, infos = envs.reset(seed=seed)
     assert_equal(observations, infos, [restarted(envs, i, singles[i]) for i in range(4)])
@@ -138,6 +154,50 @@ def assert_equal(observations, infos, expected):
         } | ({} if infos["_acc"][i] else {"acc": None})
 
 
+def test_gymnasium_s_own_vectorization_works_too():
+    """There `acc` is a number in one env and None in the next, in either order."""
+    digits = [[3, 4, 5, 0, 0], [1, 2, 3, 0, 0]]
+    envs = gym.make_vec("toolagent/Calculator-v0", num_envs=2, vectorization_mode="sync")
+    native = ToolVectorEnv(2, "calculator")
+    envs.reset(seed=0)
+    native.reset(options={"digits": np.array(digits)})
+    for env, row in zip(envs.unwrapped.envs, digits, strict=True):
+        env.reset(options={"digits": row})
+    for actions in ([MUL, STO], [STO, MUL], [ADD, ADD], [ANS, MUL]):
+        observations, rewards, terminated, truncated, infos = envs.step(np.array(actions))
+        expected = native.step(np.array(actions))
+        assert np.array_equal(observations["previous_token"], expected[0]["previous_token"])
+        for one, other in zip((rewards, terminated, truncated), expected[1:4], strict=True):
+            assert np.array_equal(one, other)
+        value, filled = expected[4]["acc"], expected[4]["_acc"]
+        assert infos["acc"].tolist() == [
+            int(v) if f else None for v, f in zip(value, filled, strict=True)
+        ]
+
+
+def test_acc_is_an_integer_for_whoever_reads_it():
+    env = ToolEnv("calculator")
+    env.reset(options={"digits": [3, 4, 5, 0, 0]})
+    acc = env.step(MUL)[4]["acc"]
+    assert isinstance(acc, int) and acc == 12
+    assert json.dumps({"acc": acc}) == '{"acc": 12}' and f"{acc}" == "12"
+
+
+def test_answering_again_after_the_end_is_not_paid_again():
+    envs = ToolVectorEnv(2, "calculator")
+    envs.reset(seed=0, options={"digits": np.array([[3, 4, 5, 0, 0], [1, 1, 1, 0, 0]])})
+    envs.step(np.array([MUL, MUL]))
+    envs.step(np.array([ADD, ADD]))
+    _, rewards, terminated, _, infos = envs.step(np.array([ANS, STO]))
+    assert rewards[0] > 1 and terminated.tolist() == [True, False]
+    assert infos["solved"].tolist() == infos["_solved"].tolist() == [True, False]
+    # Row 0 only begins its next episode, while row 1 ends with an empty register.
+    _, rewards, terminated, _, infos = envs.step(np.array([ANS, ANS]))
+    assert rewards.tolist() == [0.0, 0.0] and terminated.tolist() == [False, True]
+    assert infos["solved"].tolist() == [False, False]
+    assert infos["_solved"].tolist() == [False, True]
+
+
 def test_observations_and_flags_of_earlier_steps_stay_as_they_were():
     envs = ToolVectorEnv(64, "calculator")
     rng = np.random.default_rng(0)
@@ -170,6 +230,9 @@ def test_the_vector_env_poses_given_problems_of_given_stages():
     observations, *_ = envs.step(np.full(3, ANS))
     assert observations["stage"].tolist() == [0, 1, 2]
     assert observations["context"].tolist()[2] != [0, 0, 1, 1, 1, CTX]
+    # Also where one row alone begins its next episode.
+    envs.step(np.array([MUL, MUL, ANS]))
+    assert envs.step(np.array([MUL, MUL, ANS]))[0]["stage"].tolist() == [0, 1, 2]
     # The next call without a stage goes back to the env's own.
     assert envs.reset()[0]["stage"].tolist() == [0, 0, 0]
 
@@ -314,6 +377,23 @@ def test_no_two_runners_of_rllib_share_a_problem_stream():
     # A vacuous test would pass with streams that forget their seed: the same again is the same.
     again = create_for_rllib({"task": "calculator", "stage": 2, "seed": 3, "num_envs": 8})
     assert problem_stream(again, 5, 0).tobytes() == starts[3, False, 2]
+
+
+def test_nor_do_the_single_envs_of_two_runners():
+    """RLlib's `sync` mode: Gymnasium gives env j of a runner the seed of the runner plus j."""
+    starts = {}
+    for seed in range(3):
+        for evaluation in (False, True):
+            for worker in range(1, 4):
+                settings = {"task": "calculator", "stage": 2, "seed": seed}
+                context = EnvContext(settings | {"evaluation": evaluation}, worker_index=worker)
+                for j in range(4):
+                    env = create_for_rllib(context)
+                    first = env.reset(seed=seed + worker + j + 1_000_000 * evaluation)[0]
+                    following = [env.reset()[0] for _ in range(4)]
+                    stream = [o["context"].tolist() for o in (first, *following)]
+                    starts[seed, evaluation, worker, j] = str(stream)
+    assert len(set(starts.values())) == len(starts) == 72
 
 
 def test_streams_differ_where_seeds_coincide():

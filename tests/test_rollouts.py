@@ -16,6 +16,15 @@ from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
 NAMES = ["tutorial", "calculator"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads that wait for each other on a busy machine take 100 times as long as none."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_network(seed=0, prefer=()):
     """An untrained network, with a liking for the tools so that something happens."""
     torch.manual_seed(seed)

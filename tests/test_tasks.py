@@ -20,9 +20,7 @@ def assert_like_the_reference(name, stages, digits, programs):
     task = get_task(name)
     problems = task.pose(np.asarray(stages), digits=np.asarray(digits))
     registers = task.start(problems)
-    references = [
-        REFERENCES[name](stage, row) for stage, row in zip(stages, digits, strict=True)
-    ]
+    references = [REFERENCES[name](stage, row) for stage, row in zip(stages, digits, strict=True)]
     live = np.arange(len(references))
     for step in range(task.max_actions):
         actions = np.asarray(programs)[live, step]

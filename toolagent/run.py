@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from toolagent import cli
+from toolagent.config.settings import MAX_SEED
 from toolagent.errors import UserError
 from toolagent.session.folder import RunFolder
 from toolagent.session.ray_session import Cluster, quiet, ray_session
+
+if TYPE_CHECKING:
+    from toolagent.policy import Policy
 
 # What --num-env-runners and its like mean in the configuration.
 _SHORTHANDS = {
@@ -25,20 +31,28 @@ _SHORTHANDS = {
     "stop_time_s": "run.stop_time_s",
     "record_episodes": "run.record_episodes",
 }
+_COUNT, _LIMIT = click.IntRange(min=0), click.IntRange(min=1)
+_SHARE, _TIME = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
+_FIXED = ("task", "algorithm", "seed")  # what a resumed run can't change
 
 
 @click.command()
 @click.option("--config", metavar="FILE", help="A YAML file, or the name of a shipped config.")
-@click.option("--num-env-runners", type=int, metavar="N", help="Processes that play episodes.")
-@click.option("--num-learners", type=int, metavar="N", help="Remote learners; 0: in this process.")
-@click.option("--num-gpus-per-learner", type=float, metavar="X", help="0: learn on the CPU.")
-@click.option("--seed", type=int, metavar="S", help="Seeds everything.")
-@click.option("--stop-env-steps", type=int, metavar="N", help="Stop after N env steps.")
-@click.option("--stop-time-s", type=float, metavar="X", help="Stop after X seconds of training.")
+@click.option("--num-env-runners", type=_COUNT, metavar="N", help="Processes that play episodes.")
+@click.option("--num-learners", type=_COUNT, metavar="N", help="Remote learners; 0: none, local.")
+@click.option("--num-gpus-per-learner", type=_SHARE, metavar="X", help="0: learn on the CPU.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="S", help="Seeds everything.")
+@click.option("--stop-env-steps", type=_LIMIT, metavar="N", help="Stop after N env steps.")
+@click.option("--stop-time-s", type=_TIME, metavar="X", help="Stop after X seconds of training.")
 @click.option("--output-dir", metavar="DIR", help="New folder for results. Default: runs/...")
 @click.option("--resume", metavar="DIR", help="Continue the run in DIR from its last checkpoint.")
 @click.option("--init-from", metavar="CHECKPOINT", help="Start from a checkpoint's weights.")
-@click.option("--address", metavar="A", help="Join the Ray cluster there. Default: start one.")
+@click.option(
+    "--address",
+    metavar="A",
+    envvar="RAY_ADDRESS",
+    help="Join the Ray cluster there. Default: start one.",
+)
 @click.option("--record-episodes", metavar="DIR", help="Record training episodes as Parquet.")
 @click.option(
     "--set",
@@ -71,26 +85,31 @@ def command(
         # Read before anything is started: a wrong path is answered at once.
         folder = RunFolder.existing(Path(resume))
         config = str(folder.config)
-    else:
-        folder = None
 
-    from toolagent.config import build_algorithm_config, load_settings, to_yaml
+    from toolagent.config import build_algorithm_config, load_settings
 
     settings = load_settings(config, overrides)
-    policy = None
-    if init_from is not None:
-        from toolagent.policy import load_policy
-
-        policy = load_policy(init_from, expected_task=settings.task)
     algorithm_config = build_algorithm_config(settings)
     _check_local_gpus(algorithm_config, address)
-    if policy is not None:
-        _check_network(policy, algorithm_config)
-    if folder is None:
-        folder = RunFolder.create(Path(output_dir) if output_dir else None, settings.task)
-        folder.write_config(to_yaml(settings))
+    _check_recording(settings.run.record_episodes)
+    start = Start()
+    if resume is not None:
+        start = _resumed(folder, settings, load_settings(config), algorithm_config)
+    else:
+        folder = RunFolder.new(Path(output_dir) if output_dir else None, settings.task)
+        if init_from is not None:
+            start = Start(policy=_policy("--init-from", init_from, settings, algorithm_config))
     with ray_session(address, settings.run.dashboard) as cluster:
-        return _run(console, settings, algorithm_config, cluster, folder, policy, bool(resume))
+        return _run(console, settings, algorithm_config, cluster, folder, start)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with: nothing, a policy's weights, or a checkpoint of its own."""
+
+    policy: Policy | None = None
+    checkpoint: Path | None = None
+    state: dict[str, Any] = field(default_factory=dict)  # of `session.training.RunState`
 
 
 def _as_overrides(shorthands: dict[str, Any]) -> list[str]:
@@ -108,15 +127,14 @@ def _run(
     algorithm_config: Any,
     cluster: Cluster,
     folder: RunFolder,
-    policy: Any,
-    resume: bool,
+    start: Start,
 ) -> int:
     import torch
 
-    from toolagent.config import resolve_resources
+    from toolagent.config import resolve_resources, to_yaml
     from toolagent.curriculum.callback import CurriculumCallback
     from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
-    from toolagent.session.checkpoints import ALGORITHM, newest_checkpoint
+    from toolagent.session.checkpoints import ALGORITHM
     from toolagent.session.display import Display
     from toolagent.session.learning_curve import plot_learning_curve
     from toolagent.session.report import print_report, summarize
@@ -125,6 +143,7 @@ def _run(
     algorithm_config, notes = resolve_resources(
         algorithm_config, cluster.cpus, cluster.gpus, cluster.nodes
     )
+    folder.make(to_yaml(settings))  # nothing that could be refused comes after
     algorithm_config.callbacks(
         callbacks_class=[
             functools.partial(CurriculumCallback, settings.curriculum),
@@ -141,24 +160,22 @@ def _run(
     for note in notes:
         console.print(note)
 
-    state, rows = RunState(), []
-    checkpoint = None
-    if resume:
-        checkpoint, saved = newest_checkpoint(folder.checkpoints)
-        state = RunState(**saved)
+    state, rows = RunState(**start.state), []
+    if start.checkpoint is not None:
         rows = folder.cut_progress(state.iteration)
-        console.print(f"continues from {checkpoint.name} at {state.env_steps:,} env steps")
+        console.print(f"continues from {start.checkpoint.name} at {state.env_steps:,} env steps")
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
     algorithm = algorithm_config.build_algo()
     try:
-        if checkpoint is not None:
-            algorithm.restore_from_path(str((checkpoint / ALGORITHM).resolve()))
+        if start.checkpoint is not None:
+            algorithm.restore_from_path(str((start.checkpoint / ALGORITHM).resolve()))
         callback = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
-        if policy is not None:
-            _load_weights(algorithm, policy)
+        if start.policy is not None:
+            _load_weights(algorithm, start.policy)
         with Display(console, settings.run.stop_env_steps, settings.run.stop_time_s) as display:
             outcome = train(settings, algorithm, callback, folder, display, state, rows)
         network, task = callback.network, callback.task
+        assert network is not None  # training measured it
     finally:
         algorithm.stop()
     summary = summarize(settings, outcome, folder)
@@ -189,14 +206,50 @@ def _check_local_gpus(algorithm_config: Any, address: str | None) -> None:
         )
 
 
-def _check_network(policy: Any, algorithm_config: Any) -> None:
+def _check_recording(folder: str | None) -> None:
+    """The folder for recorded episodes is made by runners, whose failures are hard to read."""
+    if folder is None:
+        return
+    nearest = Path(folder)
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"--record-episodes {folder}: {nearest} is a file; name a folder")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"--record-episodes {folder}: can't be written")
+
+
+def _resumed(folder: RunFolder, settings: Any, before: Any, algorithm_config: Any) -> Start:
+    """The newest checkpoint, if these settings can continue from it; `before` are the run's own."""
+    from toolagent.session.checkpoints import newest_checkpoint
+    from toolagent.session.training import RunState
+
+    for key in _FIXED:
+        was, now = getattr(before, key), getattr(settings, key)
+        if was != now:
+            raise UserError(f"--resume {folder.path}: its {key} is {was}; it can't become {now}")
+    if len(settings.curriculum.levels) != len(before.curriculum.levels):
+        raise UserError(f"--resume {folder.path}: the number of curriculum.levels can't change")
+    checkpoint, state = newest_checkpoint(folder.checkpoints)
+    if state.keys() != {entry.name for entry in fields(RunState)}:
+        raise UserError(f"--resume {checkpoint}: written by another version of toolagent")
+    _policy("--resume", checkpoint, settings, algorithm_config)
+    return Start(checkpoint=checkpoint, state=state)
+
+
+def _policy(flag: str, path: str | Path, settings: Any, algorithm_config: Any) -> Policy:
+    """The policy at the path: sound, of the settings' task, and of the configured size."""
+    from toolagent.policy import load_policy
+
+    policy = load_policy(path, expected_task=settings.task)
     width = algorithm_config.rl_module_spec.model_config["embedding_size"]
     if policy.network.sizes.embedding_size != width:
         raise UserError(
-            f"--init-from {policy.folder}: its network has embedding_size "
+            f"{flag} {policy.folder}: its network has embedding_size "
             f"{policy.network.sizes.embedding_size}, the configuration {width}; add "
             f"--set rl_module.model_config.embedding_size={policy.network.sizes.embedding_size}"
         )
+    return policy
 
 
 def _load_weights(algorithm: Any, policy: Any) -> None:

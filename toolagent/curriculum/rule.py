@@ -178,10 +178,7 @@ def decide(
             return move(state.level + 1, f"stage {level.stage} is right on at least {bound:.3f}")
     if level.advance_after_env_steps is not None and steps >= level.advance_after_env_steps:
         return move(state.level + 1, f"{steps:,} env steps on stage {level.stage}")
-    if (
-        level.advance_after_iterations is not None
-        and iterations >= level.advance_after_iterations
-    ):
+    if level.advance_after_iterations is not None and iterations >= level.advance_after_iterations:
         return move(state.level + 1, f"{iterations} iterations on stage {level.stage}")
     return Decision(state)
 

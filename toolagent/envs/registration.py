@@ -34,8 +34,11 @@ def register_with_gymnasium() -> None:
 def create_for_rllib(env_config: Mapping[str, Any]) -> Any:
     """RLlib's env creator: the vector env where RLlib asks for `num_envs`, else the single one.
 
-    `env_config` (an RLlib `EnvContext`) holds `task` and the constructor's arguments; `seed` and
-    the runner's index become the `stream` that keeps runners and seeds apart.
+    `env_config` (an RLlib `EnvContext`) holds `task` and the constructor's arguments. RLlib seeds
+    the env of runner i with `seed + i`, and Gymnasium env j in it with j more: sums that coincide.
+    `env_config["seed"]`, the runner's index and `evaluation` therefore become the `stream` that is
+    mixed into that seed. Where RLlib asks for `num_envs` the index is lost (`EnvContext | dict` is
+    a plain dict); there seed and sum together still name the runner.
     """
     from toolagent.envs.single import ToolEnv
     from toolagent.envs.vector import ToolVectorEnv
@@ -48,11 +51,11 @@ def create_for_rllib(env_config: Mapping[str, Any]) -> Any:
     seed = settings.pop("seed", None)
     evaluation = settings.pop("evaluation", False)
     num_envs = settings.pop("num_envs", None)
-    if num_envs is None:
-        settings.pop("earlier_stage_share", None)
-        return ToolEnv(**settings)
     worker = getattr(env_config, "worker_index", 0)
     stream = () if seed is None else (int(seed), int(worker), int(evaluation))
+    if num_envs is None:
+        settings.pop("earlier_stage_share", None)
+        return ToolEnv(stream=stream, **settings)
     return ToolVectorEnv(num_envs=num_envs, stream=stream, **settings)
 
 

@@ -12,6 +12,15 @@ from toolagent.tasks import get_task
 from toolagent.tokens import CTX, check_actions
 
 
+class _Result(int):
+    """A plain integer in all but its type.
+
+    Gymnasium's own vectorization (`sync`, `async`) makes one array of the N envs' `acc`. If the
+    first is an `int`, that array holds integers only, and another env's None raises in it; values
+    of any other type are kept as objects.
+    """
+
+
 class ToolEnv(gym.Env):
     """One problem, solved by emitting tool tokens.
 
@@ -38,6 +47,7 @@ class ToolEnv(gym.Env):
     `reset(options={"stage": ...})` does not choose otherwise. `limit_terminates`: report the last
     allowed action as termination, not truncation, for learners that would go on with the value
     of the state behind it (RLlib's do): the limit is a rule of the task, nothing comes after it.
+    `stream`: integers mixed into every seed, as in `ToolVectorEnv`.
 
     ## Version history
     v0: first version.
@@ -45,12 +55,19 @@ class ToolEnv(gym.Env):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
-    def __init__(self, task: str, stage: int = 0, limit_terminates: bool = False):
+    def __init__(
+        self,
+        task: str,
+        stage: int = 0,
+        limit_terminates: bool = False,
+        stream: tuple[int, ...] = (),
+    ):
         self.task = get_task(task)
         self.limit_terminates = limit_terminates
         self.stage = int(self.task.check_stage(stage))
         self.observation_space = observation_space(self.task)
         self.action_space = action_space()
+        self._stream = tuple(stream)
         self._problem: Any = None
         self._registers: Any = None
 
@@ -63,6 +80,8 @@ class ToolEnv(gym.Env):
             ValueError: an option that is unknown or out of range.
         """
         super().reset(seed=seed)
+        if seed is not None and self._stream:
+            self._np_random = np.random.default_rng(np.random.SeedSequence([seed, *self._stream]))
         options = options or {}
         stage = np.atleast_1d(self.task.check_stage(options.get("stage", self.stage)))
         self._problem = pose_or_sample(self.task, self.np_random, stage, options)
@@ -92,4 +111,4 @@ class ToolEnv(gym.Env):
 
     def _info(self) -> dict[str, Any]:
         value, filled = self.task.accumulator(self._registers)
-        return {"acc": int(value[0]) if filled[0] else None}
+        return {"acc": _Result(value[0]) if filled[0] else None}

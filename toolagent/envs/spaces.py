@@ -15,9 +15,7 @@ from toolagent.tokens import NUM_TOKENS
 def observation_space(task: Task) -> Dict:
     """What the agent sees: the context, the stage and its own previous token. Never a register."""
     return Dict(
-        context=MultiDiscrete(
-            np.full(task.context_length, task.context_vocabulary), dtype=np.int8
-        ),
+        context=MultiDiscrete(np.full(task.context_length, task.context_vocabulary), dtype=np.int8),
         stage=Discrete(task.num_stages),
         previous_token=Discrete(NUM_TOKENS),
     )

@@ -67,15 +67,18 @@ class ToolVectorEnv(VectorEnv):
         """Episodes that start from now on are of this stage, or (a share) of an earlier one."""
         self.stage = int(self.task.check_stage(stage))
 
-    def fresh_problems(self, count: int) -> Any:
+    def fresh_problems(self, count: int, current: int = 0) -> Any:
         """The next `count` problems of this environment's stream and stage mix.
 
         For a batched rollout, which plays whole episodes itself and needs the problems only.
+
+        Args:
+            count: how many.
+            current: how many of them, the last ones, are of `stage` and not of the mix.
         """
-        return self.task.sample(
-            self.np_random,
-            draw_stages(self.np_random, count, self.stage, self.earlier_stage_share),
-        )
+        stages = draw_stages(self.np_random, count, self.stage, self.earlier_stage_share)
+        stages[count - current :] = self.stage
+        return self.task.sample(self.np_random, stages)
 
     @property
     def stages(self) -> np.ndarray:

@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from typing import Any, Self
 
+import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
@@ -23,18 +24,17 @@ from ray.rllib.utils.metrics import (
 )
 
 from toolagent.learning.callback_state import CallbackStateMixin
+from toolagent.learning.exploration import STEP_COLUMNS, Exploration
 from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.learning.pipeline_figures import PipelineFigures
 from toolagent.models.rl_module import StageGRUModule
-from toolagent.rollouts.env_runner import BatchedEnvRunner, Fragment
+from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner, Fragment
 from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
 
 PIPELINE = "pipeline"  # where the pipeline's own figures stand in a result
 _SAMPLE = "sample_fragment"
 # RLlib's fetch waits until *all* requests are done or its time is up: a short time, asked again.
 _POLL_S = 0.001
-_STEP_COLUMNS = ("actions", "rewards", "log_probabilities")
-_LEARNED_COLUMNS = ("stage", "context", "lengths", *_STEP_COLUMNS)
 
 
 class ToolAgentConfig(AlgorithmConfig):
@@ -62,6 +62,12 @@ class ToolAgentConfig(AlgorithmConfig):
         self.normalize_advantages = True
         self.clip_param: float | None = 0.2
         self.max_policy_age = 1
+        self.novelty_coefficient = 0.0
+        self.novelty_cap = 6.0
+        self.explorer_share = 0.0
+        self.explore_until_solved = 0.9
+        self.replay_coefficient = 0.0
+        self.replay_episodes = 128
         self.num_epochs = 1
         self.minibatch_size = None
 
@@ -77,6 +83,12 @@ class ToolAgentConfig(AlgorithmConfig):
         normalize_advantages: bool = NotProvided,
         clip_param: float | None = NotProvided,
         max_policy_age: int = NotProvided,
+        novelty_coefficient: float = NotProvided,
+        novelty_cap: float = NotProvided,
+        explorer_share: float = NotProvided,
+        explore_until_solved: float = NotProvided,
+        replay_coefficient: float = NotProvided,
+        replay_episodes: int = NotProvided,
         **kwargs: Any,
     ) -> Self:
         """What `AlgorithmConfig.training()` does not know.
@@ -92,6 +104,15 @@ class ToolAgentConfig(AlgorithmConfig):
                 correction (plain A2C; then max_policy_age must be 0 and num_epochs 1).
             max_policy_age: how many updates old the weights that played an episode may be when
                 it is learned from; 0 is strictly on-policy (sampling waits for the learner).
+            novelty_coefficient: size of the bonus for rare machine statuses (`NoveltyBonus`);
+                0: none.
+            novelty_cap: largest surprise of a status, in nats.
+            explorer_share: share of the episodes that explorers play (`Exploration`); 0: none.
+            explore_until_solved: explorers and replay end for a stage once the policy solves this
+                share of its training episodes: there is nothing left to find.
+            replay_coefficient: weight of the self-imitation loss on replayed solved episodes
+                (`SuccessReplay`); 0: no replay.
+            replay_episodes: solved episodes replayed in an update.
             kwargs: those of `AlgorithmConfig.training()` (lr, gamma, grad_clip, num_epochs,
                 minibatch_size in episodes, ...).
         """
@@ -105,6 +126,12 @@ class ToolAgentConfig(AlgorithmConfig):
             ("normalize_advantages", normalize_advantages),
             ("clip_param", clip_param),
             ("max_policy_age", max_policy_age),
+            ("novelty_coefficient", novelty_coefficient),
+            ("novelty_cap", novelty_cap),
+            ("explorer_share", explorer_share),
+            ("explore_until_solved", explore_until_solved),
+            ("replay_coefficient", replay_coefficient),
+            ("replay_episodes", replay_episodes),
         ):
             if value is not NotProvided:
                 setattr(self, name, value)
@@ -124,8 +151,30 @@ class ToolAgentConfig(AlgorithmConfig):
         for name in ("episodes_per_update", "updates_per_iteration"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_policy_age < 0:
-            raise ValueError(f"max_policy_age is {self.max_policy_age}; it must be at least 0")
+        for name in (
+            "max_policy_age",
+            "novelty_coefficient",
+            "novelty_cap",
+            "replay_coefficient",
+            "replay_episodes",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 <= self.explorer_share < 1:
+            raise ValueError(
+                f"explorer_share is {self.explorer_share}; it must be at least 0 and below 1 (the "
+                "policy needs episodes to learn from)"
+            )
+        if not 0 < self.explore_until_solved < 1:
+            raise ValueError(
+                f"explore_until_solved is {self.explore_until_solved}; it must be above 0 and "
+                "below 1, or exploring would never end"
+            )
+        if self.explorer_share > 0 and self.replay_coefficient == 0:
+            raise ValueError(
+                "explorer_share needs replay_coefficient above 0: what explorers find is learned "
+                "from by replay only"
+            )
         if self.episodes_per_update < max(1, self.num_learners):
             raise ValueError(
                 f"episodes_per_update is {self.episodes_per_update}; {self.num_learners} learners "
@@ -164,6 +213,8 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         self._in_flight: Counter[int] = Counter()  # runner id -> requests under way
         self._next_runner = 0
         super().setup(config)
+        task = self.env_runner_group.local_env_runner.env.task
+        self._exploration = Exploration(self.config, task.num_stages, task.num_statuses)
         self._weights = self._publish_weights()
 
     @override(Algorithm)
@@ -177,7 +228,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
                 break
             sampled = time.perf_counter()
             last = update + 1 == self.config.updates_per_iteration
-            self._update(batch, reduce_metrics=last)
+            figures.trained_env_steps += self._update(batch, reduce_metrics=last)
             learned = time.perf_counter()
             self._weights = self._publish_weights()
             figures.wait_s += sampled - started
@@ -248,7 +299,8 @@ class ToolAgent(CallbackStateMixin, Algorithm):
                 return
             # The least busy one, in turn.
             runner = min(
-                free, key=lambda r: (self._in_flight[r], (r - self._next_runner) % (max(runners) + 1))
+                free,
+                key=lambda r: (self._in_flight[r], (r - self._next_runner) % (max(runners) + 1)),
             )
             self._next_runner = runner + 1
             sent = group.foreach_env_runner_async(
@@ -264,9 +316,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
     def _fetch(self, figures: PipelineFigures) -> None:
         """Takes in the fragments that are ready, and counts the requests that died."""
         group = self.env_runner_group
-        for runner, fragment in group.fetch_ready_async_reqs(
-            tags=_SAMPLE, timeout_seconds=_POLL_S
-        ):
+        for runner, fragment in group.fetch_ready_async_reqs(tags=_SAMPLE, timeout_seconds=_POLL_S):
             self._in_flight[runner] -= 1
             self._fragments.append(fragment)
         alive = set(group.healthy_env_runner_ids())
@@ -279,10 +329,12 @@ class ToolAgent(CallbackStateMixin, Algorithm):
 
     # Learning -----------------------------------------------------------------------------
 
-    def _update(self, batch: EpisodeBatch, reduce_metrics: bool) -> None:
+    def _update(self, batch: EpisodeBatch, reduce_metrics: bool) -> int:
+        """One gradient step; returns the env steps that it learned from."""
         config = self.config
         shards = max(1, config.num_learners)
-        batches = [_learner_batch(batch, shard, shards) for shard in range(shards)]
+        columns = self._exploration.learner_columns(batch)
+        batches = [_learner_batch(columns, shard, shards) for shard in range(shards)]
         data = (
             TrainingData(batch_refs=[ray.put(part) for part in batches])
             if config.num_learners
@@ -304,6 +356,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         self._updates += 1
         if reduce_metrics:
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        return sum(part.env_steps() for part in batches)
 
     def _publish_weights(self) -> Any:
         """The current weights as env runners take them, numbered; by reference if they are remote.
@@ -317,6 +370,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         state = {
             COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE],
             WEIGHTS_SEQ_NO: self._updates + 1,
+            EXPLORERS: self._exploration.for_runners(),
         }
         return ray.put(state) if self.env_runner_group.num_remote_env_runners() else state
 
@@ -324,21 +378,27 @@ class ToolAgent(CallbackStateMixin, Algorithm):
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return super().get_state(*args, **kwargs) | {"updates": self._updates}
+        return super().get_state(*args, **kwargs) | {
+            "updates": self._updates,
+            "exploration": self._exploration.get_state(),
+        }
 
     @override(Algorithm)
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        self._updates = state.get("updates", self._updates)
+        if "updates" in state:
+            self._updates = state["updates"]
+            self._exploration.set_state(state["exploration"])
+            self._weights = self._publish_weights()
 
 
-def _learner_batch(batch: EpisodeBatch, shard: int, shards: int) -> MultiAgentBatch:
+def _learner_batch(columns: dict[str, np.ndarray], shard: int, shards: int) -> MultiAgentBatch:
     """One learner's share: every `shards`-th episode, cut to the longest one's steps."""
-    steps = int(batch.lengths.max())
-    columns = {}
-    for name in _LEARNED_COLUMNS:
-        column = getattr(batch, name)[shard::shards]
-        columns[name] = column[:, :steps] if name in _STEP_COLUMNS else column
+    columns = {name: column[shard::shards] for name, column in columns.items()}
+    steps = int(columns["lengths"].max())
+    for name in STEP_COLUMNS:
+        columns[name] = columns[name][:, :steps]
     return MultiAgentBatch(
-        {DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(columns["lengths"].sum())
+        {DEFAULT_MODULE_ID: SampleBatch(columns)},
+        env_steps=int(columns["lengths"][~columns["replayed"]].sum()),
     )

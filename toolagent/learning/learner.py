@@ -22,7 +22,7 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
-from toolagent.learning.losses import policy_loss, policy_step
+from toolagent.learning.losses import imitation_loss, policy_loss, policy_step
 from toolagent.learning.returns import (
     generalized_advantages,
     masked_mean,
@@ -31,12 +31,14 @@ from toolagent.learning.returns import (
 )
 
 CLIPPED_SHARE = "clipped_share"
+IMITATION_LOSS = "imitation_loss"
 
 
 class EpisodeColumnsLearner(TorchLearner):
     """A2C and PPO on `EpisodeBatch` columns.
 
     loss = policy loss + vf_loss_coeff * mean((V - target)^2) - entropy_coeff * mean(entropy)
+           + replay_coefficient * imitation loss of the replayed episodes
 
     Means are over actions taken; nothing after an episode's end has a loss or a gradient. PPO is
     the same loss with `num_epochs` and `minibatch_size` (in episodes) above one pass; advantages
@@ -61,9 +63,13 @@ class EpisodeColumnsLearner(TorchLearner):
     ) -> Tensor:
         logits = fwd_out[Columns.ACTION_DIST_INPUTS]  # (B, T, A)
         values = fwd_out[Columns.VF_PREDS]  # (B, T)
-        mask = step_mask(batch["lengths"], logits.shape[1])  # (B, T)
+        happened = step_mask(batch["lengths"], logits.shape[1])  # (B, T)
+        replayed = batch["replayed"].unsqueeze(1)  # (B, 1)
+        mask = happened & ~replayed  # what the present policy (or a recent one) played
+        rewards = batch["rewards"]
+        # The bonus shapes what is learned; it is no part of any return that is reported.
         advantages, targets = generalized_advantages(
-            batch["rewards"], values, mask, config.gamma, config.lambda_
+            rewards + batch["intrinsic_rewards"], values, mask, config.gamma, config.lambda_
         )
         if config.normalize_advantages:
             advantages = normalize(advantages, mask)
@@ -77,6 +83,9 @@ class EpisodeColumnsLearner(TorchLearner):
         )
         value_loss = masked_mean((values - targets).square(), mask)
         entropy = masked_mean(step.entropy, mask)
+        imitation = imitation_loss(
+            step.log_probabilities, rewards, values, happened & replayed, config.gamma
+        )
         # Kept as tensors: RLlib reads them when it reduces its metrics, not once an update.
         self.metrics.log_dict(
             {
@@ -84,18 +93,24 @@ class EpisodeColumnsLearner(TorchLearner):
                 VF_LOSS_KEY: value_loss.detach(),
                 ENTROPY_KEY: entropy.detach(),
                 CLIPPED_SHARE: clipped_share,
+                IMITATION_LOSS: imitation.detach(),
             },
             key=module_id,
             window=1,
         )
-        return policy + config.vf_loss_coeff * value_loss - config.entropy_coeff * entropy
+        return (
+            policy
+            + config.vf_loss_coeff * value_loss
+            - config.entropy_coeff * entropy
+            + config.replay_coefficient * imitation
+        )
 
     @override(Learner)
     def _log_steps_trained_metrics(self, batch: MultiAgentBatch) -> None:
         """RLlib counts rows, which are episodes here; its names mean env steps, so count those."""
         log = self.metrics.log_value
         for module_id, columns in batch.policy_batches.items():
-            steps = int(columns["lengths"].sum())
+            steps = int((columns["lengths"] * ~columns["replayed"]).sum())
             log((module_id, WEIGHTS_SEQ_NO), self._weights_seq_no, window=1)
             log((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), steps, reduce="mean")
             for scope in (module_id, ALL_MODULES):

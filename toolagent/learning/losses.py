@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toolagent.learning.returns import masked_mean
+from toolagent.learning.returns import generalized_advantages, masked_mean
 
 
 class PolicyStep(NamedTuple):
@@ -48,3 +48,16 @@ def policy_loss(
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
     share = masked_mean((clipped < unclipped).float(), mask)
     return -masked_mean(torch.min(unclipped, clipped), mask), share
+
+
+def imitation_loss(
+    log_probabilities: Tensor, rewards: Tensor, values: Tensor, mask: Tensor, gamma: float
+) -> Tensor:
+    """Makes replayed successes more probable, where they went better than expected.
+
+        mean(-log pi(a) * max(0, R - V)),  R the return to go, no gradient through R - V
+
+    Source: Oh et al. 2018, "Self-imitation learning", eq. 2.
+    """
+    surplus, _ = generalized_advantages(rewards, values, mask, gamma, 1.0)
+    return masked_mean(-log_probabilities * surplus.clamp(min=0), mask)

@@ -24,7 +24,8 @@ class PipelineFigures:
     idle_s: float = 0.0
     inference_s: float = 0.0
     machine_s: float = 0.0
-    env_steps: int = 0
+    env_steps: int = 0  # sampled
+    trained_env_steps: int = 0  # learned from: explorers' and dropped ones are not
     episodes: int = 0
     transfer_bytes: int = 0
     dropped_episodes: int = 0  # played, but too old to be learned from
@@ -57,8 +58,12 @@ class PipelineFigures:
             metrics.log_value((key, name), value, window=1)
         for name in ("wait_s", "learn_s", "sync_s", "busy_s", "idle_s", "inference_s", "machine_s"):
             metrics.log_value((key, name), getattr(self, name), reduce="sum")
-        for name in ("env_steps", "episodes", "dropped_episodes", "lost_requests"):
+        for name in (
+            "env_steps",
+            "trained_env_steps",
+            "episodes",
+            "dropped_episodes",
+            "lost_requests",
+        ):
             metrics.log_value((key, name), getattr(self, name), reduce="sum")
-            metrics.log_value(
-                (key, f"{name}_lifetime"), getattr(self, name), reduce="lifetime_sum"
-            )
+            metrics.log_value((key, f"{name}_lifetime"), getattr(self, name), reduce="lifetime_sum")

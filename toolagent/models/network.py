@@ -169,9 +169,7 @@ class StageGRUNetwork(nn.Module):
         recurrent = torch.addmm(table.recurrent_bias, hidden, table.recurrent_weight)  # (B, 3D)
         gates = torch.sigmoid_(inputs[:, : 2 * width] + recurrent[:, : 2 * width])
         reset, update = gates[:, :width], gates[:, width:]
-        new = torch.tanh_(
-            torch.addcmul(inputs[:, 2 * width :], reset, recurrent[:, 2 * width :])
-        )
+        new = torch.tanh_(torch.addcmul(inputs[:, 2 * width :], reset, recurrent[:, 2 * width :]))
         hidden = torch.lerp(new, hidden, update)
         heads = torch.addmm(table.head_bias, hidden, table.head_weight)  # (B, A + 1)
         return heads[:, :NUM_TOKENS], heads[:, NUM_TOKENS], hidden

@@ -43,8 +43,11 @@ from ray.rllib.utils.metrics import (
 from toolagent.envs.registration import create_for_rllib
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.rollouts.episode_batch import EpisodeBatch
-from toolagent.rollouts.play import PlayTimes, play
+from toolagent.rollouts.play import Explorers, PlayTimes, play
 from toolagent.rollouts.recorder import EpisodeRecorder
+
+
+EXPLORERS = "explorers"  # in a state: (share of the episodes, their table of log-weights)
 
 
 @dataclass
@@ -62,6 +65,9 @@ class Fragment:
 
 class BatchedEnvRunner(EnvRunner, Checkpointable):
     """An EnvRunner whose `sample` plays B complete episodes at once (`rollouts.play`).
+
+    Some of them may be explorers' (`play.Explorers`); the algorithm says how many with the
+    weights. Their steps are counted, their returns are not: those are the policy's.
 
     B is `num_envs_per_env_runner`. Episodes never span two calls, so nothing is left over when
     the weights, the stage or the runner itself change.
@@ -83,6 +89,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self._weights_seq_no = 0
         self._last_return: float | None = None
         self._generator = torch.Generator()
+        self._explorer_share = 0.0
+        self._explorer_weights = torch.zeros(0)
         self.make_env()
         self.make_module()
 
@@ -148,13 +156,18 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         explore = self.config.explore if explore is None else explore
         started = time.perf_counter()
         self._times = PlayTimes()
-        problems = self.env.fresh_problems(num_episodes or self.num_envs)
+        count = num_episodes or self.num_envs
+        explorers = None
+        if explore and not random_actions and self._explorer_share > 0:
+            explorers = Explorers(round(count * self._explorer_share), self._explorer_weights)
+        problems = self.env.fresh_problems(count, current=explorers.count if explorers else 0)
         batch = play(
             self.module.network,
             self.env.task,
             problems,
             self._generator if explore or random_actions else None,
             random_actions=random_actions,
+            explorers=explorers,
             times=self._times,
         )
         self._log(batch, time.perf_counter() - started)
@@ -243,6 +256,9 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
                 self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
             if weights_seq_no:
                 self._weights_seq_no = weights_seq_no
+        if EXPLORERS in state:
+            self._explorer_share, log_weights = state[EXPLORERS]
+            self._explorer_weights = torch.from_numpy(np.array(log_weights))
         if NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
             self.num_env_steps_sampled_lifetime = state[NUM_ENV_STEPS_SAMPLED_LIFETIME]
         if "stage" in state:
@@ -266,11 +282,13 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
 
     def _log(self, batch: EpisodeBatch, seconds: float) -> None:
         """RLlib's metrics under RLlib's names, once a call: whole columns, no episode objects."""
-        steps, episodes, returns = batch.env_steps, len(batch), batch.returns
+        steps, episodes = batch.env_steps, len(batch)
+        policy = ~batch.explored if batch.explored.any() else slice(None)
+        returns, lengths = batch.returns[policy], batch.lengths[policy]
         self.num_env_steps_sampled_lifetime += steps
         window = 10  # calls, each of which is a mean over hundreds of episodes
         for key, value in (
-            (EPISODE_LEN_MEAN, steps / episodes),
+            (EPISODE_LEN_MEAN, float(lengths.mean())),
             (EPISODE_RETURN_MEAN, float(returns.mean())),
             (EPISODE_DURATION_SEC_MEAN, seconds),
             (("agent_episode_return_mean", DEFAULT_AGENT_ID), float(returns.mean())),
@@ -278,8 +296,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         ):
             self.metrics.log_value(key, value, window=window)
         for key, value, reduce in (
-            (EPISODE_LEN_MIN, int(batch.lengths.min()), "min"),
-            (EPISODE_LEN_MAX, int(batch.lengths.max()), "max"),
+            (EPISODE_LEN_MIN, int(lengths.min()), "min"),
+            (EPISODE_LEN_MAX, int(lengths.max()), "max"),
             (EPISODE_RETURN_MIN, float(returns.min()), "min"),
             (EPISODE_RETURN_MAX, float(returns.max()), "max"),
         ):

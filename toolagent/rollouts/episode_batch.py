@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from toolagent.tasks import Task
 from toolagent.tasks.columns import Columns
-from toolagent.tokens import EOS
+from toolagent.tokens import ANS, EOS
 
 
 @dataclass
 class EpisodeBatch(Columns):
     """B finished episodes of up to T actions; nothing in it after an episode's end is meant.
 
-    Only what the learner needs, in the smallest dtypes: about 90 bytes an episode for T = 7.
+    Only what the learner needs, in the smallest dtypes: about 80 bytes an episode for T = 7.
     What was observed is in here too: `context` and `stage` directly, and the previous token of
     step t is action t-1 (`CTX` at the first step).
     """
@@ -27,12 +27,22 @@ class EpisodeBatch(Columns):
     lengths: np.ndarray  # (B,) int8: actions taken, the last one included
     rewards: np.ndarray  # (B, T) float32, 0 after the end
     log_probabilities: np.ndarray  # (B, T) float32 of the actions when chosen, 0 after the end
+    status: np.ndarray  # (B, T) int8: the machine's status after each action, 0 after the end
     solved: np.ndarray  # (B,) bool: the answer is exactly right
+    explored: np.ndarray  # (B,) bool: played by an explorer, not by the policy
 
     @property
     def env_steps(self) -> int:
         """Actions taken in live episodes."""
         return int(self.lengths.sum(dtype=np.int64))
+
+    @property
+    def effective(self) -> np.ndarray:
+        """(B, T) bool: actions that changed the machine's status, and answers."""
+        before = np.zeros_like(self.status)  # the status before the first action is 0
+        before[:, 1:] = self.status[:, :-1]
+        happened = np.arange(self.actions.shape[1]) < self.lengths[:, None]
+        return happened & ((self.status != before) | (self.actions == ANS))
 
     @property
     def returns(self) -> np.ndarray:
@@ -82,7 +92,9 @@ def arrow_schema(context_length: int, max_actions: int) -> pa.Schema:
             ("lengths", pa.int8()),
             ("rewards", pa.list_(pa.float32(), max_actions)),
             ("log_probabilities", pa.list_(pa.float32(), max_actions)),
+            ("status", pa.list_(pa.int8(), max_actions)),
             ("solved", pa.bool_()),
+            ("explored", pa.bool_()),
         ]
     )
 
@@ -113,5 +125,7 @@ def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBa
         lengths=np.zeros(len(stage), np.int8),
         rewards=np.zeros(shape, np.float32),
         log_probabilities=np.zeros(shape, np.float32),
+        status=np.zeros(shape, np.int8),
         solved=np.zeros(len(stage), bool),
+        explored=np.zeros(len(stage), bool),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,16 @@ class PlayTimes:
     machine_s: float = 0.0  # everything else: transitions, columns, leaving the batch
 
 
+class Explorers(NamedTuple):
+    """Episodes played by a table of what is worth trying in a machine status.
+
+    `log_weights[status, token]`, (statuses, 18) float32: log-probabilities of the tokens.
+    """
+
+    count: int  # of the episodes, the last ones of the batch
+    log_weights: torch.Tensor
+
+
 @torch.no_grad()
 def play(
     network: StageGRUNetwork,
@@ -32,6 +42,7 @@ def play(
     generator: torch.Generator | None = None,
     *,
     random_actions: bool = False,
+    explorers: Explorers | None = None,
     times: PlayTimes | None = None,
 ) -> EpisodeBatch:
     """One episode of each problem, from start to end.
@@ -45,12 +56,16 @@ def play(
         generator: the stream that actions are drawn from; None plays greedily (the most
             probable token; of equals, the one with the lowest number).
         random_actions: draw tokens evenly, not from the policy; needs a generator.
+        explorers: the last few episodes are played by them, not by the policy; needs a generator.
         times: seconds are added to it.
 
     Returns:
         The B episodes in the order of `problems`.
     """
     batch = empty_batch(task, problems.context, problems.stage)
+    exploring = 0 if explorers is None or generator is None else explorers.count
+    if exploring:
+        batch.explored[-exploring:] = True
     table = network.step_table()
     registers = task.start(problems)
     live = np.arange(len(problems))  # the rows of `batch` that are still playing
@@ -70,6 +85,10 @@ def play(
             log_probabilities = torch.log_softmax(
                 torch.zeros_like(logits) if random_actions else logits, 1
             )
+            if exploring:  # the last rows; who leaves the batch keeps its order
+                assert explorers is not None
+                status = torch.from_numpy(task.status(registers)[-exploring:].astype(np.int64))
+                log_probabilities[-exploring:] = explorers.log_weights[status]
             token = sample_tokens(log_probabilities, generator)
             log_probability = log_probabilities.gather(1, token[:, None]).squeeze(1)
         actions = token.numpy()
@@ -80,6 +99,7 @@ def play(
         rows: Any = slice(None) if len(live) == len(batch) else live
         batch.actions[rows, step] = actions
         batch.rewards[rows, step] = transition.rewards
+        batch.status[rows, step] = task.status(transition.registers)
         batch.solved[rows] = transition.solved
         if log_probability is not None:
             batch.log_probabilities[rows, step] = log_probability.numpy()
@@ -92,6 +112,8 @@ def play(
             live, registers, problems = live[going], registers.take(going), problems.take(going)
             kept = torch.from_numpy(going)
             token, hidden = token[kept], hidden[kept]
+            if exploring:
+                exploring = int(np.count_nonzero(batch.explored[live]))
     if times is not None:
         times.inference_s += inference_s
         times.machine_s += clock() - started - inference_s

@@ -21,7 +21,8 @@ class EpisodeRecorder:
 
     Columns: `stage` (int8), the columns that pose the problem again (`digits`: list of 5 ints, 0
     where the stage shows none), `actions` (list of ints), `rewards` and `log_probabilities`
-    (lists of floats), `solved` (bool), `env_runner` (int). Lists are as long as the episode.
+    (lists of floats), `solved` (bool), `explored` (bool: played by an explorer, not by the
+    policy), `env_runner` (int). Lists are as long as the episode.
 
     Args:
         folder: made if it is missing; files of several runners and runs can share it.
@@ -75,6 +76,7 @@ def record_table(batch: EpisodeBatch, task: Task, env_runner: int) -> pa.Table:
             "rewards": ragged(batch.rewards),
             "log_probabilities": ragged(batch.log_probabilities),
             "solved": batch.solved,
+            "explored": batch.explored,
             "env_runner": np.full(len(batch), env_runner, np.int32),
         }
     )

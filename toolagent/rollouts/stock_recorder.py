@@ -50,8 +50,6 @@ def batch_of_episodes(episodes: list[Any], task: Task) -> EpisodeBatch:
         batch.lengths[row] = length
         batch.actions[row, :length] = episode.get_actions()
         batch.rewards[row, :length] = episode.get_rewards()
-        batch.log_probabilities[row, :length] = episode.get_extra_model_outputs(
-            Columns.ACTION_LOGP
-        )
+        batch.log_probabilities[row, :length] = episode.get_extra_model_outputs(Columns.ACTION_LOGP)
         batch.solved[row] = bool(episode.get_infos(-1).get("solved", False))
     return batch

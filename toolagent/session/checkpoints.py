@@ -83,7 +83,9 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path, dict[str, Any]]:
         if not (folder / ALGORITHM).is_dir():
             continue
         try:
-            return folder, json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            state = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             continue
+        if isinstance(state, dict):
+            return folder, state
     raise UserError(f"--resume: no complete checkpoint in {checkpoints}; start a new run instead")

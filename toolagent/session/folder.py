@@ -30,14 +30,19 @@ class RunFolder:
         self.learning_curve = path / "learning_curve.png"
 
     @classmethod
-    def create(cls, path: Path | None, task: str) -> RunFolder:
-        """A new folder; by default `runs/<task>-<time>` in the current one.
+    def new(cls, path: Path | None, task: str) -> RunFolder:
+        """A folder for a new run, not made yet; by default `runs/<task>-<time>` in the current one.
 
         Raises:
-            UserError: it holds something already, or can't be written.
+            UserError: it holds something already, or can't be read.
         """
         if path is None:
-            path = Path("runs") / time.strftime(f"{task}-%Y%m%d-%H%M%S")
+            stem = Path("runs") / time.strftime(f"{task}-%Y%m%d-%H%M%S")
+            path, number = stem, 1
+            while path.exists():
+                number += 1
+                path = stem.with_name(f"{stem.name}-{number}")
+            return cls(path)
         try:
             if path.exists() and not path.is_dir():
                 raise UserError(f"--output-dir {path}: is a file; name a folder")
@@ -46,12 +51,23 @@ class RunFolder:
                     f"--output-dir {path}: is not empty; name a new folder, or continue that run "
                     f"with --resume {path}"
                 )
-            (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output-dir {path}: can't be used ({error.strerror})") from None
+        return cls(path)
+
+    def make(self, config: str) -> None:
+        """Makes the folder and writes the fully resolved configuration into it.
+
+        Raises:
+            UserError: it can't be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.write_config(config)
         except OSError as error:
             raise UserError(
-                f"--output-dir {path}: can't be written ({error.strerror})"
+                f"--output-dir {self.path}: can't be written ({error.strerror})"
             ) from None
-        return cls(path)
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:

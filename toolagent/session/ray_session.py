@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import stat
 import sys
 import tempfile
@@ -12,8 +13,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from toolagent.errors import UserError
+
+_REACHABLE_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -59,22 +63,17 @@ def ray_session(address: str | None, dashboard: bool) -> Iterator[Cluster]:
     """
     import ray
 
-    try:
-        options = (
-            {"address": address}
-            if address
-            else {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
-        )
-        with _quiet_stderr():
+    options: dict[str, Any] = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
+    if address:
+        options = {"address": address}
+        _check_reachable(address)
+    with _quiet_stderr():
+        try:
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if not address:
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--address {address}: no Ray cluster answers there ({reason}); "
-            "is it up, and does this machine hold its token?"
-        ) from None
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if not address:
+                raise
+            raise _no_cluster(address, str(error).strip().splitlines()[0]) from None
     try:
         _protect_token()
         quiet()
@@ -90,9 +89,32 @@ def ray_session(address: str | None, dashboard: bool) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Refuses an address where nobody listens; Ray itself would try for minutes.
+
+    Raises:
+        UserError: no connection to host:port (with or without 'ray://'). Whatever is no host:port
+            ('auto', 'local', ...) is left to Ray.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACHABLE_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str, reason: str) -> UserError:
+    return UserError(
+        f"--address {address}: no Ray cluster answers there ({reason}); "
+        "is it up, and does this machine hold its token?"
+    )
+
+
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Holds back what Ray's C++ side writes to file descriptor 2; shown only if Ray fails."""
+    """Holds back what Ray's C++ side writes to file descriptor 2; shown only if there is a bug."""
     if os.environ.get("TOOLAGENT_VERBOSE") == "1":
         yield
         return
@@ -102,6 +124,8 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except (UserError, KeyboardInterrupt):
+            raise
         except BaseException:
             held.seek(0)
             os.write(saved, held.read())

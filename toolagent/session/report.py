@@ -87,9 +87,7 @@ def print_report(
         )
     console.print(table)
     if settings.task == "tutorial":
-        console.print(
-            "(the tutorial prints the mean reward and calls it accuracy)", style="dim"
-        )
+        console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")
     _print_samples(console, settings, network, task)
     console.print(
         f"\nnext: python -m toolagent.evaluate {folder.path}\n"
@@ -98,9 +96,7 @@ def print_report(
     )
 
 
-def _print_samples(
-    console: Console, settings: Any, network: StageGRUNetwork, task: Task
-) -> None:
+def _print_samples(console: Console, settings: Any, network: StageGRUNetwork, task: Task) -> None:
     rng = np.random.default_rng(np.random.SeedSequence((settings.seed, 0x73616D70)))  # 'samp'
     for stage in range(task.num_stages):
         for sample in range(settings.run.sample_trajectories):

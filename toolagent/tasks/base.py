@@ -116,6 +116,15 @@ class Task(abc.ABC):
     def target(self, problems: Any) -> np.ndarray:
         """(B,) int64: the right answers."""
 
+    num_statuses: ClassVar[int]  # `status` is an integer below this; 0 is every episode's first
+
+    @abc.abstractmethod
+    def status(self, registers: Any) -> np.ndarray:
+        """(B,) int8: which registers are filled and how far the machine has read, not with what.
+
+        For exploration bonuses only; the agent never observes it.
+        """
+
     # What both environments check -----------------------------------------------------------
 
     def check_stage(self, stage: Any) -> np.ndarray:

@@ -114,6 +114,15 @@ class CalculatorTask(ArithmeticTask):
             solved=solved,
         )
 
+    num_statuses = 8 * (NUM_DIGITS + 1)
+
+    def status(self, registers: CalculatorRegisters) -> np.ndarray:
+        r = registers
+        filled = (
+            r.acc_filled + 2 * r.mem_filled.astype(np.int8) + 4 * r.latch_filled.astype(np.int8)
+        )
+        return filled + 8 * r.cursor
+
     def accumulator(self, registers: CalculatorRegisters) -> tuple[np.ndarray, np.ndarray]:
         return registers.acc, registers.acc_filled
 

@@ -75,12 +75,19 @@ class TutorialTask(ArithmeticTask):
         right = filled & (value == problems.subgoals[np.arange(len(stage)), stage])
         rewards = right + SHAPING_COEFFICIENT * shaping(problems, value, filled)
         return Transition(
-            registers=TutorialRegisters(steps, value, filled | multiply | recall, mem | (actions == STO)),
+            registers=TutorialRegisters(
+                steps, value, filled | multiply | recall, mem | (actions == STO)
+            ),
             rewards=np.where(terminated, rewards, 0.0),
             terminated=terminated,
             truncated=~terminated & (steps >= self.max_actions),
             solved=terminated & filled & (value == self.target(problems)),
         )
+
+    num_statuses = 4
+
+    def status(self, registers: TutorialRegisters) -> np.ndarray:
+        return registers.filled + 2 * registers.mem.astype(np.int8)
 
     def accumulator(self, registers: TutorialRegisters) -> tuple[np.ndarray, np.ndarray]:
         return registers.last, registers.filled

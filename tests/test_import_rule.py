@@ -1,0 +1,163 @@
+"""The floors of the house: a file imports from its own floor or those above, and no further."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "toolagent"
+
+TOKENS, TASKS, ENVS, MODELS = {"tokens", "errors"}, {"tasks"}, {"envs"}, {"models"}
+ROLLOUTS, LEARNING, CURRICULUM = {"rollouts"}, {"learning"}, {"curriculum"}
+CONFIG = {"config"}
+
+# Floor: what it may import of toolagent. Whatever is not named is a command, the ground floor,
+# which may import everything.
+MAY_IMPORT = {
+    "tokens": TOKENS,
+    "errors": TOKENS,
+    "tasks": TOKENS | TASKS,
+    "envs": TOKENS | TASKS | ENVS,
+    "models": TOKENS | MODELS,
+    "rollouts": TOKENS | TASKS | ENVS | MODELS | ROLLOUTS,
+    "learning": TOKENS | MODELS | ROLLOUTS | LEARNING,
+    "curriculum": TOKENS | TASKS | ENVS | MODELS | ROLLOUTS | LEARNING | CURRICULUM,
+    "config": TOKENS | TASKS | ENVS | MODELS | ROLLOUTS | LEARNING | CURRICULUM | CONFIG,
+    "__init__": {"envs"},
+}
+
+STANDARD = set(sys.stdlib_module_names)
+# Packages besides the standard library; floors not named here may import any.
+OUTSIDE = {
+    "tokens": {"numpy"},
+    "errors": set(),
+    "tasks": {"numpy"},
+    "models": {"numpy", "torch", "ray"},
+    "__init__": set(),
+}
+
+
+def files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def floor_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports_of(path, module_level_only=False):
+    """The dotted names that a file imports, `from x import y` as x.y."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    found = set()
+
+    def visit(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: relative import, line {child.lineno}"
+                found.update(f"{child.module}.{alias.name}" for alias in child.names)
+            function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            if not (module_level_only and function):
+                visit(child)
+
+    visit(tree)
+    return found
+
+
+def own_floors(imports):
+    """The floors of toolagent among dotted names; the package itself counts as none."""
+    parts = [name.split(".") for name in imports]
+    known = {floor_of(path) for path in files()}
+    return {p[1] for p in parts if p[0] == "toolagent" and len(p) > 1 and p[1] in known}
+
+
+def outside(imports):
+    return {name.split(".")[0] for name in imports} - STANDARD - {"toolagent"}
+
+
+def test_the_walk_finds_the_package():
+    assert {"tokens", "tasks", "envs", "models", "rollouts"} <= {floor_of(p) for p in files()}
+    assert "tasks" in own_floors(imports_of(PACKAGE / "envs" / "single.py"))
+    assert outside(imports_of(PACKAGE / "envs" / "registration.py")) == {"gymnasium", "ray"}
+    assert outside(imports_of(PACKAGE / "envs" / "registration.py", True)) == {"gymnasium"}
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_imports_only_from_its_own_floor_and_those_above(path):
+    floor, imports = floor_of(path), imports_of(path)
+    if floor in MAY_IMPORT:
+        wrong = own_floors(imports) - MAY_IMPORT[floor]
+        assert not wrong, f"'{floor}' must not import {sorted(wrong)}"
+    if floor in OUTSIDE:
+        wrong = outside(imports) - OUTSIDE[floor]
+        assert not wrong, f"'{floor}' must not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "envs").glob("*.py")), ids=lambda p: p.name)
+def test_environments_import_ray_on_request_only(path):
+    assert outside(imports_of(path, module_level_only=True)) <= {"numpy", "gymnasium"}
+    if path.name != "registration.py":
+        assert outside(imports_of(path)) <= {"numpy", "gymnasium"}
+
+
+def test_the_curriculum_s_rule_knows_neither_ray_nor_torch():
+    assert not {"ray", "torch"} & outside(imports_of(PACKAGE / "curriculum" / "rule.py"))
+
+
+def run(code):
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "toolagent",
+        "toolagent.tasks",
+        "toolagent.tasks.oracle",
+        "toolagent.envs",
+        "toolagent.envs.single, toolagent.envs.vector",
+        "toolagent.curriculum.rule",
+    ],
+)
+def test_importing_loads_neither_ray_nor_torch(modules):
+    heavy = run(
+        f"import sys, {modules}\n"
+        "print(sorted({'ray', 'torch'} & {name.split('.')[0] for name in sys.modules}))"
+    )
+    assert heavy.strip() == "[]"
+
+
+def test_an_environment_is_made_and_stepped_without_ray_and_torch():
+    heavy = run(
+        "import sys, gymnasium, toolagent, numpy\n"
+        "envs = gymnasium.make_vec('toolagent/Calculator-v0', num_envs=2)\n"
+        "envs.reset(seed=0); envs.step(numpy.array([11, 14]))\n"
+        "env = gymnasium.make('toolagent/Tutorial-v0')\n"
+        "env.reset(seed=0); env.step(14)\n"
+        "print(sorted({'ray', 'torch'} & {name.split('.')[0] for name in sys.modules}))"
+    )
+    assert heavy.strip() == "[]"
+
+
+def test_importing_toolagent_costs_little_beyond_gymnasium():
+    seconds = [
+        float(
+            run(
+                "import time, gymnasium\n"
+                "started = time.process_time()\n"
+                "import toolagent\n"
+                "print(time.process_time() - started)"
+            )
+        )
+        for _ in range(2)
+    ]
+    assert min(seconds) < 0.5

@@ -1,0 +1,129 @@
+"""What is added to the episodes that were played before they are learned from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from toolagent.learning.novelty import NoveltyBonus
+from toolagent.learning.success_replay import SuccessReplay
+from toolagent.learning.trials import TrialTable
+from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
+
+STEP_COLUMNS = ("actions", "rewards", "intrinsic_rewards", "log_probabilities")  # (B, T)
+_EPISODE_COLUMNS = ("stage", "context", "lengths")
+_PLAYED_COLUMNS = ("actions", "rewards", "log_probabilities")
+
+REPLAY_SLOTS = 256  # programs; a stage's coincidences are about a hundred
+REPLAY_EXAMPLES = 64  # solved problems of each
+MIN_TRIES = 20  # of a token in a status before explorers take it that it does nothing
+RATE = 0.05  # of all moving shares, per update
+
+
+class Exploration:
+    """Explorers, success replay and novelty bonus, between the env runners and the learners.
+
+    It stands in the algorithm's process, where every batch passes: its statistics are those of
+    all runners, and what they need goes out to them with the next weights.
+
+    - *Explorers* play a share of the episodes on the curriculum's stage by a `TrialTable`. They
+      feed the replay and nothing else: no policy gradient, no return.
+    - *Success replay* adds solved episodes of that stage to an update, for imitation.
+    - The *novelty bonus* is an alternative to explorers, off by default.
+
+    Explorers and replay end for a stage when the policy solves `until_solved` of its training
+    episodes (a moving share); the explorers get fewer on the way there.
+
+    Args:
+        config: a `ToolAgentConfig`.
+        num_stages: of the task.
+        num_statuses: of the task.
+    """
+
+    def __init__(self, config: Any, num_stages: int, num_statuses: int):
+        self.explorer_share = config.explorer_share
+        self.until_solved = config.explore_until_solved
+        self.replay_episodes = config.replay_episodes if config.replay_coefficient > 0 else 0
+        self.stage = 0  # the highest seen
+        self.solved_share = np.zeros(num_stages)
+        self.table = TrialTable(num_statuses, MIN_TRIES)
+        seed = None if config.seed is None else (int(config.seed), 0x7265706C)  # 'repl'
+        streams = np.random.SeedSequence(seed).spawn(num_stages)
+        self.replay = [
+            SuccessReplay(REPLAY_SLOTS, REPLAY_EXAMPLES, np.random.default_rng(stream))
+            for stream in streams
+        ]
+        self.bonus = NoveltyBonus(
+            num_stages,
+            num_statuses,
+            config.novelty_coefficient,
+            config.novelty_cap,
+            RATE,
+        )
+
+    def for_runners(self) -> tuple[float, np.ndarray]:
+        """What env runners need: the share of explorers, and their log-weights."""
+        solved = self.solved_share[self.stage]
+        share = self.explorer_share * (1 - solved) if solved < self.until_solved else 0.0
+        return share, self.table.log_weights()
+
+    def learner_columns(self, batch: EpisodeBatch) -> dict[str, np.ndarray]:
+        """The columns of an update: what the policy played, and replayed episodes behind it.
+
+        Returns:
+            The batch's columns that are learned from, `intrinsic_rewards` (B, T) and `replayed`
+            (B,) bool.
+        """
+        self.stage = int(batch.stage.max())
+        self._count(batch)
+        if batch.explored.any():
+            batch = batch.take(~batch.explored)
+        played = len(batch)
+        intrinsic = np.zeros(batch.rewards.shape, np.float32)
+        if self.bonus.coefficient > 0:
+            intrinsic = self.bonus.rewards(batch.stage, batch.status, batch.lengths, batch.solved)
+        replayed = None
+        if self.replay_episodes and self.solved_share[self.stage] < self.until_solved:
+            replayed = self.replay[self.stage].sample(self.replay_episodes)
+        if replayed is not None:
+            batch = concatenate([batch, replayed])
+            intrinsic = np.concatenate(
+                [intrinsic, np.zeros((len(replayed), intrinsic.shape[1]), np.float32)]
+            )
+        columns = {name: getattr(batch, name) for name in (*_EPISODE_COLUMNS, *_PLAYED_COLUMNS)}
+        return columns | {
+            "intrinsic_rewards": intrinsic,
+            "replayed": np.arange(len(batch)) >= played,
+        }
+
+    def _count(self, batch: EpisodeBatch) -> None:
+        if self.explorer_share > 0:
+            self.table.add(batch)
+        here = batch.stage == self.stage
+        if self.replay_episodes:
+            self.replay[self.stage].add(batch.take(here))
+        by_policy = batch.solved[here & ~batch.explored]
+        if len(by_policy):
+            self.solved_share[self.stage] += RATE * (
+                by_policy.mean() - self.solved_share[self.stage]
+            )
+
+    def get_state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "stage": self.stage,
+            "solved_share": self.solved_share,
+            "table": self.table.get_state(),
+            "replay": [store.get_state() for store in self.replay],
+            "bonus": self.bonus.get_state(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_state`."""
+        self.stage = state["stage"]
+        self.solved_share = np.array(state["solved_share"])
+        self.table.set_state(state["table"])
+        for store, saved in zip(self.replay, state["replay"], strict=True):
+            store.set_state(saved)
+        self.bonus.set_state(state["bonus"])

@@ -1,0 +1,124 @@
+"""Solved episodes kept and learned from again: self-imitation of what is rare and right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.tokens import NUM_TOKENS
+
+_EMPTY = -1  # the key of a slot that holds no program
+
+
+class SuccessReplay:
+    """A store of solved episodes of one stage, in slots: one a program (`program_keys`).
+
+    A program that was found once among thousands is as present as one that is played all the
+    time; what counts is how often it is right when it is played:
+
+        weight = (successes / (attempts + 2))^2
+
+    so a coincidence, right on one problem in ten, weighs little. Of each program the latest
+    problems that it solved are kept.
+
+    Source: Oh et al. 2018, "Self-imitation learning", with programs in place of transitions.
+
+    Args:
+        slots: programs kept; the one of least weight makes way.
+        examples: solved episodes kept of each.
+        rng: draws what is replayed.
+    """
+
+    def __init__(self, slots: int, examples: int, rng: np.random.Generator):
+        self.examples, self.rng = examples, rng
+        self.keys = np.full(slots, _EMPTY, np.int64)
+        self.successes = np.zeros(slots)
+        self.attempts = np.zeros(slots)
+        self.kept = np.zeros(slots, np.int64)  # examples ever kept; a ring of `examples`
+        self.store: EpisodeBatch | None = None  # slot s owns rows s*examples ...
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(slots,) how much each program is replayed; 0 for empty slots."""
+        return (self.successes / (self.attempts + 2)) ** 2
+
+    def add(self, batch: EpisodeBatch) -> None:
+        """Counts the batch's attempts at known programs and takes in what it solved.
+
+        Args:
+            batch: episodes of the stage.
+
+        Work is a few passes over (B,) columns, and Python only for each *program* newly solved
+        or solved again, of which there are few.
+        """
+        if self.store is None:
+            rows = np.zeros(len(self.keys) * self.examples, np.int64)
+            self.store = batch.take(rows)
+        unique, group = np.unique(program_keys(batch), return_inverse=True)
+        attempts = np.bincount(group, minlength=len(unique))
+        successes = np.bincount(group, weights=batch.solved, minlength=len(unique))
+        order = np.argsort(self.keys)
+        place = np.minimum(np.searchsorted(self.keys[order], unique), len(order) - 1)
+        slots = np.where(self.keys[order][place] == unique, order[place], _EMPTY)
+        known = slots != _EMPTY
+        self.attempts[slots[known]] += attempts[known]
+        self.successes[slots[known]] += successes[known]
+        # The latest solved row of each program that was solved at all.
+        solved_rows = np.flatnonzero(batch.solved)
+        latest = np.full(len(unique), _EMPTY)
+        latest[group[solved_rows]] = solved_rows
+        for index in np.flatnonzero(latest != _EMPTY):
+            slot = int(slots[index])
+            if slot == _EMPTY:
+                slot = int(np.where(self.keys == _EMPTY, -1.0, self.weights).argmin())
+                self.keys[slot] = unique[index]
+                self.successes[slot], self.attempts[slot] = successes[index], attempts[index]
+                self.kept[slot] = 0
+                slots[slots == slot] = _EMPTY  # what made way is known no more
+            row = slot * self.examples + self.kept[slot] % self.examples
+            self.store.put(np.array([row]), batch.take(latest[index : index + 1]))
+            self.kept[slot] += 1
+
+    def sample(self, count: int) -> EpisodeBatch | None:
+        """`count` solved episodes, drawn by weight; None if none is known."""
+        slots = np.flatnonzero(self.keys != _EMPTY)
+        if self.store is None or not len(slots) or not count:
+            return None
+        weights = self.weights[slots]
+        drawn = self.rng.choice(slots, size=count, p=weights / weights.sum())
+        filled = np.minimum(self.kept[drawn], self.examples)
+        example = (self.rng.random(count) * filled).astype(np.int64)
+        return self.store.take(drawn * self.examples + example)
+
+    def get_state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {name: getattr(self, name) for name in ("keys", "successes", "attempts", "kept")} | {
+            "store": None if self.store is None else dict(self.store.columns()),
+            "stream": self.rng.bit_generator.state,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_state`."""
+        for name in ("keys", "successes", "attempts", "kept"):
+            setattr(self, name, np.array(state[name]))
+        store = state["store"]
+        self.store = store and EpisodeBatch(**{name: np.array(c) for name, c in store.items()})
+        self.rng.bit_generator.state = state["stream"]
+
+
+def program_keys(batch: EpisodeBatch) -> np.ndarray:
+    """(B,) int64: equal for episodes whose actions *that did something* are the same, in order.
+
+    Actions after which the machine's status is as before did nothing, but for the last. Without
+    this a lucky answer comes in thousands of spellings with a useless token here or there, each
+    tried once and right once.
+
+    A key is those actions as digits in base 19, 18 tokens and one for nothing: up to 14 fit.
+    """
+    did = batch.effective
+    # The n-th effective action is the key's n-th digit.
+    digit = np.cumsum(did, axis=1) - 1
+    worth = np.int64(NUM_TOKENS + 1) ** np.maximum(digit, 0)
+    return (np.where(did, batch.actions + 1, 0) * worth).sum(1)
