@@ -18,6 +18,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from rich.table import Table
 
 from toolagent import cli
 from toolagent.errors import UserError, nearest
@@ -27,6 +28,7 @@ from toolagent.rollouts.certification import CHUNK, StageAccuracy, certify
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers, describe
 from toolagent.tasks import Task
+from toolagent.tasks.oracle import shortest_programs
 from toolagent.tokens import names
 
 DIGIT_COLUMNS = ("a", "b", "c", "d", "e")
@@ -76,12 +78,41 @@ def command(checkpoint: str, problem_file: str | None, json_file: str | None) ->
     )
     cli.print_table(console, cli.stage_table(stages, formulas(policy.task)))
     solved, total = sum(row.solved for row in stages), sum(row.problems for row in stages)
-    console.print(f"\n{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
+    console.print(f"\n{cli.solved_text(solved, total)} ({whose})\n", soft_wrap=True)
+    if answered is None:
+        cli.print_table(console, optimality_table(policy.task, stages))
     if json_file is not None:
         document = {"task": policy.task.name, "stages": [stage_record(row) for row in stages]}
         if answered is not None:
             document["answers"] = [vars(answer) for answer in answered]
         _write(Path(json_file), _json_text(document).encode())
+
+
+def optimality_table(task: Task, stages: Iterable[StageAccuracy]) -> Table:
+    """How long the agent's right programs are, beside the shortest plan that solves the stage.
+
+    The plans come from an exhaustive search (`tasks.oracle`); the agent knows nothing of them.
+    """
+    table = cli.table(
+        "stage",
+        "shortest plan",
+        "its length",
+        "agent's mean",
+        "solved at it",
+        right=("its length", "agent's mean", "solved at it"),
+    )
+    for row in stages:
+        plans = shortest_programs(task, row.stage)
+        mean = sum(length * count for length, count in enumerate(row.solved_in))
+        best = row.solved_in[len(plans[0])] if plans else 0
+        table.add_row(
+            str(row.stage),
+            names(plans[0]) if plans else "none exists",
+            str(len(plans[0])) if plans else "-",
+            f"{mean / row.solved:.2f}" if row.solved else "-",
+            cli.accuracy_text(best, row.problems) if plans else "-",
+        )
+    return table
 
 
 def read_problems(file: Path, task: Task) -> Any:

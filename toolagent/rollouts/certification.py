@@ -21,6 +21,7 @@ class StageAccuracy:
     problems: int
     solved: int
     mean_return: float = 0.0  # the mean reward of an episode; never an accuracy
+    solved_in: tuple[int, ...] = ()  # [n]: problems solved in n actions
 
     @property
     def accuracy(self) -> float:
@@ -35,12 +36,14 @@ class StageAccuracy:
 def certify_stage(network: StageGRUNetwork, task: Task, stage: int) -> StageAccuracy:
     """Plays every problem of the stage greedily: no sample, no random number."""
     total = task.num_problems(stage)
-    solved, returns = 0, 0.0
+    solved_in, returns = np.zeros(task.max_actions + 1, np.int64), 0.0
     for start in range(0, total, CHUNK):
         batch = play(network, task, task.problems(stage, start, start + CHUNK))
-        solved += int(batch.solved.sum())
+        solved_in += np.bincount(batch.lengths[batch.solved], minlength=len(solved_in))
         returns += float(batch.returns.sum(dtype=np.float64))
-    return StageAccuracy(stage, total, solved, returns / total)
+    return StageAccuracy(
+        stage, total, int(solved_in.sum()), returns / total, tuple(solved_in.tolist())
+    )
 
 
 def is_certified(network: StageGRUNetwork, task: Task, stage: int) -> bool:

@@ -1,0 +1,292 @@
+"""Explorers, success replay and novelty bonus: each against hand-made episodes and slow loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from toolagent.learning.algorithm import ToolAgentConfig
+from toolagent.learning.exploration import Exploration
+from toolagent.learning.novelty import NoveltyBonus, first_visits
+from toolagent.learning.success_replay import SuccessReplay, program_keys
+from toolagent.learning.trials import TrialTable
+from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate, empty_batch
+from toolagent.rollouts.play import Explorers, play
+from toolagent.tasks import get_task
+from toolagent.tokens import ADD, ANS, MUL, RCL, STO, SUB
+
+TASK = get_task("calculator")
+PLAN = (MUL, ADD, STO, MUL, RCL, SUB, ANS)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def episodes(programs, digits, stage=2) -> EpisodeBatch:
+    """Plays the given programs through the machine, one episode each."""
+    problems = TASK.pose(np.full(len(programs), stage), digits=np.asarray(digits))
+    batch = empty_batch(TASK, problems.context, problems.stage)
+    for row, program in enumerate(programs):
+        problem = problems.take(np.array([row]))
+        registers = TASK.start(problem)
+        for step, token in enumerate(program):
+            transition = TASK.step(problem, registers, np.array([token]))
+            registers = transition.registers
+            batch.actions[row, step] = token
+            batch.rewards[row, step] = transition.rewards[0]
+            batch.status[row, step] = TASK.status(registers)[0]
+            batch.lengths[row] = step + 1
+            batch.solved[row] = transition.solved[0]
+            if transition.done[0]:
+                break
+    return batch
+
+
+def random_play(count=400, seed=0, explorers=None, stage=2) -> EpisodeBatch:
+    torch.manual_seed(seed)
+    network = StageGRUNetwork(NetworkSizes(18, 3, 16))
+    problems = TASK.sample(np.random.default_rng(seed), np.full(count, stage, np.int8))
+    generator = torch.Generator().manual_seed(seed)
+    return play(
+        network,
+        TASK,
+        problems,
+        generator,
+        random_actions=explorers is None,
+        explorers=explorers,
+    )
+
+
+# Statuses ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tutorial", "calculator"])
+def test_a_status_is_in_range_and_begins_at_zero(name):
+    task = get_task(name)
+    rng = np.random.default_rng(0)
+    problems = task.sample(rng, rng.integers(0, 3, 500).astype(np.int8))
+    registers = task.start(problems)
+    assert (task.status(registers) == 0).all()
+    for _ in range(7):
+        registers = task.step(problems, registers, rng.integers(0, 18, 500)).registers
+        status = task.status(registers)
+        assert status.min() >= 0 and status.max() < task.num_statuses
+
+
+def test_the_calculator_s_status_tells_apart_what_is_filled_and_read():
+    seen = [tuple(episodes([PLAN[:n]], [[3, 4, 5, 6, 7]]).status[0, :n]) for n in range(1, 7)]
+    assert seen[-1] == tuple(np.array([1, 1, 2, 3, 5, 1]) + 8 * np.array([2, 3, 3, 5, 5, 5]))
+
+
+# Novelty -------------------------------------------------------------------------------------
+
+
+def slow_first_visits(status, lengths):
+    first = np.zeros(status.shape, bool)
+    for row in range(len(status)):
+        known = {0}
+        for step in range(lengths[row]):
+            first[row, step] = status[row, step] not in known
+            known.add(status[row, step])
+    return first
+
+
+def test_first_visits_equal_a_plain_loop():
+    batch = random_play()
+    _, first = first_visits(batch.status, batch.lengths, TASK.num_statuses)
+    assert first.any()
+    np.testing.assert_array_equal(first, slow_first_visits(batch.status, batch.lengths))
+
+
+def test_the_bonus_is_what_its_formula_says_and_fades():
+    bonus = NoveltyBonus(3, TASK.num_statuses, coefficient=0.5, cap=4.0, rate=1.0)
+    batch = episodes([PLAN, (MUL, ANS)], [[3, 4, 5, 6, 7], [2, 2, 2, 2, 2]])
+    first = bonus.rewards(batch.stage, batch.status, batch.lengths, batch.solved)
+    # Nothing was ever seen: every first visit is worth the cap; ANS changes no status, and SUB
+    # brings acc, filled, with all digits read, for the first time too.
+    np.testing.assert_allclose(first[0], 0.5 * 4.0 * np.array([1, 1, 1, 1, 1, 1, 0]))
+    np.testing.assert_allclose(first[1], 0.5 * 4.0 * np.array([1, 0, 0, 0, 0, 0, 0]))
+    # With rate 1 the shares are those of the batch: half is solved; status 17 is visited by all.
+    again = bonus.rewards(batch.stage, batch.status, batch.lengths, batch.solved)
+    assert again[1, 0] == pytest.approx(0.5 * 0.5 * -np.log(1.001), abs=1e-6)
+    assert again[0, 1] == pytest.approx(0.5 * 0.5 * -np.log(0.501), abs=1e-6)
+    solved = episodes([PLAN], [[3, 4, 5, 6, 7]])
+    bonus.rewards(solved.stage, solved.status, solved.lengths, solved.solved)
+    faded = bonus.rewards(solved.stage, solved.status, solved.lengths, solved.solved)
+    assert not faded.any()
+
+
+def test_the_bonus_is_kept_out_of_returns():
+    config = ToolAgentConfig().training(novelty_coefficient=0.5)
+    exploration = Exploration(config, 3, TASK.num_statuses)
+    batch = random_play()
+    before = batch.returns.copy()
+    columns = exploration.learner_columns(batch)
+    assert columns["intrinsic_rewards"].any()
+    np.testing.assert_array_equal(batch.returns, before)
+    np.testing.assert_array_equal(columns["rewards"].sum(1), before)
+
+
+# Replay --------------------------------------------------------------------------------------
+
+
+def test_spellings_with_useless_tokens_are_one_program():
+    digits = [[3, 4, 5, 6, 7]] * 4
+    batch = episodes(
+        [(MUL, ADD, ANS), (7, MUL, 0, ADD, RCL, ANS), (MUL, SUB, ANS), (MUL, ADD)], digits
+    )
+    keys = program_keys(batch)
+    assert keys[0] == keys[1]
+    assert len(set(keys.tolist())) == 3
+
+
+def test_keys_differ_wherever_effective_programs_do():
+    batch = random_play(2000)
+    spelt = [
+        tuple(int(a) for a, did in zip(actions, effective, strict=True) if did)
+        for actions, effective in zip(batch.actions, batch.effective, strict=True)
+    ]
+    keys = program_keys(batch)
+    assert len(set(spelt)) == len(set(keys.tolist()))
+    assert len(set(zip(spelt, keys.tolist(), strict=True))) == len(set(spelt))
+
+
+def test_weights_count_successes_against_all_attempts():
+    store = SuccessReplay(slots=8, examples=4, rng=np.random.default_rng(0))
+    lucky = (MUL, ADD, ANS)
+    # d*e = 0 makes a*b+c the right answer: once in four here.
+    digits = [[3, 4, 5, 0, 7]] + [[3, 4, 5, 6, 7]] * 4
+    store.add(episodes([lucky] * 4 + [PLAN], digits))
+    weights = {
+        tuple(store.store.actions[slot * 4][: store.store.lengths[slot * 4]]): store.weights[slot]
+        for slot in np.flatnonzero(store.keys >= 0)
+    }
+    assert weights == pytest.approx({lucky: (1 / 6) ** 2, PLAN: (1 / 3) ** 2})
+    store.add(episodes([lucky] * 4, [[3, 4, 5, 6, 7]] * 4))  # attempts count without success
+    assert store.weights.max() == pytest.approx((1 / 3) ** 2)
+    assert sorted(store.weights[store.keys >= 0])[0] == pytest.approx((1 / 10) ** 2)
+
+
+def test_samples_are_solved_episodes_by_weight_and_examples_rotate():
+    store = SuccessReplay(slots=4, examples=3, rng=np.random.default_rng(0))
+    assert store.sample(5) is None
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        store.add(episodes([PLAN], rng.integers(0, 10, (1, 5))))
+    sample = store.sample(200)
+    assert sample.solved.all() and len(sample) == 200
+    assert 1 < len(np.unique(sample.context, axis=0)) <= 3
+    assert store.sample(0) is None
+
+
+def test_a_full_store_lets_the_least_weight_go():
+    store = SuccessReplay(slots=2, examples=2, rng=np.random.default_rng(0))
+    zeros = [[0, 0, 0, 0, 0]]
+    store.add(episodes([PLAN] * 6, [[3, 4, 5, 6, 7]] * 6))
+    store.add(episodes([(MUL, ADD, ANS)], zeros))
+    store.add(episodes([(MUL, SUB, ANS)], zeros))
+    keys = set(store.keys.tolist())
+    assert program_keys(episodes([PLAN], zeros))[0] in keys
+    assert program_keys(episodes([(MUL, SUB, ANS)], zeros))[0] in keys
+
+
+# Explorers -----------------------------------------------------------------------------------
+
+
+def explore(rounds: int, count: int) -> tuple[TrialTable, list[EpisodeBatch]]:
+    """Explorers alone, round by round, each by the table of all rounds before."""
+    table, played = TrialTable(TASK.num_statuses, min_tries=20), []
+    for seed in range(rounds):
+        weights = torch.from_numpy(table.log_weights())
+        played.append(random_play(count, seed=seed, explorers=Explorers(count, weights)))
+        table.add(played[-1])
+    return table, played
+
+
+def test_the_table_learns_what_does_something():
+    table, _ = explore(rounds=60, count=500)
+    weights = np.exp(table.log_weights())
+    np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
+    # At the beginning only MUL (two digits) and ANS (the end) do anything.
+    assert set(np.flatnonzero(weights[0])) == {MUL, ANS}
+    # With acc filled and no digit left (stage 2, cursor 5): only storing and answering.
+    assert set(np.flatnonzero(weights[1 + 8 * 5])) == {STO, ANS}
+    # A status that can't be reached (mem filled before a digit was read): anything is worth a try.
+    assert (weights[2] > 0).all()
+
+
+def test_explorers_play_by_the_table_and_policy_rows_are_untouched():
+    weights = torch.full((TASK.num_statuses, 18), -torch.inf)
+    weights[:, ANS] = 0.0
+    torch.manual_seed(0)
+    explored = random_play(50, explorers=Explorers(20, weights))
+    assert explored.explored.sum() == 20 and explored.explored[-20:].all()
+    assert (explored.lengths[-20:] == 1).all() and (explored.actions[-20:, 0] == ANS).all()
+    assert (explored.log_probabilities[-20:, 0] == 0).all()
+    assert (explored.lengths[:30] > 1).any()
+
+
+def test_explorers_find_the_only_plan_of_stage_two():
+    """By chance alone the seven tokens come up once in 18^7, 612 million, episodes."""
+    _, played = explore(rounds=60, count=500)
+    found = concatenate(played)
+    plan = program_keys(episodes([PLAN], [[3, 4, 5, 6, 7]]))[0]
+    hits = program_keys(found) == plan
+    assert hits.sum() >= 2
+    assert found.solved[hits].all()
+
+
+def test_what_explorers_played_is_not_learned_from_but_replayed_if_right():
+    config = ToolAgentConfig().training(
+        explorer_share=0.5, replay_coefficient=0.5, replay_episodes=16
+    )
+    exploration = Exploration(config, 3, TASK.num_statuses)
+    by_policy = random_play(30)
+    found = episodes([PLAN] * 2, [[3, 4, 5, 6, 7]] * 2)
+    found.explored[:] = True
+    columns = exploration.learner_columns(concatenate([by_policy, found]))
+    assert len(columns["lengths"]) == 30 + 16
+    assert columns["replayed"].sum() == 16
+    share, _ = exploration.for_runners()
+    assert 0 < share <= 0.5
+    for _ in range(200):  # the policy solves everything: exploring ends
+        solved = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4)
+        columns = exploration.learner_columns(solved)
+    assert exploration.for_runners()[0] == 0.0
+    assert not columns["replayed"].any()
+
+
+def test_state_round_trip():
+    config = ToolAgentConfig().training(
+        explorer_share=0.5, replay_coefficient=0.5, novelty_coefficient=0.1
+    )
+    first, second = (Exploration(config, 3, TASK.num_statuses) for _ in range(2))
+    warm = concatenate([random_play(), episodes([PLAN] * 3, [[3, 4, 5, 6, 7]] * 3)])
+    first.learner_columns(warm)
+    second.set_state(first.get_state())
+    one, two = (side.learner_columns(warm) for side in (first, second))
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+    np.testing.assert_array_equal(first.for_runners()[1], second.for_runners()[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "fragment"),
+    [
+        ({"explorer_share": 1.0, "replay_coefficient": 0.5}, "explorer_share is 1.0"),
+        ({"explorer_share": -0.1, "replay_coefficient": 0.5}, "explorer_share is -0.1"),
+        ({"explorer_share": 0.2}, "needs replay_coefficient"),
+        ({"explore_until_solved": 1.0}, "never end"),
+        ({"novelty_coefficient": -1.0}, "novelty_coefficient is -1.0"),
+        ({"replay_episodes": -1}, "replay_episodes is -1"),
+        ({"max_policy_age": 1, "clip_param": None}, "clip_param is None"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, fragment):
+    config = ToolAgentConfig().environment("x").training(**settings)
+    with pytest.raises(ValueError, match=fragment):
+        config.validate()
