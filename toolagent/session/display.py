@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 LOG_PERIOD_S = 10.0
 
@@ -27,7 +27,6 @@ class Display:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=12),
-                TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
                 console=self.console,
                 transient=True,

@@ -49,5 +49,5 @@ def plot_learning_curve(rows: list[dict[str, Any]], path: Path, title: str) -> N
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.3)
     if stages:
-        axes.legend(loc="center right")
+        axes.legend(loc="best")
     figure.savefig(path, dpi=120)

@@ -18,6 +18,7 @@ from typing import Any
 from toolagent.errors import UserError
 
 _REACHABLE_WITHIN_S = 5.0
+_LOOPBACK = "127.0.0.1"  # with any other node address Ray listens on all interfaces
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def quiet() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        # Many env runners on few CPUs are what was asked for, and said in a line of our own.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node",
     }.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.rllib", "ray.tune"):
@@ -63,7 +66,7 @@ def ray_session(address: str | None, dashboard: bool) -> Iterator[Cluster]:
     """
     import ray
 
-    options: dict[str, Any] = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
+    options: dict[str, Any] = {"include_dashboard": dashboard, "_node_ip_address": _LOOPBACK}
     if address:
         options = {"address": address}
         _check_reachable(address)

@@ -16,10 +16,10 @@ from toolagent.tasks import Task
 
 _STOPPED_BY = {
     "solved": "every stage of the curriculum is certified solved",
-    "env_steps": "the limit of env steps",
-    "time": "the limit of training time",
-    "iterations": "the limit of iterations",
-    "interrupted": "an interrupt; continue with --resume",
+    "env_steps": "the limit of env steps is reached",
+    "time": "the limit of training time is reached",
+    "iterations": "the limit of iterations is reached",
+    "interrupted": "interrupted; continue with --resume",
 }
 
 
@@ -63,8 +63,8 @@ def print_report(
     state = outcome.state
     console.print(
         f"\n{state.env_steps:,} env steps in {state.time_s:.1f} s "
-        f"({state.env_steps / max(state.time_s, 1e-9):,.0f} steps/s); stopped by "
-        f"{_STOPPED_BY[outcome.stopped_by]}\n"
+        f"({state.env_steps / max(state.time_s, 1e-9):,.0f} steps/s)\n"
+        f"stopped: {_STOPPED_BY[outcome.stopped_by]}\n"
     )
     table = cli.table(
         "stage",
