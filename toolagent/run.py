@@ -16,7 +16,7 @@ from toolagent import cli
 from toolagent.config.settings import MAX_SEED
 from toolagent.errors import UserError
 from toolagent.session.folder import RunFolder
-from toolagent.session.ray_session import Cluster, quiet, ray_session
+from toolagent.session.ray_session import Cluster, listen_on_loopback, quiet, ray_session
 
 if TYPE_CHECKING:
     from toolagent.policy import Policy
@@ -72,6 +72,8 @@ def command(
 ) -> int:
     """Train an agent through the curriculum until every stage is certified solved."""
     quiet()
+    if address is None:
+        listen_on_loopback()
     overrides = (*overrides, *_as_overrides(shorthands))
     console = cli.console()
     if resume is not None:
@@ -165,7 +167,8 @@ def _run(
         rows = folder.cut_progress(state.iteration)
         console.print(f"continues from {start.checkpoint.name} at {state.env_steps:,} env steps")
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
-    algorithm = algorithm_config.build_algo()
+    with console.status("starting env runners and learners"):  # shown on terminals only
+        algorithm = algorithm_config.build_algo()
     try:
         if start.checkpoint is not None:
             algorithm.restore_from_path(str((start.checkpoint / ALGORITHM).resolve()))
@@ -252,14 +255,22 @@ def _policy(flag: str, path: str | Path, settings: Any, algorithm_config: Any) -
     return policy
 
 
-def _load_weights(algorithm: Any, policy: Any) -> None:
-    """Puts a checkpoint's weights into the learners; runners get them with the next sync."""
+def _load_weights(algorithm: Any, policy: Policy) -> None:
+    """Puts a policy's weights into the learners and the env runners."""
     from ray.rllib.core import DEFAULT_MODULE_ID
+
+    from toolagent.learning.algorithm import ToolAgent
 
     weights = {
         f"network.{name}": tensor.numpy() for name, tensor in policy.network.state_dict().items()
     }
-    algorithm.set_weights({DEFAULT_MODULE_ID: weights})
+    algorithm.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
+    if isinstance(algorithm, ToolAgent):  # each of its requests carries the weights
+        algorithm._weights = algorithm._publish_weights()
+    else:
+        algorithm.env_runner_group.sync_weights(
+            from_worker_or_learner_group=algorithm.learner_group, inference_only=True
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from typing import Any, Self
 
 import numpy as np
@@ -210,7 +210,8 @@ class ToolAgent(CallbackStateMixin, Algorithm):
     def setup(self, config: Any) -> None:
         self._updates = 0  # gradient steps so far; weights are numbered by it
         self._fragments: deque[Fragment] = deque()  # ready, not learned from yet
-        self._in_flight: Counter[int] = Counter()  # runner id -> requests under way
+        # Runner id -> the weights' number of each of its requests under way, in order.
+        self._in_flight: defaultdict[int, deque[int]] = defaultdict(deque)
         self._next_runner = 0
         super().setup(config)
         task = self.env_runner_group.local_env_runner.env.task
@@ -260,22 +261,49 @@ class ToolAgent(CallbackStateMixin, Algorithm):
     def _next_fragments(self, wanted: int, figures: PipelineFigures) -> list[Fragment] | None:
         """Fragments with at least `wanted` episodes, none older than `max_policy_age`."""
         taken: list[Fragment] = []
+        per_update = self._fragments_per_update()
         while sum(len(fragment.batch) for fragment in taken) < wanted:
             self._request_fragments(len(taken))
-            if not self._fragments:
+            fragment = self._next_waiting(per_update - len(taken))
+            if fragment is None:
                 self._fetch(figures)
                 if not self._fragments and not self.env_runner_group.healthy_env_runner_ids():
                     figures.dropped_episodes += sum(len(fragment.batch) for fragment in taken)
                     return None
                 continue
-            fragment = self._fragments.popleft()
-            if self._age(fragment) > self.config.max_policy_age:
+            # Below 0: played before the algorithm was set back to an older state.
+            if not 0 <= self._age(fragment) <= self.config.max_policy_age:
                 figures.dropped_episodes += len(fragment.batch)
             else:
                 taken.append(fragment)
         # The next update's fragments are played while this one is learned from.
         self._request_fragments(len(taken))
         return taken
+
+    def _next_waiting(self, places: int) -> Fragment | None:
+        """The oldest of the fragments that wait, or None to wait for more.
+
+        A slow runner's request may still be under way when later ones of other runners are done.
+        If it would be too old for the next update, one of the `places` left in this one is its.
+        """
+        if not self._fragments:
+            return None
+        ages = [self._age(fragment) for fragment in self._fragments]
+        oldest = ages.index(max(ages))
+        limit = self.config.max_policy_age
+        last_chance = sum(
+            self._updates + 1 - number >= limit
+            for numbers in self._in_flight.values()
+            for number in numbers
+        )
+        if ages[oldest] < limit and places <= last_chance:
+            return None
+        fragment = self._fragments[oldest]
+        del self._fragments[oldest]
+        return fragment
+
+    def _fragments_per_update(self) -> int:
+        return math.ceil(self.config.episodes_per_update / self.config.num_envs_per_env_runner)
 
     def _request_fragments(self, taken: int) -> None:
         """Keeps requests under way: as many as can be learned from before they are too old.
@@ -285,22 +313,25 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         updates' worth more may be under way or waiting.
         """
         group, config = self.env_runner_group, self.config
-        per_update = math.ceil(config.episodes_per_update / config.num_envs_per_env_runner)
-        allowed = per_update * (config.max_policy_age + 1)
-        missing = allowed - taken - len(self._fragments) - self._in_flight.total()
+        allowed = self._fragments_per_update() * (config.max_policy_age + 1)
+        under_way = sum(len(numbers) for numbers in self._in_flight.values())
+        missing = allowed - taken - len(self._fragments) - under_way
         runners = group.healthy_env_runner_ids()
         for _ in range(missing):
             free = [
                 runner
                 for runner in runners
-                if self._in_flight[runner] < config.max_requests_in_flight_per_env_runner
+                if len(self._in_flight[runner]) < config.max_requests_in_flight_per_env_runner
             ]
             if not free:
                 return
             # The least busy one, in turn.
             runner = min(
                 free,
-                key=lambda r: (self._in_flight[r], (r - self._next_runner) % (max(runners) + 1)),
+                key=lambda r: (
+                    len(self._in_flight[r]),
+                    (r - self._next_runner) % (max(runners) + 1),
+                ),
             )
             self._next_runner = runner + 1
             sent = group.foreach_env_runner_async(
@@ -311,17 +342,18 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             )
             if not sent:
                 return
-            self._in_flight[runner] += 1
+            self._in_flight[runner].append(self._updates + 1)
 
     def _fetch(self, figures: PipelineFigures) -> None:
         """Takes in the fragments that are ready, and counts the requests that died."""
         group = self.env_runner_group
         for runner, fragment in group.fetch_ready_async_reqs(tags=_SAMPLE, timeout_seconds=_POLL_S):
-            self._in_flight[runner] -= 1
+            if self._in_flight[runner]:  # else it was given up for lost
+                self._in_flight[runner].popleft()
             self._fragments.append(fragment)
         alive = set(group.healthy_env_runner_ids())
         for runner in [runner for runner in self._in_flight if runner not in alive]:
-            figures.lost_requests += self._in_flight.pop(runner)
+            figures.lost_requests += len(self._in_flight.pop(runner))
 
     def _age(self, fragment: Fragment) -> int:
         """Updates since the weights that played it were published."""
@@ -350,6 +382,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             num_epochs=config.num_epochs,
             minibatch_size=config.minibatch_size,
             shuffle_batch_per_epoch=config.shuffle_batch_per_epoch,
+            **_equal_steps(config, batches),
             # Reducing RLlib's metrics takes as long as a small update: once an iteration will do.
             _no_metrics_reduce=not reduce_metrics,
         )
@@ -389,6 +422,8 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         if "updates" in state:
             self._updates = state["updates"]
             self._exploration.set_state(state["exploration"])
+            self._fragments.clear()  # played with the weights before
+            self.env_runner_group.foreach_env_runner("expect_any_weights")
             self._weights = self._publish_weights()
 
 
@@ -402,3 +437,12 @@ def _learner_batch(columns: dict[str, np.ndarray], shard: int, shards: int) -> M
         {DEFAULT_MODULE_ID: SampleBatch(columns)},
         env_steps=int(columns["lengths"][~columns["replayed"]].sum()),
     )
+
+
+def _equal_steps(config: Any, batches: list[MultiAgentBatch]) -> dict[str, int]:
+    """The same number of gradient steps for all learners, whose shares may differ by an episode:
+    one with a minibatch more than the others would wait for their gradients for ever."""
+    if len(batches) == 1 or not config.minibatch_size:
+        return {}
+    fewest = min(len(part[DEFAULT_MODULE_ID]["lengths"]) for part in batches)
+    return {"num_total_minibatches": max(1, config.num_epochs * fewest // config.minibatch_size)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY, Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.annotations import override
@@ -104,6 +106,33 @@ class EpisodeColumnsLearner(TorchLearner):
             - config.entropy_coeff * entropy
             + config.replay_coefficient * imitation
         )
+
+    @override(Learner)
+    def _create_iterator_if_necessary(
+        self,
+        *,
+        training_data: TrainingData,
+        num_epochs: int = 1,
+        minibatch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Iterable[MultiAgentBatch]:
+        """Several epochs without minibatches go over the whole batch: RLlib would take its number
+        of env steps for its number of rows, and put many copies of it into one gradient step."""
+        if num_epochs > 1 and not minibatch_size:
+            columns = next(iter(training_data.batch.policy_batches.values()))
+            minibatch_size = len(columns["lengths"])
+        return super()._create_iterator_if_necessary(
+            training_data=training_data,
+            num_epochs=num_epochs,
+            minibatch_size=minibatch_size,
+            **kwargs,
+        )
+
+    @override(Learner)
+    def _set_slicing_by_batch_id(self, batch: MultiAgentBatch, *, value: bool) -> MultiAgentBatch:
+        """Nothing to switch: a row is a whole episode. RLlib would ask a stateful module's batch
+        for `seq_lens` as soon as minibatches are cut from it."""
+        return batch
 
     @override(Learner)
     def _log_steps_trained_metrics(self, batch: MultiAgentBatch) -> None:

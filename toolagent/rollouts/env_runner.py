@@ -204,6 +204,10 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         assert self.env is not None
         self.env.set_stage(stage)
 
+    def expect_any_weights(self) -> None:
+        """The next weights are taken whatever their number: restored ones are often older."""
+        self._weights_seq_no = 0
+
     @override(EnvRunner)
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         if self.env is None:
@@ -254,8 +258,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
                 if isinstance(weights, ray.ObjectRef):
                     weights = ray.get(weights)
                 self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
-            if weights_seq_no:
-                self._weights_seq_no = weights_seq_no
+                if weights_seq_no:
+                    self._weights_seq_no = weights_seq_no
         if EXPLORERS in state:
             self._explorer_share, log_weights = state[EXPLORERS]
             self._explorer_weights = torch.from_numpy(np.array(log_weights))

@@ -18,7 +18,6 @@ from typing import Any
 from toolagent.errors import UserError
 
 _REACHABLE_WITHIN_S = 5.0
-_LOOPBACK = "127.0.0.1"  # with any other node address Ray listens on all interfaces
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,28 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def listen_on_loopback() -> None:
+    """Keeps a cluster started by this process off the network; call it before Ray is imported.
+
+    By default Ray's servers on Linux listen on all interfaces. Its switch for machines that can't
+    form clusters makes 127.0.0.1 this node's address, and that the only one they listen on.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
 @contextlib.contextmanager
 def ray_session(address: str | None, dashboard: bool) -> Iterator[Cluster]:
     """Ray for the length of a run: a cluster of this machine, or the one at `address`.
 
-    A cluster started here listens on loopback, asks every client for a token (Ray's default for
-    `ray.init()`), and ends with the run.
+    A cluster started here asks every client for a token (Ray's default for `ray.init()`), ends with
+    the run and, after `listen_on_loopback()`, can't be reached from other machines.
 
     Raises:
         UserError: there is no cluster at `address`, or it refuses the token.
     """
     import ray
 
-    options: dict[str, Any] = {"include_dashboard": dashboard, "_node_ip_address": _LOOPBACK}
+    options: dict[str, Any] = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
     if address:
         options = {"address": address}
         _check_reachable(address)

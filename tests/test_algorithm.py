@@ -1,0 +1,358 @@
+"""The whole pipeline on a real, small Ray: overlap, ages, seeds, failures, learners, checkpoints."""
+
+import functools
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from toolagent.curriculum.callback import CurriculumCallback
+from toolagent.curriculum.rule import CurriculumSettings
+from toolagent.envs.registration import env_id, register_with_rllib
+from toolagent.learning.algorithm import ToolAgentConfig, _learner_batch
+from toolagent.models.rl_module import StageGRUModule
+from toolagent.rollouts.play import play
+from toolagent.session.ray_session import quiet
+from toolagent.tasks import get_task
+
+EPISODES, UPDATES = 64, 5
+CURRICULUM = CurriculumSettings.model_validate(
+    {
+        "levels": [{"stage": 0, "advance_after_iterations": 1}, {"stage": 2}],
+        "measure_problems": 20,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    quiet()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
+    # Actors can't import this file; what is sent to them from here carries its own code.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.shutdown()
+
+
+def config_of(num_env_runners=0, num_learners=0, seed=0, **training):
+    register_with_rllib()
+    return (
+        ToolAgentConfig()
+        .environment(env_id("calculator"), env_config={"task": "calculator", "stage": 0})
+        .framework("torch")
+        .debugging(seed=seed)
+        .env_runners(
+            num_env_runners=num_env_runners,
+            num_envs_per_env_runner=EPISODES,
+            num_cpus_per_env_runner=0.1,
+        )
+        .learners(num_learners=num_learners, num_cpus_per_learner=0.1)
+        .fault_tolerance(
+            restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0.1
+        )
+        .callbacks(callbacks_class=[functools.partial(CurriculumCallback, CURRICULUM)])
+        .training(
+            **{"episodes_per_update": EPISODES, "updates_per_iteration": UPDATES} | training
+        )
+        .rl_module(
+            rl_module_spec=RLModuleSpec(
+                module_class=StageGRUModule, model_config={"embedding_size": 16}
+            )
+        )
+    )
+
+
+@pytest.fixture
+def build(cluster):
+    built = []
+
+    def build(*args, **kwargs):
+        built.append(config_of(*args, **kwargs).build_algo())
+        return built[-1]
+
+    yield build
+    for algorithm in built:
+        algorithm.stop()
+
+
+def weights_of(algorithm):
+    return {k: np.array(v) for k, v in algorithm.get_weights()[DEFAULT_MODULE_ID].items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def pipeline_of(result):
+    return {name: float(value) for name, value in result["pipeline"].items()}
+
+
+def steps_of(result):
+    return int(result["env_runners"]["num_env_steps_sampled_lifetime"])
+
+
+def runners(algorithm, function):
+    return algorithm.env_runner_group.foreach_env_runner(function, local_env_runner=False)
+
+
+def stage_of(env_runner):
+    return env_runner.env.stage
+
+
+def process_of(env_runner):
+    return os.getpid()
+
+
+def check_two_iterations(algorithm, oldest):
+    """Trains twice; every figure in the results is true, and nothing is older than `oldest`."""
+    before, sampled = weights_of(algorithm), 0
+    for iteration in (1, 2):
+        result = algorithm.train()
+        figures = pipeline_of(result)
+        assert figures["episodes"] == UPDATES * EPISODES
+        assert figures["episodes_lifetime"] == iteration * UPDATES * EPISODES
+        assert figures["dropped_episodes"] == figures["lost_requests"] == 0
+        assert figures["policy_age_max"] <= oldest
+        assert 0 <= figures["learner_idle_share"] <= 1 and 0 <= figures["sampler_idle_share"] <= 1
+        assert 0 < figures["bytes_per_env_step"] < 40
+        sampled += figures["env_steps"]
+        assert steps_of(result) == sampled
+        learner = result["learners"]
+        assert learner["__all_modules__"]["num_env_steps_trained_lifetime"] == sampled
+        assert np.isfinite(learner[DEFAULT_MODULE_ID]["total_loss"])
+        assert np.isfinite(result["env_runners"]["episode_return_mean"])
+    assert not equal(before, weights_of(algorithm))
+    return figures
+
+
+def test_a_local_runner_is_strictly_on_policy(build):
+    figures = check_two_iterations(build(0), oldest=0)
+    assert figures["policy_age_mean"] == 0
+
+
+def test_age_0_is_strictly_on_policy_with_remote_runners_too(build):
+    algorithm = build(1, max_policy_age=0)
+    assert check_two_iterations(algorithm, oldest=0)["policy_age_mean"] == 0
+    # A state may come as a reference: RLlib sends it to all runners at once that way.
+    state = {
+        COMPONENT_RL_MODULE: ray.put(algorithm.get_weights()),
+        WEIGHTS_SEQ_NO: 1_000,
+        "stage": 1,
+    }
+    reference = ray.put(state)
+    runners(algorithm, functools.partial(_set_state, reference=reference))
+    assert runners(algorithm, stage_of) == [1]
+    [held] = runners(algorithm, _held_weights)
+    assert equal(held, weights_of(algorithm))
+
+
+def _set_state(env_runner, reference):
+    env_runner.set_state(reference)
+
+
+def _held_weights(env_runner):
+    state = env_runner.module.get_state(inference_only=True)
+    return {name: np.array(value) for name, value in state.items()}
+
+
+def test_overlapped_runners_restores_in_place_and_a_killed_runner(build, tmp_path):
+    # One algorithm for three things: starting its actors is what takes the time.
+    algorithm = build(2, max_policy_age=2)
+    figures = check_two_iterations(algorithm, oldest=2)
+    assert figures["policy_age_mean"] > 0  # they do overlap
+    assert runners(algorithm, stage_of) == [2, 2]  # the callback's level after one iteration
+
+    # Set back to a checkpoint: nothing played with the later weights is learned from.
+    path = str(tmp_path / "checkpoint")
+    algorithm.save_to_path(path)
+    saved, updates = weights_of(algorithm), algorithm.get_state()["updates"]
+    assert updates == 2 * UPDATES
+    steps = steps_of(algorithm.train())
+    algorithm.train()
+    algorithm.restore_from_path(path)
+    assert equal(weights_of(algorithm), saved)
+    assert algorithm.get_state()["updates"] == updates
+    result = algorithm.train()
+    assert 0 <= pipeline_of(result)["policy_age_max"] <= 2
+    numbers = runners(algorithm, lambda env_runner: env_runner.get_state()[WEIGHTS_SEQ_NO])
+    assert all(updates < number <= updates + UPDATES + 1 for number in numbers)
+
+    # A killed runner comes back, is told the stage, and no counter goes down.
+    victim = runners(algorithm, process_of)[0]
+    os.kill(victim, signal.SIGKILL)
+    seen, lost, deadline = [steps_of(result)], 0.0, time.monotonic() + 40
+    while time.monotonic() < deadline:
+        result = algorithm.train()
+        seen.append(steps_of(result))
+        lost += pipeline_of(result)["lost_requests"]
+        alive = runners(algorithm, process_of)
+        if len(alive) == 2 and victim not in alive:
+            break
+        time.sleep(0.2)
+    assert len(alive) == 2 and victim not in alive
+    assert seen == sorted(seen) and len(set(seen)) == len(seen)
+    assert runners(algorithm, stage_of) == [2, 2]
+    after = algorithm.train()
+    assert steps_of(after) > seen[-1]
+    assert steps > 0 and lost >= 0
+
+
+def test_a_checkpoint_carries_updates_curriculum_and_optimizer(build, tmp_path):
+    algorithm = build(0)
+    for _ in range(2):
+        algorithm.train()
+    path = str(tmp_path / "checkpoint")
+    algorithm.save_to_path(path)
+    other = build(0, seed=5)
+    other.restore_from_path(path)
+    assert other.get_state()["updates"] == 2 * UPDATES
+    assert equal(weights_of(algorithm), weights_of(other))
+    for one in (algorithm, other):
+        [callback] = (c for c in one.callbacks if isinstance(c, CurriculumCallback))
+        assert callback.stage == 2
+        assert one.env_runner_group.local_env_runner.env.stage == 2
+    # Both go on from the same streams, moments and counters: the same weights again.
+    one, two = algorithm.train(), other.train()
+    assert steps_of(one) == steps_of(two)
+    assert equal(weights_of(algorithm), weights_of(other))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(build):
+    trained = []
+    for seed in (0, 0, 1):
+        algorithm = build(0, seed=seed, max_policy_age=0)
+        for _ in range(2):
+            algorithm.train()
+        trained.append(weights_of(algorithm))
+    assert equal(trained[0], trained[1])
+    assert not equal(trained[0], trained[2])
+
+
+# Remote learners -----------------------------------------------------------------------------
+
+
+def gradients_of(learner):
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    return {name: p.grad.numpy().copy() for name, p in module.named_parameters()}
+
+
+def module_weights_of(learner):
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    return {name: p.detach().numpy().copy() for name, p in module.named_parameters()}
+
+
+def of_learners(group, function):
+    return [result.get() for result in group.foreach_learner(function).result_or_errors]
+
+
+def learner_batch(shard, shards):
+    """One learner's share of a fixed batch of 61 episodes, by a network of its own."""
+    task, rng = get_task("calculator"), np.random.default_rng(0)
+    problems = task.sample(rng, rng.integers(0, 3, 61).astype(np.int8))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        spec = config_of().get_rl_module_spec(
+            spaces={DEFAULT_MODULE_ID: _spaces()}, inference_only=True
+        )
+        network = spec.build().network
+    batch = play(network, task, problems, torch.Generator().manual_seed(0))
+    names = ("stage", "context", "actions", "lengths", "rewards", "log_probabilities")
+    columns = {name: getattr(batch, name) for name in names}
+    columns["intrinsic_rewards"] = np.zeros_like(batch.rewards)
+    columns["replayed"] = np.zeros(len(batch), bool)
+    return _learner_batch(columns, shard, shards)
+
+
+def _spaces():
+    from toolagent.envs.spaces import action_space, observation_space
+
+    return observation_space(get_task("calculator")), action_space()
+
+
+def local_gradients(weights, part):
+    """Gradients of one local learner with these weights on that part of the batch."""
+    group = config_of(grad_clip=None).build_learner_group(spaces={DEFAULT_MODULE_ID: _spaces()})
+    module = group._learner.module[DEFAULT_MODULE_ID]
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    group.update(training_data=TrainingData(batch=part), timesteps={})
+    return gradients_of(group._learner)
+
+
+@pytest.mark.parametrize("num_learners", [1, 2])
+def test_remote_learners_train_and_average_their_gradients(build, num_learners):
+    algorithm = build(0, num_learners=num_learners, grad_clip=None)
+    group = algorithm.learner_group
+    check_learners_count_all_steps(algorithm)
+    parts = [learner_batch(shard, num_learners) for shard in range(num_learners)]
+    before = of_learners(group, module_weights_of)
+    group.update(
+        training_data=TrainingData(batch_refs=[ray.put(part) for part in parts]), timesteps={}
+    )
+    gradients, after = of_learners(group, gradients_of), of_learners(group, module_weights_of)
+    assert len(after) == num_learners
+    assert all(equal(one, before[0]) for one in before)
+    assert all(equal(one, after[0]) for one in after) and not equal(before[0], after[0])
+    alone = [local_gradients(before[0], part) for part in parts]
+    whole = local_gradients(before[0], learner_batch(0, 1))
+    for name, gradient in gradients[0].items():
+        expected = np.mean([one[name] for one in alone], axis=0)
+        np.testing.assert_allclose(gradient, expected, atol=1e-5, err_msg=name)
+    # Means over shares of slightly different length are nearly the mean over all.
+    ours, one = (np.concatenate([g[n].ravel() for n in whole]) for g in (gradients[0], whole))
+    assert ours @ one > 0.9 * np.linalg.norm(ours) * np.linalg.norm(one)
+
+
+def check_learners_count_all_steps(algorithm):
+    result = algorithm.train()
+    figures = pipeline_of(result)
+    assert figures["episodes"] == UPDATES * EPISODES
+    assert figures["trained_env_steps"] == figures["env_steps"] == steps_of(result)
+    everything = result["learners"]["__all_modules__"]
+    assert everything["num_env_steps_trained_lifetime"] == steps_of(result)
+
+
+def test_learners_whose_shares_differ_make_as_many_steps(build):
+    # 65 and 64 episodes in minibatches of 32: 3 and 2 of them, and a wait for ever.
+    algorithm = build(0, num_learners=2, episodes_per_update=129, minibatch_size=32, num_epochs=1)
+    algorithm.train()
+    one, other = of_learners(algorithm.learner_group, module_weights_of)
+    assert equal(one, other)
+
+
+# Settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"episodes_per_update": 0}, "episodes_per_update is 0; it must be at least 1"),
+        ({"updates_per_iteration": 0}, "updates_per_iteration is 0; it must be at least 1"),
+        ({"max_policy_age": -1}, "max_policy_age is -1; it must be at least 0"),
+        ({"clip_param": None}, "clip_param is None, so data of an older policy"),
+        (
+            {"clip_param": None, "max_policy_age": 0, "num_epochs": 2},
+            "set max_policy_age to 0 and num_epochs to 1",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused_with_what_would_be_right(training, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(**training).validate()
+
+
+def test_more_learners_than_episodes_are_refused():
+    with pytest.raises(ValueError, match="2 learners need at least one each"):
+        config_of(num_learners=2, episodes_per_update=1).validate()
+
+
+def test_plain_a2c_is_accepted_strictly_on_policy():
+    config_of(clip_param=None, max_policy_age=0).validate()

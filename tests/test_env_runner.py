@@ -1,0 +1,236 @@
+"""The batched env runner: what it plays, what it counts, what it carries from state to state."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from toolagent.envs.registration import env_id, register_with_rllib
+from toolagent.envs.single import ToolEnv
+from toolagent.learning.algorithm import ToolAgentConfig
+from toolagent.models.rl_module import StageGRUModule
+from toolagent.rollouts.env_runner import BatchedEnvRunner
+from toolagent.rollouts.episode_batch import concatenate
+from toolagent.tasks import get_task
+from toolagent.tokens import EOS, NUM_TOKENS
+
+
+def make_runner(worker_index=0, seed=0, evaluation=False, episodes=64, **env_config):
+    register_with_rllib()
+    config = (
+        ToolAgentConfig()
+        .environment(
+            env_id("calculator"),
+            env_config={"task": "calculator", "stage": 2, "earlier_stage_share": 0.5} | env_config,
+        )
+        .env_runners(num_envs_per_env_runner=episodes)
+        .framework("torch")
+        .debugging(seed=seed)
+        .rl_module(
+            rl_module_spec=RLModuleSpec(
+                module_class=StageGRUModule, model_config={"embedding_size": 16}
+            )
+        )
+    )
+    config.in_evaluation = evaluation
+    runner = BatchedEnvRunner(config=config, worker_index=worker_index)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)  # the same, decided policy in every runner
+        for parameter in runner.module.network.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return runner
+
+
+def same(one, other):
+    return all(
+        np.array_equal(a, b)
+        for (_, a), (_, b) in zip(one.columns(), other.columns(), strict=True)
+    )
+
+
+def test_a_sample_is_as_many_whole_episodes_as_were_asked_for():
+    runner = make_runner()
+    assert [len(runner.sample()), len(runner.sample(num_episodes=7))] == [64, 7]
+    batch = runner.sample(num_episodes=300)
+    assert (batch.lengths >= 1).all() and (batch.lengths <= 7).all()
+    after = np.arange(7) >= batch.lengths[:, None]
+    assert (batch.actions[after] == EOS).all() and not batch.rewards[after].any()
+    assert set(batch.stage.tolist()) == {0, 1, 2}
+    assert abs((batch.stage < 2).mean() - 0.5) < 0.15  # earlier_stage_share
+
+
+def test_steps_can_t_be_asked_for():
+    with pytest.raises(ValueError, match="episodes are played whole"):
+        make_runner().sample(num_timesteps=100)
+
+
+def test_exploring_draws_and_greedy_play_takes_the_most_probable_token():
+    runner = make_runner()
+    greedy = runner.sample(num_episodes=400, explore=False)
+    assert not greedy.log_probabilities.any()
+    # A greedy agent's action depends on the problem alone: the first one on the context.
+    first = {}
+    for context, action in zip(greedy.context.tolist(), greedy.actions[:, 0].tolist(), strict=True):
+        assert first.setdefault(tuple(context), action) == action
+    explored = runner.sample(num_episodes=400)
+    assert (explored.log_probabilities[:, 0] < 0).all()
+    assert len(set(explored.actions[:, 0].tolist())) > len(set(greedy.actions[:, 0].tolist()))
+    runner.config.explore = False
+    assert not runner.sample().log_probabilities.any()
+
+
+def test_random_actions_are_even():
+    batch = make_runner().sample(num_episodes=5000, random_actions=True)
+    counts = np.bincount(batch.actions[:, 0], minlength=NUM_TOKENS)
+    expected = 5000 / NUM_TOKENS
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+    np.testing.assert_allclose(batch.log_probabilities[:, 0], -np.log(NUM_TOKENS), rtol=1e-5)
+
+
+def test_a_restored_state_continues_both_random_streams_exactly():
+    runner = make_runner()
+    runner.sample()
+    state = runner.get_state()
+    expected = [runner.sample() for _ in range(2)]
+    other = make_runner(seed=99)
+    other.set_state(state)
+    assert all(same(other.sample(), batch) for batch in expected)
+    assert other.num_env_steps_sampled_lifetime == runner.num_env_steps_sampled_lifetime
+
+
+def test_another_runner_s_state_brings_everything_but_its_random_streams():
+    state = make_runner(worker_index=0).get_state() | {"stage": 1}
+    runner, twin = make_runner(worker_index=3), make_runner(worker_index=3)
+    runner.set_state(state)
+    twin.set_stage(1)
+    assert runner.env.stage == 1
+    assert same(runner.sample(), twin.sample())
+
+
+def weights_of(runner, add=0.0):
+    return {
+        DEFAULT_MODULE_ID: {
+            name: value + add for name, value in runner.module.get_state(inference_only=True).items()
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("number", "taken", "then"),
+    [(5, False, 5), (4, False, 5), (6, True, 6), (0, True, 5), (None, True, 5)],
+    ids=["as new", "older", "newer", "0 forces", "no number forces"],
+)
+def test_only_newer_weights_are_taken(number, taken, then):
+    runner = make_runner()
+    runner.set_state({COMPONENT_RL_MODULE: weights_of(runner), WEIGHTS_SEQ_NO: 5})
+    before = runner.module.network.value_head.bias.item()
+    state = {COMPONENT_RL_MODULE: weights_of(runner, add=1.0)}
+    if number is not None:
+        state[WEIGHTS_SEQ_NO] = number
+    runner.set_state(state)
+    assert runner.module.network.value_head.bias.item() == pytest.approx(before + taken)
+    # A number always belongs to the weights that are there.
+    assert runner.get_state()[WEIGHTS_SEQ_NO] == then
+
+
+def test_after_a_restore_older_weights_are_taken_too():
+    runner = make_runner()
+    runner.set_state({COMPONENT_RL_MODULE: weights_of(runner), WEIGHTS_SEQ_NO: 5})
+    before = runner.module.network.value_head.bias.item()
+    runner.expect_any_weights()
+    runner.set_state({COMPONENT_RL_MODULE: weights_of(runner, add=1.0), WEIGHTS_SEQ_NO: 3})
+    assert runner.module.network.value_head.bias.item() == pytest.approx(before + 1)
+    assert runner.get_state()[WEIGHTS_SEQ_NO] == 3
+
+
+def test_state_can_be_asked_for_without_weights():
+    runner = make_runner()
+    assert COMPONENT_RL_MODULE in runner.get_state()
+    state = runner.get_state(not_components=COMPONENT_RL_MODULE)
+    assert COMPONENT_RL_MODULE not in state and "problem_stream" in state
+
+
+def test_metrics_are_true_of_the_batches():
+    runner = make_runner()
+    batch = concatenate([runner.sample(), runner.sample()])
+    metrics = {name: metric for name, metric in runner.get_metrics().items()}
+
+    def value(name):
+        return metrics[name].peek()
+
+    assert value("num_env_steps_sampled") == value("num_env_steps_sampled_lifetime")
+    assert value("num_env_steps_sampled") == batch.env_steps
+    assert value("num_episodes") == value("num_episodes_lifetime") == 128
+    assert value("episode_return_mean") == pytest.approx(batch.returns.mean(), rel=1e-5)
+    assert value("episode_return_max") == pytest.approx(batch.returns.max(), rel=1e-5)
+    assert value("episode_return_min") == pytest.approx(batch.returns.min(), rel=1e-5)
+    assert value("episode_len_mean") == pytest.approx(batch.lengths.mean())
+    assert value("episode_len_max") == batch.lengths.max()
+    assert value("episode_len_min") == batch.lengths.min()
+    # Sums begin again, counts of a lifetime go on.
+    third = runner.sample(num_episodes=10)
+    metrics = runner.get_metrics()
+    assert metrics["num_env_steps_sampled"].peek() == third.env_steps
+    assert runner.num_env_steps_sampled_lifetime == batch.env_steps + third.env_steps
+
+
+def test_no_two_runners_and_no_two_seeds_share_a_stream():
+    samples = {
+        (seed, worker, evaluation): make_runner(worker, seed, evaluation).sample(num_episodes=200)
+        for seed in (0, 1, 2)
+        for worker in (0, 1, 2)
+        for evaluation in (False, True)
+    }
+    keys = list(samples)
+    for index, key in enumerate(keys):
+        for other in keys[:index]:
+            for column in ("context", "actions"):
+                rows = np.asarray(getattr(samples[key], column))
+                others = np.asarray(getattr(samples[other], column))
+                assert (rows == others).all(1).mean() < 0.1, (key, other, column)
+    assert same(make_runner(1, 2).sample(num_episodes=200), samples[2, 1, False])
+
+
+def test_runners_without_a_seed_differ():
+    assert not same(make_runner(seed=None).sample(), make_runner(seed=None).sample())
+
+
+def test_spaces_are_those_of_one_environment_and_of_the_batch():
+    runner = make_runner()
+    spaces = runner.get_spaces()
+    single = ToolEnv("calculator")
+    assert spaces[INPUT_ENV_SINGLE_SPACES] == (single.observation_space, single.action_space)
+    assert spaces[DEFAULT_MODULE_ID] == spaces[INPUT_ENV_SINGLE_SPACES]
+    assert spaces[INPUT_ENV_SPACES][1].shape == (64,)
+    runner.assert_healthy()
+
+
+def test_recorded_episodes_replay_exactly_in_the_environment(tmp_path):
+    runner = make_runner(record_episodes=str(tmp_path / "episodes"))
+    batch = concatenate([runner.sample(), runner.sample(num_episodes=20)])
+    runner.stop()
+    [file] = (tmp_path / "episodes").iterdir()
+    assert file.suffix == ".parquet"
+    rows = pq.read_table(file).to_pylist()
+    assert len(rows) == len(batch) == 84
+    env = ToolEnv("calculator")
+    for number, row in enumerate(rows):
+        env.reset(options={"stage": row["stage"], "digits": row["digits"]})
+        rewards, done, info = [], False, {}
+        for action in row["actions"]:
+            assert not done
+            _, reward, terminated, truncated, info = env.step(action)
+            rewards.append(reward)
+            done = terminated or truncated
+        assert done and info["solved"] == row["solved"] == batch.solved[number]
+        np.testing.assert_allclose(row["rewards"], rewards, atol=1e-6)
+        length = int(batch.lengths[number])
+        assert row["actions"] == batch.actions[number, :length].tolist()
+        assert len(row["log_probabilities"]) == length
+    json.dumps(rows)  # plain values all through

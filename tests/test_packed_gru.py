@@ -1,0 +1,187 @@
+"""The packed GRU against torch's own, forward and backward."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.packed_gru import PackedGRU
+from toolagent.tokens import CTX, EOS, NUM_TOKENS
+
+lengths_lists = st.lists(st.integers(1, 6), min_size=1, max_size=8)
+
+
+def sizes_of(lengths):
+    """How many episodes have a step 0, a step 1, ..."""
+    return [sum(length > step for length in lengths) for step in range(max(lengths))]
+
+
+def packed(padded, lengths):
+    """(B, T, ...) of episodes sorted by falling length, time-major without padding."""
+    return torch.cat([padded[:size, step] for step, size in enumerate(sizes_of(lengths))])
+
+
+def padded_of(packed_rows, lengths):
+    """The inverse of `packed`, 0 where nothing happened."""
+    rows = packed_rows.new_zeros(len(lengths), max(lengths), *packed_rows.shape[1:])
+    start = 0
+    for step, size in enumerate(sizes_of(lengths)):
+        rows[:size, step] = packed_rows[start : start + size]
+        start += size
+    return rows
+
+
+def both(lengths, seed, width=5, vocabulary=4):
+    """Outputs (B, T, D) and gradients (by name) of nn.GRU and of PackedGRU, in float64."""
+    torch.manual_seed(seed)
+    gru = nn.GRU(width, width, batch_first=True).double()
+    embedding = torch.randn(vocabulary, width, dtype=torch.float64)
+    tokens = torch.randint(0, vocabulary, (len(lengths), max(lengths)))
+    first = torch.randn(len(lengths), width, dtype=torch.float64)
+    upstream = torch.randn(len(lengths), max(lengths), width, dtype=torch.float64)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    results = []
+    for forward in (_by_torch, _by_packing):
+        gru.zero_grad()
+        table, start = embedding.clone().requires_grad_(), first.clone().requires_grad_()
+        outputs = forward(gru, table, tokens, start, lengths) * mask.unsqueeze(-1)
+        (outputs * upstream).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in gru.named_parameters()}
+        results.append((outputs.detach(), gradients | {"x": table.grad, "h": start.grad}))
+    return results
+
+
+def _by_torch(gru, embedding, tokens, first, lengths):
+    return gru(embedding[tokens], first.unsqueeze(0))[0]
+
+
+def _by_packing(gru, embedding, tokens, first, lengths):
+    outputs = PackedGRU.apply(
+        nn.functional.linear(embedding, gru.weight_ih_l0, gru.bias_ih_l0),
+        gru.weight_hh_l0,
+        gru.bias_hh_l0,
+        first,
+        packed(tokens, lengths),
+        sizes_of(lengths),
+    )
+    return padded_of(outputs, lengths)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=lengths_lists, seed=st.integers(0, 2**20))
+def test_outputs_and_every_gradient_are_those_of_torch_s_gru(lengths, seed):
+    (outputs, gradients), (ours, our_gradients) = both(sorted(lengths, reverse=True), seed)
+    torch.testing.assert_close(ours, outputs, atol=1e-12, rtol=1e-10)
+    assert gradients.keys() == our_gradients.keys()
+    for name in gradients:
+        torch.testing.assert_close(our_gradients[name], gradients[name], msg=name)
+
+
+@pytest.mark.parametrize("lengths", [[1], [3], [1, 1, 1], [4, 1], [2, 2]])
+def test_smallest_cases(lengths):
+    (outputs, gradients), (ours, our_gradients) = both(lengths, 0, width=1, vocabulary=1)
+    torch.testing.assert_close(ours, outputs)
+    for name in gradients:
+        torch.testing.assert_close(our_gradients[name], gradients[name], msg=name)
+
+
+def test_gradients_are_right_by_finite_differences():
+    torch.manual_seed(0)
+    width, lengths = 3, [4, 2, 1]
+    tokens = torch.randint(0, 5, (sum(lengths),))
+
+    def leaf(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    inputs = (leaf(5, 3 * width), leaf(3 * width, width), leaf(3 * width), leaf(3, width))
+    assert torch.autograd.gradcheck(
+        lambda *arguments: PackedGRU.apply(*arguments, tokens, sizes_of(lengths)), inputs
+    )
+
+
+# The network's use of it ---------------------------------------------------------------------
+
+
+def episodes(seed, lengths, steps=6):
+    """Contexts, stages, actions (B, T) with `EOS` after the end, and lengths, in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    size = len(lengths)
+    stage = torch.randint(0, 3, (size,), generator=generator)
+    context = torch.randint(0, 10, (size, 6), generator=generator)
+    place = torch.arange(6)
+    context = torch.where(place == 3 + stage[:, None], torch.tensor(CTX), context)
+    context = torch.where(place > 3 + stage[:, None], torch.tensor(EOS), context)
+    actions = torch.randint(0, NUM_TOKENS, (size, steps), generator=generator)
+    lengths = torch.tensor(lengths)
+    actions = torch.where(torch.arange(steps) < lengths[:, None], actions, torch.tensor(EOS))
+    return context.to(torch.int8), stage.to(torch.int8), actions.to(torch.int8), lengths
+
+
+def network():
+    torch.manual_seed(3)
+    return StageGRUNetwork(NetworkSizes(18, 3, 8))
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=lengths_lists, seed=st.integers(0, 2**20))
+def test_whole_episodes_are_a_loop_of_single_steps(lengths, seed):
+    model, (context, stage, actions, lengths) = network(), episodes(seed, lengths)
+    logits, values = model.unroll_episodes(context, stage, actions, lengths)
+    assert logits.shape == (*actions.shape, NUM_TOKENS) and values.shape == actions.shape
+    table = model.step_table()
+    for row, length in enumerate(lengths.tolist()):
+        with torch.no_grad():
+            hidden = model.initial_hidden(context[row : row + 1], stage[row : row + 1])
+        token = torch.tensor([CTX])
+        for step in range(length):
+            step_logits, value, hidden = model.step(table, token, hidden)
+            torch.testing.assert_close(logits[row, step], step_logits[0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(values[row, step], value[0], atol=1e-5, rtol=1e-4)
+            token = actions[row, step : step + 1].int()
+        assert (logits[row, length:] == 0).all() and (values[row, length:] == 0).all()
+
+
+def test_the_packed_and_the_padded_path_train_alike():
+    lengths = [1, 6, 3, 3, 5, 1, 2, 6]
+    context, stage, actions, lengths = episodes(1, lengths)
+    weights = torch.randn(*actions.shape, NUM_TOKENS + 1)
+    gradients = []
+    for packing in (True, False):
+        model = network()
+        if packing:
+            logits, values = model.unroll_episodes(context, stage, actions, lengths)
+        else:  # nn.GRU over the padding too, as on a GPU
+            previous = torch.cat([torch.full_like(actions[:, :1], CTX), actions[:, :-1]], 1)
+            outputs, _ = model.unroll(previous, model.initial_hidden(context, stage))
+            mask = torch.arange(actions.shape[1]) < lengths.unsqueeze(1)
+            logits = model.logits(outputs) * mask.unsqueeze(-1)
+            values = model.values(outputs) * mask
+        (torch.cat([logits, values.unsqueeze(-1)], -1) * weights).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], atol=1e-4, rtol=1e-4)
+
+
+def test_what_stands_after_the_end_changes_nothing():
+    context, stage, actions, lengths = episodes(2, [2, 6, 1, 4])
+    after = torch.arange(6) >= lengths[:, None]
+    other = torch.where(after, torch.tensor(7, dtype=torch.int8), actions)
+    model = network()
+    for one, two in zip(
+        model.unroll_episodes(context, stage, actions, lengths),
+        model.unroll_episodes(context, stage, other, lengths),
+        strict=True,
+    ):
+        assert torch.equal(one, two)
+
+
+def test_the_order_of_the_episodes_makes_no_difference():
+    context, stage, actions, lengths = episodes(4, [2, 6, 1, 4, 4])
+    order = torch.tensor([3, 0, 4, 2, 1])
+    model = network()
+    together = model.unroll_episodes(context, stage, actions, lengths)
+    shuffled = model.unroll_episodes(context[order], stage[order], actions[order], lengths[order])
+    for one, two in zip(together, shuffled, strict=True):
+        torch.testing.assert_close(one[order], two, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,357 @@
+"""`python -m toolagent.run`, from the command line to the files it leaves: short, whole runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console
+from trained import ROOT
+
+from toolagent.errors import UserError
+from toolagent.policy import load_policy
+from toolagent.session.checkpoints import list_checkpoints, newest_checkpoint
+from toolagent.session.display import Display
+from toolagent.session.folder import RunFolder
+
+QUICK = ("--set", "run.dashboard=false", "--set", "run.sample_trajectories=1")
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+PROBLEMS = [1_000, 10_000, 100_000]
+
+
+def start(*arguments, cwd):
+    """Starts the command as a user would, in a process group of its own as a shell does."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    environment.pop("TOOLAGENT_VERBOSE", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "toolagent.run", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def end(process, timeout=200):
+    """Waits for the end; a run that works writes nothing on stderr and warns of nothing."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert err == ""
+    assert "warning" not in out.lower()
+    return out
+
+
+def run(*arguments, cwd, code=0):
+    process = start(*arguments, cwd=cwd)
+    out = end(process)
+    assert process.returncode == code, out
+    return out
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def listening(process):
+    """The addresses on which the run and all that it started accept connections."""
+    main = psutil.Process(process.pid)
+    return {
+        connection.laddr.ip
+        for child in [main, *main.children(recursive=True)]
+        for connection in child.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def wait_for_rows(process, folder):
+    """Waits until the run has three rows of progress."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "progress.jsonl").is_file() and len(rows_of(folder)) >= 3:
+            break
+        time.sleep(0.1)
+
+
+def stop_by(process, folder, number, group=False):
+    """Sends the signal once training is under way, and waits for the run's end."""
+    wait_for_rows(process, folder)
+    if group:
+        os.killpg(process.pid, number)  # what a terminal does on Ctrl-C
+    else:
+        process.send_signal(number)
+    return end(process)
+
+
+def check_folder(folder, task, seed=0):
+    """Every file of a run's folder, and that they agree with each other."""
+    expected = {
+        *("config.yaml", "progress.jsonl", "tensorboard", "checkpoints"),
+        *("learning_curve.png", "summary.json"),
+    }
+    assert {path.name for path in folder.iterdir()} == expected
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert any(path.name.startswith("events.") for path in (folder / "tensorboard").iterdir())
+    rows, summary = rows_of(folder), summary_of(folder)
+    check_rows(rows)
+    check_summary(summary, task, seed)
+    assert summary["env_steps"] == rows[-1]["env_steps"]
+    assert summary["wall_time_s"] == rows[-1]["time_s"]
+    assert summary["iterations"] == rows[-1]["iteration"]
+    checkpoint = folder / summary["checkpoint"]
+    assert checkpoint == list_checkpoints(folder / "checkpoints")[-1]
+    policy = load_policy(checkpoint, expected_task=task)
+    assert policy.metadata["env_steps"] == summary["env_steps"]
+    assert policy.metadata["seed"] == seed
+    assert policy.metadata["stages"] == [
+        {key: stage[key] for key in ("stage", "problems", "solved", "accuracy")}
+        for stage in summary["stages"]
+    ]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["task"], config["seed"]) == (task, seed)
+    return summary
+
+
+def check_rows(rows):
+    for before, after in itertools.pairwise(rows):
+        assert after["iteration"] == before["iteration"] + 1
+        assert after["env_steps"] > before["env_steps"]
+        assert after["time_s"] > before["time_s"]
+        assert after["stage"] == before["next_stage"]
+        assert (after["stage"] != before["stage"]) == (before["curriculum_event"] is not None)
+    assert rows[0]["iteration"] == 1
+    for row in rows:
+        assert row.keys() == rows[0].keys()
+        assert row["env_steps_per_s"] > 0
+        assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
+
+
+def check_summary(summary, task, seed):
+    assert summary["task"] == task
+    assert summary["seed"] == seed
+    assert summary["env_steps"] > 0
+    assert summary["env_steps_per_s"] == pytest.approx(
+        summary["env_steps"] / summary["wall_time_s"]
+    )
+    assert summary["stopped_by"] in ("solved", "env_steps", "time", "iterations", "interrupted")
+    assert [stage["stage"] for stage in summary["stages"]] == [0, 1, 2]
+    assert [stage["problems"] for stage in summary["stages"]] == PROBLEMS
+    for stage in summary["stages"]:
+        assert 0 <= stage["solved"] <= stage["problems"]
+        assert stage["accuracy"] == stage["solved"] / stage["problems"]
+        first, seconds = stage["first_solved_env_steps"], stage["first_solved_s"]
+        assert (first is None) == (seconds is None)
+        assert first is None or 0 < first <= summary["env_steps"]
+
+
+# Whole runs --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """A finished run of the tutorial config, and what it printed."""
+    cwd = tmp_path_factory.mktemp("tutorial")
+    out = run("--config", "tutorial", "--seed", 1, "--output-dir", "a/run", *QUICK, cwd=cwd)
+    return cwd / "a" / "run", out
+
+
+def test_the_default_run(tmp_path):
+    out = run("--stop-time-s", 5, "--output-dir", "run", cwd=tmp_path)
+    summary = check_folder(tmp_path / "run", "calculator")
+    assert summary["stopped_by"] in ("time", "solved")
+    assert 5 <= summary["wall_time_s"] < 15 or summary["stopped_by"] == "solved"
+    assert "Ray dashboard: http://127.0.0.1:" in out
+    assert "env steps" in out and "certified" in out and "sample trajectories" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    table = [line for line in out.splitlines() if "a*b+c" in line or line.startswith("stage ")]
+    assert max(map(len, table)) <= 80
+
+
+def test_the_tutorial_config_keeps_the_tutorials_schedule(tutorial):
+    folder, out = tutorial
+    summary = check_folder(folder, "tutorial", seed=1)
+    assert summary["stopped_by"] == "iterations"
+    rows = rows_of(folder)
+    assert [row["stage"] for row in rows] == [0] * 30 + [1] * 20 + [2] * 10
+    assert [row["iteration"] for row in rows if row["measured"]] == list(range(5, 61, 5))
+    assert "the tutorial prints the mean reward and calls it accuracy" in out
+    # What it does not learn, it does not learn here either.
+    assert all(stage["accuracy"] < 0.25 for stage in summary["stages"])
+    assert all("mean_reward" in stage for stage in summary["stages"])
+
+
+def test_an_interrupted_run_can_be_resumed_and_records_its_episodes(tmp_path):
+    folder, episodes = tmp_path / "run", tmp_path / "episodes"
+    process = start(
+        *("--output-dir", folder, "--record-episodes", episodes, "--seed", 3, *QUICK),
+        *("--set", "training.updates_per_iteration=5"),
+        cwd=tmp_path,
+    )
+    out = stop_by(process, folder, signal.SIGINT, group=True)
+    assert process.returncode == 130, out
+    assert "--resume" in out
+    interrupted = check_folder(folder, "calculator", seed=3)
+    assert interrupted["stopped_by"] == "interrupted"
+    check_recorded(episodes, interrupted["env_steps"])
+
+    limit = interrupted["env_steps"] + 20_000
+    out = run("--resume", folder, "--stop-env-steps", limit, cwd=tmp_path)
+    assert f"at {interrupted['env_steps']:,} env steps" in out
+    resumed = check_folder(folder, "calculator", seed=3)
+    assert resumed["stopped_by"] in ("env_steps", "solved")
+    assert resumed["env_steps"] > interrupted["env_steps"]
+    assert resumed["iterations"] > interrupted["iterations"]
+    assert resumed["wall_time_s"] > interrupted["wall_time_s"]
+
+
+def check_recorded(episodes, env_steps):
+    files = sorted(episodes.glob("*.parquet"))
+    assert files and len(files) == len(list(episodes.iterdir()))
+    table = pq.read_table(episodes)
+    assert {"stage", "digits", "actions", "rewards", "solved"} <= set(table.column_names)
+    rows = table.slice(0, 2000).to_pylist()
+    for row in rows:
+        assert row["stage"] in (0, 1, 2) and isinstance(row["stage"], int)
+        assert len(row["digits"]) == 5 and set(row["digits"]) <= set(range(10))
+        assert 1 <= len(row["actions"]) == len(row["rewards"]) <= 7
+        assert set(row["actions"]) <= set(range(18))
+        assert isinstance(row["solved"], bool)
+    # Recorded is what was sampled: what was learned from, and what was under way at the end.
+    assert sum(map(len, table["actions"].to_pylist())) >= 0.9 * env_steps
+
+
+def test_weights_can_be_carried_over_and_a_terminated_run_leaves_a_checkpoint(tutorial, tmp_path):
+    source, _ = tutorial
+    folder = tmp_path / "run"
+    process = start(
+        *("--config", "tutorial", "--init-from", source, "--output-dir", folder, *QUICK),
+        *("--set", "run.stop_iterations=null", "--set", "curriculum.measure_every_iterations=1"),
+        *("--set", "training.lr=0.0", "--set", "run.dashboard=true"),
+        cwd=tmp_path,
+    )
+    wait_for_rows(process, folder)
+    addresses = listening(process)
+    assert addresses and addresses <= LOOPBACK
+    out = stop_by(process, folder, signal.SIGTERM)
+    assert process.returncode == 130, out
+    summary = check_folder(folder, "tutorial")
+    assert summary["stopped_by"] == "interrupted"
+    # With a learning rate of 0 the agent is still the one that it was started from.
+    solved = [stage["solved"] for stage in summary["stages"]]
+    assert solved == [stage["solved"] for stage in summary_of(source)["stages"]]
+
+
+def test_more_runners_than_cpus_share_them(tmp_path):
+    runners = len(os.sched_getaffinity(0)) + 1
+    check_sharing(runners, tmp_path)
+
+
+@pytest.mark.slow
+def test_sixteen_runners_share_the_cpus(tmp_path):
+    check_sharing(16, tmp_path)
+
+
+def check_sharing(runners, tmp_path):
+    out = run(
+        *("--num-env-runners", runners, "--stop-env-steps", 10_000, "--output-dir", "run", *QUICK),
+        *("--set", "env_runners.num_envs_per_env_runner=64"),
+        cwd=tmp_path,
+    )
+    check_folder(tmp_path / "run", "calculator")
+    lines = [line for line in out.splitlines() if f"{runners} env runners share" in line]
+    assert len(lines) == (1 if len(os.sched_getaffinity(0)) < runners else 0)
+
+
+def test_stock_ppo_runs_and_records(tmp_path):
+    out = run(
+        *("--config", "ppo", "--stop-env-steps", 2_000, "--output-dir", "run", *QUICK),
+        *("--record-episodes", "episodes", "--set", "env_runners.num_env_runners=1"),
+        *("--set", "env_runners.batch_mode=complete_episodes"),
+        *("--set", "training.train_batch_size_per_learner=1024"),
+        cwd=tmp_path,
+    )
+    assert "algorithm PPO" in out
+    assert check_folder(tmp_path / "run", "calculator")["stopped_by"] == "env_steps"
+    check_recorded(tmp_path / "episodes", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_stock_ppo_certifies_stages_0_and_1_within_five_minutes(tmp_path):
+    out = run("--config", "ppo", "--output-dir", "run", cwd=tmp_path)
+    print(out)
+    summary = check_folder(tmp_path / "run", "calculator")
+    assert summary["stopped_by"] == "solved"
+    assert [stage["solved"] for stage in summary["stages"]][:2] == [1_000, 10_000]
+    assert summary["wall_time_s"] < 300
+
+
+# The folder --------------------------------------------------------------------------------
+
+
+def test_a_torn_last_line_of_progress_is_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    for iteration in (1, 2, 3):
+        folder.append_progress({"iteration": iteration})
+    with folder.progress.open("a") as file:
+        file.write('{"iterat')
+    assert [row["iteration"] for row in folder.cut_progress(2)] == [1, 2]
+    assert [row["iteration"] for row in rows_of(tmp_path)] == [1, 2]
+
+
+def test_incomplete_checkpoints_are_no_checkpoints(tmp_path):
+    (tmp_path / ".checkpoint_000002.partial").mkdir()
+    (tmp_path / "checkpoint_000001").mkdir()  # no policy.json
+    assert list_checkpoints(tmp_path) == []
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        newest_checkpoint(tmp_path)
+
+
+def test_default_folders_never_meet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda text: text.replace("-%Y%m%d-%H%M%S", "-now"))
+    paths = []
+    for _ in range(3):
+        folder = RunFolder.new(None, "calculator")
+        folder.make("task: calculator\n")
+        paths.append(str(folder.path))
+    assert paths == ["runs/calculator-now", "runs/calculator-now-2", "runs/calculator-now-3"]
+
+
+# The live line -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_live_line_fits_the_terminal(width, tmp_path):
+    file = (tmp_path / "screen").open("w+")
+    console = Console(file=file, force_terminal=True, width=width, markup=False, highlight=False)
+    row = {
+        "stage": 2,
+        "accuracy": {"0": 1.0, "1": 1.0, "2": 0.999},
+        "env_steps_per_s": 123_456.0,
+        "time_s": 3599.0,
+        "env_steps": 123_456_789,
+    }
+    with Display(console, None, 7200.0) as display:
+        display.update(row)
+        display._progress.refresh()
+    file.seek(0)
+    assert "stage 2  accuracy 100% 100%  99%  123,456 steps/s" in file.read()

@@ -1,0 +1,288 @@
+"""Whatever a user gets wrong: exit code 2, one line on stderr, and nothing written anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import time
+
+import pytest
+import torch
+from trained import is_refusal, run_modules, untrained_network
+
+from toolagent import cli, evaluate, explain, run
+from toolagent.policy import save_policy
+from toolagent.session import ray_session
+
+COMMANDS = {"run": run.command, "evaluate": evaluate.command, "explain": explain.command}
+
+
+def write_run(folder, task="calculator", config="task: calculator\n"):
+    """What a run leaves that could be resumed, as far as it is looked at before Ray starts."""
+    checkpoint = folder / "checkpoints" / "checkpoint_000003"
+    save_policy(checkpoint, untrained_network(embedding_size=96), task)
+    (checkpoint / "algorithm").mkdir()
+    state = {"iteration": 3, "env_steps": 1000, "time_s": 1.0, "first_solved": {}}
+    (checkpoint / "run.json").write_text(json.dumps(state))
+    (folder / "config.yaml").write_text(config)
+    return checkpoint
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with everything that the wrong command lines below name."""
+    folder = tmp_path_factory.mktemp("prepared")
+    save_policy(folder / "good", untrained_network(embedding_size=96), "calculator")
+    save_policy(folder / "narrow", untrained_network(embedding_size=8), "calculator")
+    save_policy(folder / "tutorial", untrained_network(embedding_size=96), "tutorial")
+    for name in ("old", "torn", "no-weights"):
+        shutil.copytree(folder / "good", folder / name)
+    edit_json(folder / "old" / "policy.json", format=99)
+    weights = folder / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (folder / "no-weights" / "model.safetensors").unlink()
+    (folder / "empty").mkdir()
+    (folder / "pickles").mkdir()
+    (folder / "pickles" / "state.pkl").write_bytes(b"\x80\x04.")
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("mine")
+    (folder / "file").write_text("mine")
+    write_run(folder / "run")
+    write_run(folder / "run-of-tutorial", "tutorial")
+    (write_run(folder / "run-of-old") / "run.json").write_text('{"iteration": 3}')
+    edit_json(write_run(folder / "run-of-other-format") / "policy.json", format=99)
+    write_run(folder / "run-without-checkpoint")
+    shutil.rmtree(folder / "run-without-checkpoint" / "checkpoints")
+    (folder / "unknown-key.yaml").write_text("task: calculator\ntrainin:\n  lr: 1.0\n")
+    (folder / "unknown-option.yaml").write_text("task: calculator\ntraining:\n  learning_rate: 1\n")
+    (folder / "wrong-type.yaml").write_text("task: calculator\ntraining:\n  lr: fast\n")
+    (folder / "wrong-stage.yaml").write_text("curriculum:\n  levels:\n    - stage: 3\n")
+    (folder / "not-yaml.yaml").write_text("task: [calculator\n")
+    (folder / "not-text.yaml").write_bytes(b"\xff\xfe\x00")
+    (folder / "empty.yaml").write_text("")
+    (folder / "wrong-column.csv").write_text("stage,a,b,c,d,x\n0,1,2,3,,\n")
+    (folder / "wrong-digit.csv").write_text("stage,a,b,c,d,e\n0,1,2,13,,\n")
+    (folder / "wrong-stage.csv").write_text("stage,a,b,c,d,e\n3,1,2,3,4,5\n")
+    (folder / "empty.csv").write_text("")
+    return folder
+
+
+def snapshot(folder):
+    """Every path below the folder, with the digest of each file."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def refused(prepared, monkeypatch, capfd):
+    """Calls a command that must refuse; returns the one line, without its 'error: '."""
+
+    def call(name, *arguments):
+        monkeypatch.chdir(prepared)
+        before = snapshot(prepared)
+        code = cli.main(COMMANDS[name], list(arguments))
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("error: "), captured.err
+        assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
+        assert captured.err.rstrip("\n").isprintable()
+        assert code == 2
+        assert snapshot(prepared) == before
+        return captured.err.removeprefix("error: ")
+
+    return call
+
+
+# One row: the arguments after --output-dir new, and what the message must say.
+RUN = [
+    ("--num-env-runner 3", "no option '--num-env-runner'; did you mean '--num-env-runners'?"),
+    ("--stop-env-step=3", "did you mean '--stop-env-steps'?"),
+    ("surplus", "unexpected extra argument (surplus)"),
+    ("--num-env-runners many", "'many' is not a valid integer"),
+    ("--num-env-runners 1.5", "'1.5' is not a valid integer"),
+    ("--num-env-runners -1", "'--num-env-runners': -1 is not in the range x>=0"),
+    ("--num-learners -1", "'--num-learners': -1"),
+    ("--num-gpus-per-learner -0.5", "'--num-gpus-per-learner': -0.5"),
+    ("--seed -1", "'--seed': -1"),
+    ("--seed 99999999999", "'--seed': 99999999999"),
+    ("--stop-env-steps 0", "'--stop-env-steps': 0"),
+    ("--stop-time-s 0", "'--stop-time-s': 0"),
+    ("--stop-time-s -1", "'--stop-time-s': -1"),
+    ("--stop-time-s nan", "stop_time_s"),
+    ("--stop-time-s inf", "stop_time_s"),
+    ("--stop-time-s", "option '--stop-time-s' requires an argument"),
+    ("--config tutorail", "no config file 'tutorail'; did you mean 'tutorial.yaml'?"),
+    ("--config missing/file.yaml", "no config file 'missing/file.yaml'"),
+    ("--config full", "no config file 'full'"),
+    ("--config unknown-key.yaml", "trainin: unknown; did you mean 'training'?"),
+    ("--config unknown-option.yaml", "training.learning_rate: unknown"),
+    ("--config wrong-type.yaml", "training.lr: expected"),
+    ("--config wrong-stage.yaml", "stage: 3 is not in the task; its stages are 0..2"),
+    ("--config not-yaml.yaml", "not-yaml.yaml: line"),
+    ("--config not-text.yaml", "not UTF-8 text"),
+    ("--config empty.yaml", "the file is empty"),
+    ("--set training.lr", "expected section.key=value"),
+    ("--set training.lr=", "has no value"),
+    ("--set training.lr=fast", "--set training.lr: expected"),
+    ("--set training.lrr=1.0", "--set training.lrr: unknown; did you mean 'lr'?"),
+    ("--set trainin.lr=1.0", "with --set: trainin: unknown; did you mean 'training'?"),
+    ("--set task=calculater", "did you mean 'calculator'?"),
+    ("--set algorithm=ppo", "no algorithm 'ppo'; known: PPO, toolagent, tutorial"),
+    ("--set curriculum.levels.9.stage=0", "no entry '9'; the list has entries 0..2"),
+    ("--set curriculum.levels.0.stage=3", "3 is not in the task; its stages are 0..2"),
+    ("--set curriculum.levels.0.advance_at_accuracy=1.5", "must be less than 1"),
+    ("--set curriculum.measure_problems=20", "can't be proved by 20 problems"),
+    ("--set run.keep_checkpoints=0", "must be greater than or equal to 1"),
+    ("--set env_runners.num_envs_per_env_runner=-4", "num_envs_per_env_runner"),
+    ("--set training.episodes_per_update=0", "episodes_per_update"),
+    ("--set rl_module.model_config.embedding_size=0", "must be at least 1"),
+    ("--set rl_module.model_config.embeding_size=8", "did you mean 'embedding_size'?"),
+    ("--num-gpus-per-learner 64", "asks for 64 GPUs"),
+    ("--num-learners 64 --num-gpus-per-learner 1", "asks for 64 GPUs"),
+    ("--init-from missing", "no checkpoint 'missing'"),
+    ("--init-from empty", "no checkpoint in 'empty'"),
+    ("--init-from tutorial", "is a checkpoint of task 'tutorial', not 'calculator'"),
+    ("--init-from old", "has format 99; this version of toolagent"),
+    ("--init-from torn", "is damaged"),
+    ("--init-from narrow", "its network has embedding_size 8, the configuration 96"),
+    ("--record-episodes file", "file is a file"),
+    ("--record-episodes file/below", "file is a file"),
+    ("--address nonsense", "no Ray cluster answers there"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), RUN, ids=[row[0] for row in RUN])
+def test_run_refuses(refused, arguments, message):
+    assert message in refused("run", "--output-dir", "new", *arguments.split())
+
+
+OUTPUT = [
+    ("--output-dir full", "--output-dir full: is not empty"),
+    ("--output-dir file", "--output-dir file: is a file"),
+    ("--output-dir run", "continue that run with --resume run"),
+    ("--resume run --output-dir new", "--output-dir: can't be given with --resume"),
+    ("--resume run --config ppo", "--config: can't be given with --resume"),
+    ("--resume run --init-from good", "--init-from: can't be given with --resume"),
+    ("--resume missing", "--resume missing: there is no such folder"),
+    ("--resume file", "--resume file: there is no such folder"),
+    ("--resume empty", "--resume empty: holds no run"),
+    ("--resume good", "--resume good: holds no run"),
+    ("--resume run-without-checkpoint", "no complete checkpoint in"),
+    ("--resume run --set task=tutorial", "its task is calculator; it can't become tutorial"),
+    ("--resume run --set algorithm=PPO", "its algorithm is toolagent; it can't become PPO"),
+    ("--resume run --seed 1", "its seed is 0; it can't become 1"),
+    (
+        "--resume run --set rl_module.model_config.embedding_size=8",
+        "its network has embedding_size 96, the configuration 8",
+    ),
+    ("--resume run --stop-time-s -1", "'--stop-time-s': -1"),
+    ("--resume run-of-tutorial", "is a checkpoint of task 'tutorial', not 'calculator'"),
+    ("--resume run-of-old", "written by another version of toolagent"),
+    ("--resume run-of-other-format", "has format 99"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), OUTPUT, ids=[row[0] for row in OUTPUT])
+def test_run_refuses_where_to_write_and_what_to_resume(refused, arguments, message):
+    assert message in refused("run", *arguments.split())
+
+
+BOTH = [
+    ("missing", "no checkpoint 'missing'"),
+    ("empty", "no checkpoint in 'empty'"),
+    ("pickles", "only pickles, which are never opened"),
+    ("file", "file is a file"),
+    ("old", "has format 99; this version of toolagent"),
+    ("torn", "is damaged"),
+    ("no-weights", "is missing"),
+    ("good surplus", "unexpected extra argument"),
+    ("good --jsn x", "no option '--jsn'"),
+    ("", "missing argument 'CHECKPOINT'"),
+]
+
+
+@pytest.mark.parametrize("name", ["evaluate", "explain"])
+@pytest.mark.parametrize(("arguments", "message"), BOTH, ids=[row[0] for row in BOTH])
+def test_evaluate_and_explain_refuse(refused, name, arguments, message):
+    assert message in refused(name, *arguments.split())
+
+
+OTHERS = [
+    ("evaluate", "good --problems missing.csv", "missing.csv"),
+    ("evaluate", "good --problems wrong-column.csv", "line 1: unknown column 'x'"),
+    ("evaluate", "good --problems wrong-digit.csv", "line 2: c is '13'; expected a digit, 0 to 9"),
+    ("evaluate", "good --problems wrong-stage.csv", "line 2: stage is '3'"),
+    ("evaluate", "good --problems empty.csv", "expected the header stage,a,b,c,d,e"),
+    ("evaluate", "good --problems full", "full"),
+    ("evaluate", "good --json full", "full is a folder"),
+    ("evaluate", "good --json missing/new.json", "there is no folder 'missing'"),
+    ("explain", "good --stage 3", "has no stage 3; its stages are 0..2"),
+    ("explain", "good --stage -1", "has no stage -1"),
+    ("explain", "good --stage two", "'two' is not a valid integer"),
+    ("explain", "good --digits 3,4,5,6,70", "'70' is no digit"),
+    ("explain", "good --digits 3,4", "2 digits; stage 2"),
+    ("explain", "good --digits a,b,c,d,e", "'a' is no digit"),
+    ("explain", "good --expression 1+2", "is posed by --digits"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"), OTHERS, ids=[f"{row[0]} {row[1]}" for row in OTHERS]
+)
+def test_wrong_problems_are_refused(refused, name, arguments, message):
+    assert message in refused(name, *arguments.split())
+
+
+def test_more_gpus_than_there_are_by_one(refused):
+    asked = torch.cuda.device_count() + 1
+    message = refused("run", "--output-dir", "new", "--num-gpus-per-learner", str(asked))
+    assert f"asks for {asked} GPUs in all" in message
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(refused):
+    with socket.socket() as taken:  # bound, not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        started = time.monotonic()
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
+            message = refused("run", "--output-dir", "new", "--address", address)
+            assert f"--address {address}: no Ray cluster answers there" in message
+        assert time.monotonic() - started < 30
+
+
+def test_an_address_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(ray_session, "_REACHABLE_WITHIN_S", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with socket.socket() as first, socket.socket() as second:  # fill its queue
+            for other in (first, second):
+                other.setblocking(False)
+                other.connect_ex(silent.getsockname())
+            with pytest.raises(ray_session.UserError, match="no Ray cluster answers there"):
+                ray_session._check_reachable(address)
+
+
+def test_every_command_refuses_as_a_process_too(prepared):
+    before = snapshot(prepared)
+    results = run_modules(
+        ["-m", "toolagent.run", "--output-dir", "full"],
+        ["-m", "toolagent.run", "--output-dir", "new", "--address", "127.0.0.1:1"],
+        ["-m", "toolagent.run", "--output-dir", "new", "--sett", "a.b=1"],
+        ["-m", "toolagent.evaluate", "old"],
+        ["-m", "toolagent.explain", "good", "--stage", "7"],
+        cwd=prepared,
+    )
+    assert [result.args[2] for result in results if not is_refusal(result)] == []
+    assert snapshot(prepared) == before

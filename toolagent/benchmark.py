@@ -1,0 +1,241 @@
+"""Measures training throughput side by side: `python -m toolagent.benchmark`.
+
+Every row trains from scratch on one fixed mix of the calculator's stages (stage 2, three tenths
+from stages 0 and 1), without a curriculum and **with learning rate 0**: gradients, clipping and
+Adam's step are computed as ever, but the weights stay what they were. An agent that learns plays
+shorter episodes, so a row that learns faster, or is measured later, would do other work than its
+neighbours; this way all of them play episodes of the same mean length (it is in the table), about
+that of a fresh network.
+
+The rows take turns, block by block, so a noise of the machine hits all of them; the table shows
+the median of the blocks, the ratios are medians of the ratios within a turn. A warm-up block of
+each row is not counted. *Steps/s* are env steps sampled and learned from, divided by wall time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolagent import cli
+from toolagent.errors import UserError, nearest
+from toolagent.session.ray_session import quiet, ray_session
+
+# `toolagent.benchmarks.rows.ROWS`, which can't be imported before `quiet()`.
+_DEFAULT_ROWS = ("bare_loop", "stock_rllib", "batched_local", "batched_runners")
+_ROWS = (*_DEFAULT_ROWS, "plain_local", "plain_runners")
+
+
+@click.command()
+@click.option("--json", "json_file", metavar="FILE", help="Write all figures there.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, help="Blocks of each row.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.5,
+    help="Least length of a block.",
+)
+@click.option(
+    "--rows",
+    default=",".join(_DEFAULT_ROWS),
+    metavar="A,B",
+    help="Which rows; plain_local and plain_runners are without exploration.",
+)
+@click.option("--scaling/--no-scaling", default=True, help="Measure 1 to 16 env runners.")
+@click.option("--startup/--no-startup", default=True, help="Measure the time to an update.")
+def command(
+    json_file: str | None,
+    repeats: int,
+    seconds: float,
+    rows: str,
+    scaling: bool,
+    startup: bool,
+) -> int:
+    """Measure training throughput: bare PyTorch, stock RLlib and the batched pipeline."""
+    quiet()
+    names = _chosen(rows)
+    output = _writable(json_file)
+    import torch
+
+    torch.set_num_threads(1)  # as `run` does: more than one gains nothing for so small a network
+    console = cli.console()
+    from toolagent.benchmarks.progress import BenchmarkProgress
+    from toolagent.benchmarks.report import print_benchmark
+
+    steps = 1 + repeats + startup + 5 * scaling
+    with BenchmarkProgress(console, steps) as progress:
+        result = _measure(names, repeats, seconds, scaling, startup, progress)
+    result["options"] = {"repeats": repeats, "seconds": seconds, "rows": list(names)}
+    print_benchmark(console, result)
+    if output is not None:
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _chosen(text: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in _ROWS:
+            raise UserError(f"--rows: no row '{name}'; {nearest(name, _ROWS)}")
+    if not names:
+        raise UserError(f"--rows: names none; choose from {', '.join(_ROWS)}")
+    return tuple(name for name in _ROWS if name in names)
+
+
+def _writable(json_file: str | None) -> Path | None:
+    """The file to write, tried before minutes of measuring."""
+    if json_file is None:
+        return None
+    path = Path(json_file)
+    existed = path.exists()
+    with path.open("a", encoding="utf-8"):
+        pass
+    if not existed:
+        path.unlink()
+    return path
+
+
+def _measure(
+    names: Sequence[str],
+    repeats: int,
+    seconds: float,
+    scaling: bool,
+    startup: bool,
+    progress: Any,
+) -> dict[str, Any]:
+    result: dict[str, Any] = {"cores": _cores(), "rows": []}
+    if startup:
+        from toolagent.benchmarks.startup import measure_startup
+
+        progress.announce("start-up")
+        result["startup"] = measure_startup()
+    bare = _warm_bare_row(seconds) if "bare_loop" in names else None
+    if scaling or set(names) - {"bare_loop"}:
+        with ray_session(None, dashboard=False) as cluster:
+            _measure_rows(result, names, bare, cluster.cpus, repeats, seconds, progress)
+            if scaling:
+                from toolagent.benchmarks.scaling import measure_scaling
+
+                result["scaling"] = measure_scaling(
+                    cluster.cpus, max(2, repeats // 2), seconds / 2, progress.announce
+                )
+    else:
+        _measure_rows(result, names, bare, 0.0, repeats, seconds, progress)
+    return result | {"versions": _versions(), "commit": _commit()}
+
+
+def _warm_bare_row(seconds: float) -> Any:
+    """Before Ray is in this process, so that its memory is its own."""
+    from toolagent.benchmarks.rows import BareRow
+
+    row = BareRow()
+    row.block(seconds / 2)
+    return row
+
+
+def _measure_rows(
+    result: dict[str, Any],
+    names: Sequence[str],
+    bare: Any,
+    cpus: float,
+    repeats: int,
+    seconds: float,
+    progress: Any,
+) -> None:
+    """Builds, measures in turns and closes the rows; the figures go into `result`."""
+    from toolagent.benchmarks.constants import fragment_transfer_s, weight_broadcast
+    from toolagent.benchmarks.figures import add_ratios, row_figures
+    from toolagent.benchmarks.rows import RLLIB_ROWS, RLlibRow
+
+    progress.announce("building and warming up")
+    with contextlib.ExitStack() as closing:
+        rows = [bare] if bare is not None else []
+        for name in names:
+            if name in RLLIB_ROWS:
+                # Rows with actors live side by side: each may ask for a part of the CPUs.
+                row = RLlibRow(name, *RLLIB_ROWS[name], cpus / len(names))
+                closing.callback(row.close)
+                row.block(seconds / 2)
+                rows.append(row)
+        ids = {row.name: row.process_ids() for row in rows}
+        blocks: dict[str, list[Any]] = {row.name: [] for row in rows}
+        for repeat in range(repeats):
+            progress.announce(f"round {repeat + 1} of {repeats}: {', '.join(names)}")
+            for row in rows:
+                others = [pid for name in ids if name != row.name for pid in ids[name]]
+                blocks[row.name].append(row.block(seconds, others))
+        broadcast, transfer_s = {}, 0.0
+        batched = [row for row in rows if row.name not in ("bare_loop", "stock_rllib")]
+        if batched:
+            broadcast = weight_broadcast(batched[-1].algorithm)
+            transfer_s = fragment_transfer_s(batched[-1].algorithm.config.num_envs_per_env_runner)
+    result["rows"] = [row_figures(row.name, blocks[row.name]) for row in rows]
+    add_ratios(result["rows"], blocks)
+    if batched:
+        _add_pipeline_figures(result, batched, blocks, broadcast, transfer_s)
+
+
+def _add_pipeline_figures(
+    result: dict[str, Any],
+    batched: Sequence[Any],
+    blocks: dict[str, list[Any]],
+    broadcast: dict[str, float],
+    transfer_s: float,
+) -> None:
+    from toolagent.benchmarks.constants import scale_on_paper
+    from toolagent.benchmarks.figures import time_split, total, what_limits
+
+    sums = {row.name: total(blocks[row.name]) for row in batched}
+    figures = {row["name"]: row for row in result["rows"]}
+    for row in batched:
+        figures[row.name] |= {
+            "time_split": time_split(sums[row.name], row.num_env_runners, transfer_s),
+            "dropped_episodes": int(sums[row.name]["dropped_episodes"]),
+        }
+    if "batched_runners" in sums:
+        name, why = what_limits(figures["batched_runners"]["time_split"])
+        result["limits"] = {"by": name, "why": why}
+    if {"batched_local", "batched_runners"} <= set(sums):
+        result["scale"] = scale_on_paper(
+            sums["batched_local"], sums["batched_runners"], broadcast
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    packages = ("ray", "torch", "numpy", "gymnasium")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout around this file, '+' for changes in it; None without one."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(command))

@@ -1,0 +1,101 @@
+"""The benchmark's tables, each narrow enough for 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from toolagent import cli
+
+_SPLIT = {  # key in `time_split` -> what the table says
+    "inference": "runner: inference",
+    "machine": "runner: machine",
+    "sampler_other": "runner: other",
+    "sampler_idle": "runner: idle",
+    "learner": "driver: learner",
+    "sync": "driver: sync",
+    "driver_other": "driver: other",
+    "idle": "driver: idle",
+    "transfer": "transfer (within these)",
+}
+
+
+def print_benchmark(console: Console, result: Mapping[str, Any]) -> None:
+    """Everything in the JSON document that a person wants to see."""
+    cli.print_table(console, _rows(result["rows"]))
+    split = [row for row in result["rows"] if "time_split" in row]
+    if split:
+        console.print("\nshare of the wall time")
+        cli.print_table(console, _time_split(split))
+    if result.get("scaling"):
+        console.print("\nenv runners on these cores")
+        cli.print_table(console, _scaling(result["scaling"]))
+    for title, key in (("scale on paper", "scale"), ("start-up", "startup")):
+        if result.get(key):
+            console.print(f"\n{title}")
+            cli.print_table(console, _figures(result[key]))
+    if result.get("limits"):
+        console.print(f"\nlimited by {result['limits']['why']}")
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> Table:
+    right = ("steps/s", "min", "max", "episodes/s", "length", "x bare", "x stock", "MiB")
+    table = cli.table("row", *right, right=right)
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['env_steps_per_s']:,.0f}",
+            f"{row['min']:,.0f}",
+            f"{row['max']:,.0f}",
+            f"{row['episodes_per_s']:,.0f}",
+            f"{row['episode_len_mean']:.2f}",
+            _ratio(row.get("ratio_to_bare_loop"), 2),
+            _ratio(row.get("ratio_to_stock_rllib"), 1),
+            f"{row['memory_mib']:,.0f}",
+        )
+    return table
+
+
+def _time_split(rows: Sequence[Mapping[str, Any]]) -> Table:
+    names = [row["name"] for row in rows]
+    table = cli.table("part", *names, right=names)
+    for key, label in _SPLIT.items():
+        table.add_row(label, *(f"{row['time_split'][key]:.1%}" for row in rows))
+    return table
+
+
+def _scaling(rows: Sequence[Mapping[str, Any]]) -> Table:
+    right = ("runners", "steps/s", "min", "max", "of 2's", "learner idle", "sampler idle", "MiB")
+    table = cli.table(*right, right=right)
+    for row in rows:
+        table.add_row(
+            str(row["num_env_runners"]),
+            f"{row['env_steps_per_s']:,.0f}",
+            f"{row['min']:,.0f}",
+            f"{row['max']:,.0f}",
+            f"{row['relative_to_2']:.2f}",
+            f"{row['learner_idle_share']:.0%}",
+            f"{row['sampler_idle_share']:.0%}",
+            f"{row['memory_mib']:,.0f}",
+        )
+    return table
+
+
+def _figures(figures: Mapping[str, float]) -> Table:
+    table = cli.table("figure", "value", right=("value",))
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " ").replace(" per s", "/s"), _number(value))
+    return table
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _ratio(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
