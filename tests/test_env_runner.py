@@ -49,8 +49,7 @@ def make_runner(worker_index=0, seed=0, evaluation=False, episodes=64, **env_con
 
 def same(one, other):
     return all(
-        np.array_equal(a, b)
-        for (_, a), (_, b) in zip(one.columns(), other.columns(), strict=True)
+        np.array_equal(a, b) for (_, a), (_, b) in zip(one.columns(), other.columns(), strict=True)
     )
 
 
@@ -116,7 +115,8 @@ def test_another_runner_s_state_brings_everything_but_its_random_streams():
 def weights_of(runner, add=0.0):
     return {
         DEFAULT_MODULE_ID: {
-            name: value + add for name, value in runner.module.get_state(inference_only=True).items()
+            name: value + add
+            for name, value in runner.module.get_state(inference_only=True).items()
         }
     }
 

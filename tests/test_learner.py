@@ -10,6 +10,7 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -19,6 +20,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from toolagent.envs.registration import env_id, register_with_rllib
 from toolagent.envs.spaces import action_space, observation_space
 from toolagent.learning.algorithm import ToolAgentConfig
+from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
@@ -171,9 +173,11 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(training):
     group, network = group_of(config)
     columns = learner_columns(played(network))
     # Weights that moved on since the episodes were played, so that the ratio is not 1.
-    columns["log_probabilities"] += np.random.default_rng(0).normal(
-        0, 0.2, columns["log_probabilities"].shape
-    ).astype(np.float32)
+    columns["log_probabilities"] += (
+        np.random.default_rng(0)
+        .normal(0, 0.2, columns["log_probabilities"].shape)
+        .astype(np.float32)
+    )
     slow = copy.deepcopy(network)
     total, policy, value_loss, entropy = slow_loss(slow, columns, config)
     total.backward()
@@ -212,7 +216,9 @@ def test_gradients_are_clipped_to_the_norm_that_was_set():
     for clip in (None, 0.01):
         group, network = group_of(config_of(grad_clip=clip))
         update(group, learner_columns(played(network)))
-        norms.append(math.sqrt(sum(float(g.square().sum()) for g in gradients_of(network).values())))
+        norms.append(
+            math.sqrt(sum(float(g.square().sum()) for g in gradients_of(network).values()))
+        )
     assert norms[0] > 0.05
     assert norms[1] == pytest.approx(0.01, rel=1e-3)
 
@@ -365,3 +371,19 @@ def test_the_action_limit_ends_an_episode_for_the_learner_too():
     )
     # Nothing was earned and nothing is expected behind the end: every value is a target of 0.
     assert results["vf_loss"] == pytest.approx(float(values.square().mean()), rel=1e-4)
+
+
+def test_batches_for_a_gpu_go_through_pinned_memory(monkeypatch):
+    """The path a GPU takes, up to the device itself, which this machine need not have."""
+    asked = {}
+
+    def convert(self, batch, to_device=True, pin_memory=False, use_stream=False):
+        asked.update(pin_memory=pin_memory, use_stream=use_stream)
+        return batch
+
+    monkeypatch.setattr(TorchLearner, "_convert_batch_type", convert)
+    learner = EpisodeColumnsLearner.__new__(EpisodeColumnsLearner)
+    for device, pinned in (("cuda", True), ("cpu", False)):
+        learner._device = torch.device(device)
+        learner._convert_batch_type(None)
+        assert asked == {"pin_memory": pinned, "use_stream": False}

@@ -102,7 +102,11 @@ def test_nothing_after_the_end_has_any_influence(seed, gamma, lambda_, garbage):
     mask = step_mask(lengths, 5)
     clean = generalized_advantages(rewards, values, mask, gamma, lambda_)
     dirty = generalized_advantages(
-        torch.where(mask, rewards, garbage), torch.where(mask, values, garbage), mask, gamma, lambda_
+        torch.where(mask, rewards, garbage),
+        torch.where(mask, values, garbage),
+        mask,
+        gamma,
+        lambda_,
     )
     for one, other in zip(clean, dirty, strict=True):
         assert torch.equal(one, other)

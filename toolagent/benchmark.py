@@ -51,6 +51,9 @@ _ROWS = (*_DEFAULT_ROWS, "plain_local", "plain_runners")
 )
 @click.option("--scaling/--no-scaling", default=True, help="Measure 1 to 16 env runners.")
 @click.option("--startup/--no-startup", default=True, help="Measure the time to an update.")
+@click.option("--learning", is_flag=True, help="Instead: the learning record over 20 seeds.")
+@click.option("--ablations", is_flag=True, help="Instead: what each part of the run is worth.")
+@click.option("--plot", metavar="FILE", help="With --learning: a PNG of the record.")
 def command(
     json_file: str | None,
     repeats: int,
@@ -58,11 +61,17 @@ def command(
     rows: str,
     scaling: bool,
     startup: bool,
+    learning: bool,
+    ablations: bool,
+    plot: str | None,
 ) -> int:
     """Measure training throughput: bare PyTorch, stock RLlib and the batched pipeline."""
     quiet()
     names = _chosen(rows)
     output = _writable(json_file)
+    if learning or ablations:
+        _write(output, _learning(ablations, _writable(plot)))
+        return 0
     import torch
 
     torch.set_num_threads(1)  # as `run` does: more than one gains nothing for so small a network
@@ -75,9 +84,24 @@ def command(
         result = _measure(names, repeats, seconds, scaling, startup, progress)
     result["options"] = {"repeats": repeats, "seconds": seconds, "rows": list(names)}
     print_benchmark(console, result)
+    _write(output, result)
+    return 0
+
+
+def _learning(ablations: bool, plot: Path | None) -> dict[str, Any]:
+    from toolagent.benchmarks.learning import ABLATION_SEEDS, ABLATIONS, RECORD_SEEDS
+    from toolagent.benchmarks.learning_report import measure_learning
+    from toolagent.benchmarks.progress import BenchmarkProgress
+
+    console = cli.console()
+    steps = len(ABLATIONS) * len(ABLATION_SEEDS) if ablations else len(RECORD_SEEDS)
+    with BenchmarkProgress(console, steps) as progress:
+        return measure_learning(console, ablations, plot, progress)
+
+
+def _write(output: Path | None, result: dict[str, Any]) -> None:
     if output is not None:
         output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0
 
 
 def _chosen(text: str) -> tuple[str, ...]:
@@ -204,9 +228,7 @@ def _add_pipeline_figures(
         name, why = what_limits(figures["batched_runners"]["time_split"])
         result["limits"] = {"by": name, "why": why}
     if {"batched_local", "batched_runners"} <= set(sums):
-        result["scale"] = scale_on_paper(
-            sums["batched_local"], sums["batched_runners"], broadcast
-        )
+        result["scale"] = scale_on_paper(sums["batched_local"], sums["batched_runners"], broadcast)
 
 
 def _cores() -> int:

@@ -107,6 +107,21 @@ class EpisodeColumnsLearner(TorchLearner):
             + config.replay_coefficient * imitation
         )
 
+    @override(TorchLearner)
+    def _convert_batch_type(
+        self,
+        batch: MultiAgentBatch,
+        to_device: bool = True,
+        pin_memory: bool = False,
+        use_stream: bool = False,
+    ) -> MultiAgentBatch:
+        """On a GPU each column moves once, asynchronously, from pinned memory.
+
+        On the default stream: the update that follows waits for the copy and nothing else does.
+        """
+        pin_memory = pin_memory or self._device.type == "cuda"
+        return super()._convert_batch_type(batch, to_device, pin_memory, use_stream)
+
     @override(Learner)
     def _create_iterator_if_necessary(
         self,
