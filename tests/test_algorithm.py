@@ -1,4 +1,4 @@
-"""The whole pipeline on a real, small Ray: overlap, ages, seeds, failures, learners, checkpoints."""
+"""The pipeline on a real, small Ray: overlap, ages, seeds, failures, learners, checkpoints."""
 
 import functools
 import os

@@ -17,7 +17,6 @@ from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.env_runner import BatchedEnvRunner
 from toolagent.rollouts.episode_batch import concatenate
-from toolagent.tasks import get_task
 from toolagent.tokens import EOS, NUM_TOKENS
 
 

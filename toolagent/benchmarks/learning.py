@@ -133,7 +133,8 @@ def plot_record(runs: list[LearningRun], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for stage in range(len(runs[0].first_steps)):
-        reached = [run.first_steps[stage] for run in runs if run.first_steps[stage] is not None]
+        first = [run.first_steps[stage] for run in runs]
+        reached = [steps for steps in first if steps is not None]
         axes.plot(reached, [stage] * len(reached), "o", alpha=0.5, label=f"{len(reached)} seeds")
         if reached:
             axes.plot(statistics.median(reached), stage, "|", color="black", markersize=24)

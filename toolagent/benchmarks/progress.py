@@ -1,4 +1,4 @@
-"""What a person sees while the benchmark runs: one live line on a terminal, plain lines in a log."""
+"""What a person sees while the benchmark runs: a live line on a terminal, plain ones in a log."""
 
 from __future__ import annotations
 

@@ -117,8 +117,8 @@ class RLlibRow:
         self.name = name
         settings = load_settings(config, (*WORKLOAD, *overrides))
         resolved, _ = resolve_resources(build_algorithm_config(settings), cpus, 0.0)
-        self.algorithm = resolved.build_algo()
-        self.num_env_runners = int(resolved.num_env_runners)
+        self.algorithm: Any = resolved.build_algo()
+        self.num_env_runners = int(resolved.num_env_runners or 0)
         updates = getattr(resolved, "updates_per_iteration", None)
         # After a pause runners report that they idled: two fragments of each are let pass.
         self._untimed = math.ceil(2 * self.num_env_runners / updates) if updates else 0
@@ -129,7 +129,7 @@ class RLlibRow:
         for _ in range(self._untimed):
             self._note(self.algorithm.train())
         before = self._lifetime
-        sums = dict.fromkeys((*_SUMS, _BYTES, _FRAGMENTS, _UPDATES), 0.0)
+        sums: dict[str, float] = dict.fromkeys((*_SUMS, _BYTES, _FRAGMENTS, _UPDATES), 0.0)
         learned_episodes = 0.0
         started = time.perf_counter()
         while (elapsed := time.perf_counter() - started) < seconds:

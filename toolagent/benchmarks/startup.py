@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 from toolagent.errors import UserError
 
@@ -17,54 +18,55 @@ _LIMIT_S = 180.0
 
 
 def measure_startup() -> dict[str, float]:
-    """Seconds, each part measured in a process of its own.
+    """Seconds of one start of `python -m toolagent.run` with its default config.
 
     Returns:
-        `first_update_s`: from starting `python -m toolagent.run` to the row of its first
-        iteration, which holds one update here. `rllib_import_s`, `ray_init_s`, `rllib_build_s`:
-        Ray and RLlib alone (`rllib_startup`). `own_s`: the rest.
+        `first_update_s`: from starting the process to the row of its first iteration, which
+        holds one update here. Within it `rllib_import_s` (torch included), `ray_init_s`,
+        `rllib_build_s` (the actors' processes start and import; env runner, learner and module
+        are made) and `own_s`, the rest.
 
     Raises:
-        UserError: one of the commands failed.
+        UserError: the command failed.
     """
-    first_update = _first_update_s()
-    alone = json.loads(_output([sys.executable, "-m", "toolagent.benchmarks.rllib_startup"]))
-    return {"first_update_s": first_update, **alone, "own_s": first_update - sum(alone.values())}
-
-
-def _first_update_s() -> float:
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "run"
-        progress = output / "progress.jsonl"
-        command = [sys.executable, "-m", "toolagent.run", "--stop-env-steps", "1"]
-        command += ["--set", "training.updates_per_iteration=1", "--output-dir", str(output)]
-        with tempfile.TemporaryFile("w+") as log:
+        parts, output = Path(folder) / "parts.json", Path(folder) / "run"
+        command = [sys.executable, "-m", "toolagent.benchmarks.traced_start", str(parts)]
+        command += ["--stop-env-steps", "1", "--output-dir", str(output)]
+        command += ["--set", "training.updates_per_iteration=1"]
+        with (Path(folder) / "log").open("w+") as log:
             started = time.perf_counter()
             process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
             try:
-                while not (progress.is_file() and progress.stat().st_size):
-                    if process.poll() is not None:
-                        log.seek(0)
-                        raise UserError(f"toolagent.run failed: {log.read()[-500:]}")
-                    if time.perf_counter() - started > _LIMIT_S:
-                        raise UserError(f"toolagent.run made no update in {_LIMIT_S:g} s")
-                    time.sleep(_POLL_S)
-                seconds = time.perf_counter() - started
-                process.wait(_LIMIT_S)
+                _wait_for(output / "progress.jsonl", process, log)
+                first_update = time.perf_counter() - started
+                if process.wait(_LIMIT_S):
+                    raise _failed(log)
             finally:
                 if process.poll() is None:
                     process.terminate()
                     process.wait()
-    return seconds
+        seconds = json.loads(parts.read_text())
+    return {
+        "first_update_s": first_update,
+        **seconds,
+        "own_s": first_update - sum(seconds.values()),
+    }
 
 
-def _output(command: list[str]) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_LIMIT_S, env=_environment()
-    )
-    if done.returncode:
-        raise UserError(f"{' '.join(command[1:])} failed: {done.stderr[-500:]}")
-    return done.stdout.strip().splitlines()[-1]
+def _wait_for(file: Path, process: subprocess.Popen[bytes], log: IO[str]) -> None:
+    deadline = time.perf_counter() + _LIMIT_S
+    while not (file.is_file() and file.stat().st_size):
+        if process.poll() is not None:
+            raise _failed(log)
+        if time.perf_counter() > deadline:
+            raise UserError(f"start-up: toolagent.run made no update in {_LIMIT_S:g} s")
+        time.sleep(_POLL_S)
+
+
+def _failed(log: IO[str]) -> UserError:
+    log.seek(0)
+    return UserError(f"start-up: toolagent.run failed: {log.read()[-500:]}")
 
 
 def _environment() -> dict[str, str]:

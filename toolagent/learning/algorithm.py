@@ -11,9 +11,9 @@ import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -33,6 +33,7 @@ from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
 
 PIPELINE = "pipeline"  # where the pipeline's own figures stand in a result
 _SAMPLE = "sample_fragment"
+_UNSET: Any = NotProvided  # RLlib's mark for an argument that was not given
 # RLlib's fetch waits until *all* requests are done or its time is up: a short time, asked again.
 _POLL_S = 0.001
 
@@ -75,20 +76,20 @@ class ToolAgentConfig(AlgorithmConfig):
     def training(
         self,
         *,
-        episodes_per_update: int = NotProvided,
-        updates_per_iteration: int = NotProvided,
-        lambda_: float = NotProvided,
-        vf_loss_coeff: float = NotProvided,
-        entropy_coeff: float = NotProvided,
-        normalize_advantages: bool = NotProvided,
-        clip_param: float | None = NotProvided,
-        max_policy_age: int = NotProvided,
-        novelty_coefficient: float = NotProvided,
-        novelty_cap: float = NotProvided,
-        explorer_share: float = NotProvided,
-        explore_until_solved: float = NotProvided,
-        replay_coefficient: float = NotProvided,
-        replay_episodes: int = NotProvided,
+        episodes_per_update: int = _UNSET,
+        updates_per_iteration: int = _UNSET,
+        lambda_: float = _UNSET,
+        vf_loss_coeff: float = _UNSET,
+        entropy_coeff: float = _UNSET,
+        normalize_advantages: bool = _UNSET,
+        clip_param: float | None = _UNSET,
+        max_policy_age: int = _UNSET,
+        novelty_coefficient: float = _UNSET,
+        novelty_cap: float = _UNSET,
+        explorer_share: float = _UNSET,
+        explore_until_solved: float = _UNSET,
+        replay_coefficient: float = _UNSET,
+        replay_episodes: int = _UNSET,
         **kwargs: Any,
     ) -> Self:
         """What `AlgorithmConfig.training()` does not know.
@@ -133,7 +134,7 @@ class ToolAgentConfig(AlgorithmConfig):
             ("replay_coefficient", replay_coefficient),
             ("replay_episodes", replay_episodes),
         ):
-            if value is not NotProvided:
+            if value is not _UNSET:
                 setattr(self, name, value)
         return self
 
@@ -175,7 +176,7 @@ class ToolAgentConfig(AlgorithmConfig):
                 "explorer_share needs replay_coefficient above 0: what explorers find is learned "
                 "from by replay only"
             )
-        if self.episodes_per_update < max(1, self.num_learners):
+        if self.episodes_per_update < max(1, self.num_learners or 0):
             raise ValueError(
                 f"episodes_per_update is {self.episodes_per_update}; {self.num_learners} learners "
                 "need at least one each"
@@ -200,6 +201,11 @@ class ToolAgent(CallbackStateMixin, Algorithm):
     when it is learned from. Nothing is sent that could be refused, so nothing is dropped; what is
     dropped all the same (a runner's death, a fragment that came too late) is counted.
     """
+
+    # RLlib types these as their base classes, or as what they are before `setup`.
+    config: Any
+    env_runner_group: Any
+    learner_group: Any
 
     @classmethod
     @override(Algorithm)

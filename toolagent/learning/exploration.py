@@ -89,7 +89,7 @@ class Exploration:
         if replayed is not None:
             batch = concatenate([batch, replayed])
             intrinsic = np.concatenate(
-                [intrinsic, np.zeros((len(replayed), intrinsic.shape[1]), np.float32)]
+                [intrinsic, np.zeros((len(replayed), batch.rewards.shape[1]), np.float32)]
             )
         columns = {name: getattr(batch, name) for name in (*_EPISODE_COLUMNS, *_PLAYED_COLUMNS)}
         return columns | {

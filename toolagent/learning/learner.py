@@ -153,6 +153,7 @@ class EpisodeColumnsLearner(TorchLearner):
     def _log_steps_trained_metrics(self, batch: MultiAgentBatch) -> None:
         """RLlib counts rows, which are episodes here; its names mean env steps, so count those."""
         log = self.metrics.log_value
+        columns: Any
         for module_id, columns in batch.policy_batches.items():
             steps = int((columns["lengths"] * ~columns["replayed"]).sum())
             log((module_id, WEIGHTS_SEQ_NO), self._weights_seq_no, window=1)

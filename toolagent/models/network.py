@@ -5,7 +5,7 @@ Shapes: B episodes, T steps, L context tokens, A actions, D the width `embedding
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,15 @@ class StepTable(NamedTuple):
     recurrent_bias: Tensor  # (3D,)
     head_weight: Tensor  # (D, A + 1): policy and value heads side by side
     head_bias: Tensor  # (A + 1,)
+
+
+class GRUWeights(NamedTuple):
+    """The weights of a one-layer `nn.GRU`."""
+
+    weight_ih: Tensor  # (3D, D)
+    bias_ih: Tensor  # (3D,)
+    weight_hh: Tensor  # (3D, D)
+    bias_hh: Tensor  # (3D,)
 
 
 class StageGRUNetwork(nn.Module):
@@ -107,17 +116,16 @@ class StageGRUNetwork(nn.Module):
             mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
             return self.logits(outputs) * mask.unsqueeze(-1), self.values(outputs) * mask
         order = torch.argsort(lengths, descending=True, stable=True)  # (B,)
+        gru = self.gru_weights
         steps = torch.arange(tokens.shape[1])
         alive = lengths[order].unsqueeze(1) > steps  # (B, T), a falling staircase
         sizes = [size for size in alive.sum(0).tolist() if size]
         # Where each packed step stands in the flattened (B, T): time-major, longest first.
         place = (order * tokens.shape[1] + steps.unsqueeze(1))[alive.t()]  # (N,)
         outputs = PackedGRU.apply(
-            functional.linear(
-                self.token_embedding.weight[:NUM_TOKENS], self.gru.weight_ih_l0, self.gru.bias_ih_l0
-            ),
-            self.gru.weight_hh_l0,
-            self.gru.bias_hh_l0,
+            functional.linear(self.token_embedding.weight[:NUM_TOKENS], gru.weight_ih, gru.bias_ih),
+            gru.weight_hh,
+            gru.bias_hh,
             hidden[order],
             tokens.reshape(-1)[place].int(),
             sizes,
@@ -135,15 +143,22 @@ class StageGRUNetwork(nn.Module):
         """(..., D) to (...)."""
         return self.value_head(outputs).squeeze(-1)
 
+    @property
+    def gru_weights(self) -> GRUWeights:
+        """The GRU's weights under names that say what they are."""
+        gru: Any = self.gru  # torch declares a layer's parameters by name only
+        return GRUWeights(gru.weight_ih_l0, gru.bias_ih_l0, gru.weight_hh_l0, gru.bias_hh_l0)
+
     @torch.no_grad()
     def step_table(self) -> StepTable:
         """The constants of `step` for the current weights; make a new one when they change."""
+        gru = self.gru_weights
         embedding = self.token_embedding.weight[:NUM_TOKENS]
         weight = torch.cat([self.policy_head.weight, self.value_head.weight])  # (A + 1, D)
         return StepTable(
-            input_gates=functional.linear(embedding, self.gru.weight_ih_l0, self.gru.bias_ih_l0),
-            recurrent_weight=self.gru.weight_hh_l0.t().contiguous(),
-            recurrent_bias=self.gru.bias_hh_l0.clone(),
+            input_gates=functional.linear(embedding, gru.weight_ih, gru.bias_ih),
+            recurrent_weight=gru.weight_hh.t().contiguous(),
+            recurrent_bias=gru.bias_hh.clone(),
             head_weight=weight.t().contiguous(),
             head_bias=torch.cat([self.policy_head.bias, self.value_head.bias]),
         )

@@ -25,6 +25,7 @@ class StageAccuracy:
 
     @property
     def accuracy(self) -> float:
+        """The share of solved problems, 0..1."""
         return self.solved / self.problems
 
     @property

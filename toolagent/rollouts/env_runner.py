@@ -46,13 +46,12 @@ from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import Explorers, PlayTimes, play
 from toolagent.rollouts.recorder import EpisodeRecorder
 
-
 EXPLORERS = "explorers"  # in a state: (share of the episodes, their table of log-weights)
 
 
 @dataclass
 class Fragment:
-    """What one `sample_fragment` call returns, by value (an object put by a runner dies with it)."""
+    """What one `sample_fragment` call returns, by value: what a runner puts dies with it."""
 
     batch: EpisodeBatch
     weights_seq_no: int  # the weights that played it
@@ -103,7 +102,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     def make_env(self) -> None:
         """(Re)creates the environment and both random streams from the config."""
         in_evaluation = bool(self.config.in_evaluation)
-        settings = dict(self.config.env_config) | {"num_envs": self.num_envs}
+        settings: dict[str, Any] = dict(self.config.env_config) | {"num_envs": self.num_envs}
         settings.pop("seed", None)
         settings.pop("evaluation", None)
         record = settings.pop("record_episodes", None)
@@ -129,7 +128,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     @property
     def num_envs(self) -> int:
         """Episodes played by one `sample()` call."""
-        return int(self.config.num_envs_per_env_runner)
+        return int(self.config.num_envs_per_env_runner or 1)
 
     @override(EnvRunner)
     def sample(

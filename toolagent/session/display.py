@@ -26,7 +26,7 @@ class Display:
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=12),
+                BarColumn(bar_width=12),  # all columns together fit 80 characters
                 TextColumn("{task.fields[left]}"),
                 console=self.console,
                 transient=True,
@@ -76,4 +76,4 @@ class Display:
         if done <= 0:
             return ""
         seconds = round(elapsed * (1 - done) / done)
-        return f"at most {seconds // 60}:{seconds % 60:02d} left"
+        return f"max {seconds // 60}:{seconds % 60:02d} left"

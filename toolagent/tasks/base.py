@@ -65,7 +65,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def pose(self, stage: np.ndarray, **given: Any) -> Any:
-        """The given problems; the keyword names are those of `reset(options=...)` and problem files.
+        """The given problems, named as in `reset(options=...)` and in problem files.
 
         Raises:
             ValueError: a value is out of range or of the wrong shape.
@@ -77,7 +77,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def problems(self, stage: int, start: int, stop: int) -> Any:
-        """Problems `start`..`stop` of the stage in a fixed order, each exactly once over the range."""
+        """Problems `start`..`stop` of the stage, in a fixed order that has each exactly once."""
 
     @abc.abstractmethod
     def describe(self, problems: Any, row: int) -> str:
