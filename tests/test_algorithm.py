@@ -108,22 +108,30 @@ def process_of(env_runner):
     return os.getpid()
 
 
-def check_two_iterations(algorithm, oldest):
-    """Trains twice; every figure in the results is true, and nothing is older than `oldest`."""
-    before, sampled = weights_of(algorithm), 0
+def check_two_iterations(algorithm, oldest, may_drop=False):
+    """Trains twice; every figure in the results is true, and nothing is older than `oldest`.
+
+    Of several runners one can be so slow that its fragment comes too late; it is dropped then,
+    and counted.
+    """
+    before, sampled, trained = weights_of(algorithm), 0, 0
     for iteration in (1, 2):
         result = algorithm.train()
         figures = pipeline_of(result)
         assert figures["episodes"] == UPDATES * EPISODES
         assert figures["episodes_lifetime"] == iteration * UPDATES * EPISODES
-        assert figures["dropped_episodes"] == figures["lost_requests"] == 0
+        assert figures["lost_requests"] == 0
+        assert may_drop or figures["dropped_episodes"] == 0
+        assert figures["dropped_episodes"] % EPISODES == 0
         assert figures["policy_age_max"] <= oldest
         assert 0 <= figures["learner_idle_share"] <= 1 and 0 <= figures["sampler_idle_share"] <= 1
         assert 0 < figures["bytes_per_env_step"] < 40
         sampled += figures["env_steps"]
+        trained += figures["trained_env_steps"]
         assert steps_of(result) == sampled
         learner = result["learners"]
-        assert learner["__all_modules__"]["num_env_steps_trained_lifetime"] == sampled
+        assert learner["__all_modules__"]["num_env_steps_trained_lifetime"] == trained
+        assert trained <= sampled and (may_drop or trained == sampled)
         assert np.isfinite(learner[DEFAULT_MODULE_ID]["total_loss"])
         assert np.isfinite(result["env_runners"]["episode_return_mean"])
     assert not equal(before, weights_of(algorithm))
@@ -163,7 +171,7 @@ def _held_weights(env_runner):
 def test_overlapped_runners_restores_in_place_and_a_killed_runner(build, tmp_path):
     # One algorithm for three things: starting its actors is what takes the time.
     algorithm = build(2, max_policy_age=2)
-    figures = check_two_iterations(algorithm, oldest=2)
+    figures = check_two_iterations(algorithm, oldest=2, may_drop=True)
     assert figures["policy_age_mean"] > 0  # they do overlap
     assert runners(algorithm, stage_of) == [2, 2]  # the callback's level after one iteration
 

@@ -33,6 +33,8 @@ from toolagent.session.ray_session import quiet, ray_session
 _DEFAULT_ROWS = ("bare_loop", "stock_rllib", "batched_local", "batched_runners")
 _ROWS = (*_DEFAULT_ROWS, "plain_local", "plain_runners")
 
+_BUSY = 0.5  # load per core from which the figures are not to be trusted
+
 
 @click.command()
 @click.option("--json", "json_file", metavar="FILE", help="Write all figures there.")
@@ -84,6 +86,11 @@ def command(
         result = _measure(names, repeats, seconds, scaling, startup, progress)
     result["options"] = {"repeats": repeats, "seconds": seconds, "rows": list(names)}
     print_benchmark(console, result)
+    if result["load_before"] > _BUSY * result["cores"]:
+        console.print(
+            f"\nThe machine was busy before: load {result['load_before']:.1f} on "
+            f"{result['cores']} cores. Rows of several processes suffer most; measure again."
+        )
     _write(output, result)
     return 0
 
@@ -135,7 +142,7 @@ def _measure(
     startup: bool,
     progress: Any,
 ) -> dict[str, Any]:
-    result: dict[str, Any] = {"cores": _cores(), "rows": []}
+    result: dict[str, Any] = {"cores": _cores(), "rows": [], "load_before": os.getloadavg()[0]}
     if startup:
         from toolagent.benchmarks.startup import measure_startup
 

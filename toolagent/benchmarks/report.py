@@ -42,7 +42,7 @@ def print_benchmark(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> Table:
-    right = ("steps/s", "min", "max", "episodes/s", "length", "x bare", "x stock", "MiB")
+    right = ("steps/s", "min", "max", "eps/s", "len", "/bare", "/stock", "MiB")
     table = cli.table("row", *right, right=right)
     for row in rows:
         table.add_row(

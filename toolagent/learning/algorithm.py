@@ -279,7 +279,8 @@ class ToolAgent(CallbackStateMixin, Algorithm):
                 continue
             # Below 0: played before the algorithm was set back to an older state.
             if not 0 <= self._age(fragment) <= self.config.max_policy_age:
-                figures.dropped_episodes += len(fragment.batch)
+                figures.drop(fragment)
+                self._runner_metrics.append(fragment.metrics)  # it was sampled all the same
             else:
                 taken.append(fragment)
         # The next update's fragments are played while this one is learned from.

@@ -43,6 +43,11 @@ class PipelineFigures:
         self.transfer_bytes += fragment.batch.nbytes
         self.ages.append(age)
 
+    def drop(self, fragment: Fragment) -> None:
+        """Counts one fragment that came too late: sampled, but not learned from."""
+        self.env_steps += fragment.batch.env_steps
+        self.dropped_episodes += len(fragment.batch)
+
     def log(self, metrics: Any, key: str) -> None:
         """Writes the iteration's figures to RLlib's MetricsLogger under `key`."""
         driver_s = self.wait_s + self.learn_s + self.sync_s
