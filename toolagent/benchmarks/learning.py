@@ -43,9 +43,13 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         "training.replay_coefficient=0.0",
         "training.novelty_coefficient=0.15",
     ),
-    "512 episodes an update": ("training.episodes_per_update=512",),
-    "2,048 episodes an update": ("training.episodes_per_update=2048",),
-    "8,192 episodes an update": ("training.episodes_per_update=8192",),
+    **{
+        f"{size:,} episodes an update": (
+            f"training.episodes_per_update={size}",
+            f"env_runners.num_envs_per_env_runner={size}",
+        )
+        for size in (512, 2048, 8192)
+    },
 }
 
 

@@ -51,6 +51,27 @@ def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, A
     }
 
 
+def pipeline_line(rows: list[dict[str, Any]]) -> str:
+    """How well sampling and learning overlapped, and what was lost; '' for stock algorithms.
+
+    Weights travel with the requests, so a weight sync is lost only with a request.
+    """
+    measured = [row for row in rows if row["learner_idle_share"] is not None]
+    if not measured:
+        return ""
+
+    def mean(name: str) -> float:
+        return sum(row[name] or 0.0 for row in measured) / len(measured)
+
+    last = measured[-1]
+    return (
+        f"learner idle {mean('learner_idle_share'):.0%}, samplers idle "
+        f"{mean('sampler_idle_share'):.0%}; policy age {mean('policy_age_mean'):.1f} updates; "
+        f"dropped {last['dropped_episodes_lifetime'] or 0:,.0f} episodes,\n"
+        f"lost {last['lost_requests_lifetime'] or 0:,.0f} requests and the weights they carried\n"
+    )
+
+
 def print_report(
     console: Console,
     settings: Any,
@@ -64,8 +85,9 @@ def print_report(
     console.print(
         f"\n{state.env_steps:,} env steps in {state.time_s:.1f} s "
         f"({state.env_steps / max(state.time_s, 1e-9):,.0f} steps/s)\n"
-        f"stopped: {_STOPPED_BY[outcome.stopped_by]}\n"
+        f"stopped: {_STOPPED_BY[outcome.stopped_by]}"
     )
+    console.print(pipeline_line(outcome.rows))
     table = cli.table(
         "stage",
         "problem",
