@@ -266,7 +266,7 @@ def _load_weights(algorithm: Any, policy: Policy) -> None:
     }
     algorithm.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
     if isinstance(algorithm, ToolAgent):  # each of its requests carries the weights
-        algorithm._weights = algorithm._publish_weights()
+        algorithm.publish_weights()
     else:
         algorithm.env_runner_group.sync_weights(
             from_worker_or_learner_group=algorithm.learner_group, inference_only=True

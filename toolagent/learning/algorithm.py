@@ -222,7 +222,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         super().setup(config)
         task = self.env_runner_group.local_env_runner.env.task
         self._exploration = Exploration(self.config, task.num_stages, task.num_statuses)
-        self._weights = self._publish_weights()
+        self.publish_weights()
 
     @override(Algorithm)
     def training_step(self) -> None:
@@ -237,7 +237,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             last = update + 1 == self.config.updates_per_iteration
             figures.trained_env_steps += self._update(batch, reduce_metrics=last)
             learned = time.perf_counter()
-            self._weights = self._publish_weights()
+            self.publish_weights()
             figures.wait_s += sampled - started
             figures.learn_s += learned - sampled
             figures.sync_s += time.perf_counter() - learned
@@ -398,8 +398,8 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         return sum(part.env_steps() for part in batches)
 
-    def _publish_weights(self) -> Any:
-        """The current weights as env runners take them, numbered; by reference if they are remote.
+    def publish_weights(self) -> None:
+        """Puts the learner's weights, numbered, into every request from now on.
 
         The reference travels with each request, so a runner never plays with weights older than
         its request and no separate message can be dropped.
@@ -412,7 +412,8 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             WEIGHTS_SEQ_NO: self._updates + 1,
             EXPLORERS: self._exploration.for_runners(),
         }
-        return ray.put(state) if self.env_runner_group.num_remote_env_runners() else state
+        remote = self.env_runner_group.num_remote_env_runners() > 0
+        self._weights = ray.put(state) if remote else state
 
     # Checkpoints --------------------------------------------------------------------------
 
@@ -431,7 +432,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             self._exploration.set_state(state["exploration"])
             self._fragments.clear()  # played with the weights before
             self.env_runner_group.foreach_env_runner("expect_any_weights")
-            self._weights = self._publish_weights()
+            self.publish_weights()
 
 
 def _learner_batch(columns: dict[str, np.ndarray], shard: int, shards: int) -> MultiAgentBatch:
