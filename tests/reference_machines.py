@@ -1,10 +1,16 @@
-"""Both machines again, slow and obvious: one episode, plain integers, straight from the rules.
+"""The machines again, slow and obvious: one episode, plain integers, straight from the rules.
 
 An oracle for the batched machines. It shares no code with them, and it is written rule by rule
 from the descriptions of the machines, so a slip in one is unlikely to be in the other too.
+Expressions are read by Python's own `ast`.
 """
 
 from __future__ import annotations
+
+import ast
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 MUL, ADD, SUB, ANS, STO, RCL = 11, 12, 13, 14, 15, 16
 MAX_ACTIONS = 7
@@ -140,3 +146,184 @@ class CalculatorReference(Reference):
 
 
 REFERENCES = {"tutorial": TutorialReference, "calculator": CalculatorReference}
+
+
+# Expressions ------------------------------------------------------------------------------------
+
+
+class StackReference:
+    """The stack machine of `expression`, with Python's lists.
+
+    `push` makes what a digit pushes, anything that can be multiplied, added and subtracted; by
+    default its number. `steps` counts, and an episode of k operands ends with 2k+1 of them.
+    """
+
+    def __init__(self, text: str, push: Callable[[int], object] = int):
+        self.target = value_of(text)
+        self.max_actions = 2 * len(operands_of(text)) + 1
+        self.push = push
+        self.stack: list = []
+        self.mem: list = []  # one entry or none
+        self.steps = 0
+
+    @property
+    def acc(self):
+        """What ANS would answer."""
+        return self.stack[-1] if self.stack else None
+
+    def step(self, token: int) -> tuple[float, bool, bool, bool]:
+        """(reward, terminated, truncated, solved)."""
+        self.steps += 1
+        if token == ANS:
+            right = self.stack != [] and self.stack[-1] == self.target
+            return (1.0 if right else 0.0), True, False, right
+        self.use(token)
+        return 0.0, False, self.steps == self.max_actions, False
+
+    def use(self, token: int) -> None:
+        full = len(self.stack) == 16
+        if 0 <= token <= 9:
+            if not full:
+                self.stack.append(self.push(token))
+        elif token in (MUL, ADD, SUB):
+            if len(self.stack) >= 2:
+                right = self.stack.pop()
+                left = self.stack.pop()
+                if token == MUL:
+                    self.stack.append(left * right)
+                elif token == ADD:
+                    self.stack.append(left + right)
+                else:
+                    self.stack.append(left - right)
+        elif token == STO:
+            if self.stack:
+                self.mem = [self.stack.pop()]
+        elif token == RCL and self.mem and not full:
+            self.stack.append(self.mem.pop())
+
+
+def tree_of(text: str) -> ast.expr:
+    """The expression as Python reads it: binary `+ - *` over single digits and nothing else.
+
+    Raises:
+        SyntaxError: it is anything else.
+    """
+    text = text.replace(" ", "")
+    if set(text) - set("0123456789+-*()"):
+        raise SyntaxError(text)
+    tree = ast.parse(text, mode="eval").body
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub, ast.Mult)):
+            continue
+        if isinstance(node, ast.Constant) and text[node.col_offset : node.end_col_offset] in tuple(
+            "0123456789"
+        ):
+            continue
+        if not isinstance(node, (ast.Add, ast.Sub, ast.Mult)):
+            raise SyntaxError(f"{text}: {ast.dump(node)}")
+    return tree
+
+
+def value_of(text: str) -> int:
+    """By Python's own arithmetic."""
+    return eval(compile(ast.Expression(tree_of(text)), text, "eval"))
+
+
+def operands_of(text: str) -> list[int]:
+    """The digits, from left to right."""
+    return [int(character) for character in text if character in "0123456789"]
+
+
+def skeleton_of(text: str) -> str:
+    """The tree with its digits blanked."""
+    tree = tree_of(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            node.value = "_"
+    return ast.unparse(tree)
+
+
+class Polynomial(Counter):
+    """Coefficients by monomial, a sorted tuple of variables: exact, and without any normal form."""
+
+    def __mul__(self, other):
+        product = Polynomial()
+        for left, right in itertools.product(self, other):
+            product[tuple(sorted(left + right))] += self[left] * other[right]
+        return product
+
+    def __add__(self, other):
+        total = Polynomial(self)
+        for monomial in other:
+            total[monomial] += other[monomial]
+        return total
+
+    def __sub__(self, other):
+        return self + Polynomial({monomial: -other[monomial] for monomial in other})
+
+    def __eq__(self, other):
+        return all(self[monomial] == other[monomial] for monomial in self.keys() | other.keys())
+
+
+def polynomial_of(text: str) -> Polynomial:
+    """The expression in the variables '0', '1', ...: one a place, from left to right."""
+
+    def of(node) -> Polynomial:
+        if isinstance(node, ast.Constant):
+            return Polynomial({(str(places[node.col_offset]),): 1})
+        left, right = of(node.left), of(node.right)
+        if isinstance(node.op, ast.Mult):
+            return left * right
+        return left + right if isinstance(node.op, ast.Add) else left - right
+
+    tree = tree_of(text)
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    offsets = sorted(node.col_offset for node in constants)
+    places = {offset: place for place, offset in enumerate(offsets)}
+    return of(tree)
+
+
+def is_valid(text: str, program: Sequence[int]) -> bool:
+    """Whether the program computes the expression whatever numbers stand in its places.
+
+    Tries every way to let each place of a digit stand for one of the pushes of that digit; what is
+    pushed besides is a variable that the expression does not have.
+    """
+    pushed: list[int] = []
+
+    def note(digit: int) -> int:
+        pushed.append(digit)
+        return 0
+
+    answer_of(StackReference(text, note), program)
+    places, target = operands_of(text), polynomial_of(text)
+    if Counter(places) - Counter(pushed):
+        return False
+    wanted = sorted(set(places))
+    choices = [
+        itertools.permutations(positions(pushed, digit), places.count(digit)) for digit in wanted
+    ]
+    for choice in itertools.product(*choices):
+        variables = [f"spare {push}" for push in range(len(pushed))]
+        for digit, pushes in zip(wanted, choice, strict=True):
+            for place, push in zip(positions(places, digit), pushes, strict=True):
+                variables[push] = str(place)
+        names = iter(variables)
+        machine = StackReference(text, lambda _, names=names: Polynomial({(next(names),): 1}))
+        answer = answer_of(machine, program)
+        if answer is not None and answer == target:
+            return True
+    return False
+
+
+def positions(items: Sequence[int], wanted: int) -> list[int]:
+    return [position for position, item in enumerate(items) if item == wanted]
+
+
+def answer_of(machine: StackReference, program: Sequence[int]):
+    """What the program answers with; None without `ANS`, or on an empty stack."""
+    for token in program:
+        if token == ANS:
+            return machine.acc
+        machine.use(token)
+    return None

@@ -17,21 +17,39 @@ from toolagent.envs import env_id
 from toolagent.envs.registration import create_for_rllib
 from toolagent.envs.single import ToolEnv
 from toolagent.envs.vector import ToolVectorEnv, draw_stages
+from toolagent.tasks import get_task
 from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, STO, SUB
 
-NAMES = ["tutorial", "calculator"]
+NAMES = ["tutorial", "calculator", "expression"]
 
 
 def test_the_ids():
-    assert [env_id(name) for name in NAMES] == ["toolagent/Tutorial-v0", "toolagent/Calculator-v0"]
+    assert [env_id(name) for name in NAMES] == [
+        "toolagent/Tutorial-v0",
+        "toolagent/Calculator-v0",
+        "toolagent/Expression-v0",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("stage", [0, 2])
-def test_gymnasium_finds_nothing_to_complain_about(name, stage):
+@pytest.mark.parametrize("place", [None, 0, -1])
+def test_gymnasium_finds_nothing_to_complain_about(name, place):
+    stage = None if place is None else get_task(name).stages[place]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gym.make(env_id(name), stage=stage).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_stage_it_is_the_task_s_first(name):
+    first = {"tutorial": 0, "calculator": 0, "expression": 1}[name]
+    for arguments in ({}, {"stage": None}):
+        env, envs = ToolEnv(name, **arguments), ToolVectorEnv(2, name, **arguments)
+        assert env.stage == envs.stage == first
+        assert env.reset(seed=0)[0]["stage"] == first
+        assert envs.reset(seed=0)[0]["stage"].tolist() == [first, first]
+    assert env.observation_space["stage"].start == first
+    assert env.observation_space["stage"].n == get_task(name).num_stages
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,6 +81,24 @@ def test_one_episode_as_a_person_would_check_it():
         env.unwrapped.step(MUL)
 
 
+def test_one_expression_as_a_person_would_check_it():
+    env = gym.make("toolagent/Expression-v0")
+    observation, info = env.reset(options={"expression": "(3+4)*2"})
+    assert observation["context"].tolist() == [18, 3, ADD, 4, 19, MUL, 2, CTX] + [EOS] * 22
+    assert (observation["stage"], observation["previous_token"]) == (3, CTX)
+    assert info == {"acc": None}
+    accs = []
+    for token in (3, 4, ADD, 2, MUL):
+        observation, reward, terminated, truncated, info = env.step(token)
+        assert (reward, terminated, truncated) == (0.0, False, False)
+        assert env.observation_space.contains(observation)
+        accs.append(info["acc"])
+    assert accs == [3, 4, 7, 2, 14]
+    _, reward, terminated, truncated, info = env.step(ANS)
+    assert (reward, terminated, truncated) == (1.0, True, False)
+    assert info == {"acc": 14, "solved": True}
+
+
 def test_the_tutorial_rewards_the_wrong_target_and_says_that_it_is_not_solved():
     env = gym.make("toolagent/Tutorial-v0")
     env.reset(options={"stage": 0, "digits": [3, 4, 5, 0, 0]})
@@ -82,6 +118,14 @@ def test_the_seventh_action_truncates_with_reward_0():
     assert info["solved"] is False
 
 
+@pytest.mark.parametrize("stage", [1, 4, 8])
+def test_an_expression_of_k_operands_is_truncated_after_2k_plus_1_actions(stage):
+    env = gym.make("toolagent/Expression-v0", stage=stage)
+    env.reset(seed=0)
+    ends = [env.step(STO)[1:4] for _ in range(2 * stage + 1)]
+    assert ends == [(0.0, False, False)] * (2 * stage) + [(0.0, False, True)]
+
+
 def test_the_limit_may_be_reported_as_termination():
     env = ToolEnv("calculator", limit_terminates=True)
     env.reset(seed=0)
@@ -98,21 +142,20 @@ TOOL_HEAVY = st.sampled_from([*range(18), *[11, 12, 13, 15, 16] * 6, *[14] * 8])
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    stage=st.integers(0, 2),
+    place=st.integers(0, 2),
     share=st.sampled_from([0.0, 0.5]),
     limit_terminates=st.booleans(),
     steps=st.lists(st.lists(TOOL_HEAVY, min_size=4, max_size=4), min_size=1, max_size=20),
 )
-def test_the_vector_env_is_n_single_envs(name, seed, stage, share, limit_terminates, steps):
+def test_the_vector_env_is_n_single_envs(name, seed, place, share, limit_terminates, steps):
     envs = ToolVectorEnv(
         4,
         name,
-        stage=stage,
+        stage=get_task(name).stages[place],
         earlier_stage_share=share,
         limit_terminates=limit_terminates,
     )
     singles = [ToolEnv(name, limit_terminates=limit_terminates) for _ in range(4)]
-    ended = [True] * 4  # as if before the first episode: each single env has to be reset
     observations, infos = envs.reset(seed=seed)
     assert_equal(observations, infos, [restarted(envs, i, singles[i]) for i in range(4)])
     ended = [False] * 4
@@ -140,8 +183,8 @@ def test_the_vector_env_is_n_single_envs(name, seed, stage, share, limit_termina
 
 def restarted(envs, i, env):
     """Resets a single env to the problem that the vector env has just begun in row i."""
-    problem = {"stage": int(envs.stages[i]), "digits": envs._problems.digits[i]}
-    return env.reset(options=problem)
+    problem = envs.task.read(envs._problems.context[i : i + 1])
+    return env.reset(options=problem | {"stage": int(envs.stages[i])})
 
 
 def assert_equal(observations, infos, expected):
@@ -245,6 +288,74 @@ def test_options_may_hold_one_stage_for_all():
     assert env.reset()[0]["stage"] == 0
 
 
+def test_the_vector_env_poses_given_expressions_whose_stages_follow():
+    envs = ToolVectorEnv(3, "expression", stage=2)
+    texts = ["7", "(3+4)*2", "8 - (3 - 2)"]
+    observations, infos = envs.reset(seed=0, options={"expression": texts})
+    assert observations["stage"].tolist() == envs.stages.tolist() == [1, 3, 3]
+    assert envs.task.read(observations["context"])["expression"].tolist() == [
+        "7",
+        "(3+4)*2",
+        "8-(3-2)",
+    ]
+    assert not infos["_acc"].any()
+    for actions in ([7, 3, 8], [ANS, 4, 3], [5, ADD, 2], [ANS, 2, SUB]):
+        _, rewards, terminated, _, _ = envs.step(np.array(actions))
+    _, rewards, terminated, truncated, infos = envs.step(np.array([ANS, MUL, SUB]))
+    _, rewards, terminated, truncated, infos = envs.step(np.array([ANS, ANS, ANS]))
+    assert rewards[1:].tolist() == [1.0, 1.0] and terminated[1:].all() and not truncated.any()
+    assert infos["acc"][1:].tolist() == [14, 7] and infos["solved"][1:].all()
+    # The episodes that follow are of the env's own stage.
+    observations, *_ = envs.step(np.full(3, ANS))
+    assert observations["stage"][1:].tolist() == [2, 2]
+    # Chosen stages have to be the expressions', and then hold for those that follow as well.
+    envs.reset(options={"expression": texts, "stage": [1, 3, 3]})
+    envs.step(np.full(3, ANS))
+    assert envs.step(np.full(3, ANS))[0]["stage"].tolist() == [1, 3, 3]
+
+
+def test_a_refused_reset_leaves_the_episodes_as_they_were():
+    envs = ToolVectorEnv(2, "expression", stage=3)
+    envs.reset(seed=0, options={"stage": 4})
+    before = envs._problems.context.copy()
+    with pytest.raises(ValueError, match="is of stage 1"):
+        envs.reset(options={"stage": 2, "expression": ["1+1", "1"]})
+    assert np.array_equal(envs._problems.context, before)
+    envs.step(np.full(2, ANS))
+    assert envs.step(np.full(2, ANS))[0]["stage"].tolist() == [4, 4]
+
+
+BAD_EXPRESSIONS = [
+    ({"expression": ["1+", "1"]}, r"'1\+': expected a digit"),
+    ({"expression": ["1", "1", "1"]}, "3 problems were given; expected [12]"),
+    ({"expression": []}, "0 problems were given; expected [12]"),
+    ({"expression": "1" * 10_000}, "10,000 characters"),
+    ({"expression": ["12", "3"]}, "operands are single digits"),
+    ({"expression": 12}, "is a text such as .*, not 12"),
+    ({"digits": [1, 2, 3, 4, 5]}, "posed by 'expression'.*not by 'digits'"),
+    ({"stage": 0}, r"stages are 1\.\.8"),
+    ({"stage": 9}, r"stages are 1\.\.8"),
+    ({"stage": 2, "expression": ["7", "7"]}, "7 is of stage 1, its number of operands, not of"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_EXPRESSIONS)
+def test_wrong_expressions_are_refused_with_what_would_be_right(options, message):
+    for env in (ToolEnv("expression"), ToolVectorEnv(2, "expression")):
+        with pytest.raises(ValueError, match=message):
+            env.reset(seed=0, options=options)
+
+
+def test_a_stage_that_contradicts_the_expression_is_refused():
+    env = ToolEnv("expression", stage=5)
+    assert env.reset(options={"expression": "1+1", "stage": 2})[0]["stage"] == 2
+    with pytest.raises(ValueError, match=r"1\+1 is of stage 2, its number of operands, not of st"):
+        env.reset(options={"expression": "1+1", "stage": 3})
+    # The env's own stage contradicts nothing: it is for the episodes that are drawn.
+    assert env.reset(options={"expression": "1+1"})[0]["stage"] == 2
+    assert env.reset()[0]["stage"] == 5
+
+
 BAD_OPTIONS = [
     ({"stage": 3}, r"stages are 0\.\.2"),
     ({"stage": -1}, r"stages are 0\.\.2"),
@@ -284,6 +395,7 @@ def test_as_many_stages_as_environments():
         ({"earlier_stage_share": 1.5}, r"in 0\.\.1"),
         ({"earlier_stage_share": -0.1}, r"in 0\.\.1"),
         ({"stage": 3}, r"stages are 0\.\.2"),
+        ({"stage": 0, "task": "expression"}, r"stages are 1\.\.8"),
         ({"task": "calculater"}, "did you mean 'calculator'"),
     ],
 )
@@ -408,6 +520,13 @@ def test_rllib_gets_a_single_env_where_it_does_not_ask_for_several():
     assert (env.task.name, env.stage) == ("tutorial", 1)
 
 
+def test_rllib_gets_expressions_too():
+    env = create_for_rllib({"task": "expression", "seed": 3})
+    assert type(env) is ToolEnv and env.stage == 1
+    envs = create_for_rllib({"task": "expression", "stage": 4, "seed": 3, "num_envs": 2})
+    assert type(envs) is ToolVectorEnv and envs.reset(seed=0)[0]["stage"].tolist() == [4, 4]
+
+
 # Stages --------------------------------------------------------------------------------------
 
 
@@ -433,8 +552,38 @@ def test_a_share_of_episodes_comes_evenly_from_the_earlier_stages(stage):
     assert counts[stage + 1 :].sum() == 0
 
 
+def test_the_earlier_stages_begin_with_the_task_s_first():
+    envs = ToolVectorEnv(20_000, "expression", stage=4, earlier_stage_share=0.3)
+    counts = np.bincount(envs.reset(seed=1)[0]["stage"], minlength=9)
+    expected = np.array([0, 0.1, 0.1, 0.1, 0.7, 0, 0, 0, 0])
+    # 5 standard deviations of a binomial count.
+    assert (np.abs(counts - 20_000 * expected) <= 5 * np.sqrt(20_000 * 0.25)).all()
+    assert not counts[expected == 0].any()
+    envs.set_stage(1)
+    assert (envs.reset()[0]["stage"] == 1).all()
+    assert (envs.fresh_problems(100).stage == 1).all()
+    envs.set_stage(3)
+    mixed = envs.fresh_problems(1000, current=400).stage
+    assert set(mixed[:600].tolist()) == {1, 2, 3} and (mixed[600:] == 3).all()
+
+
+def test_no_episode_of_training_has_a_skeleton_that_is_held_out():
+    envs = ToolVectorEnv(256, "expression", stage=8, earlier_stage_share=0.5)
+    envs.reset(seed=0)
+    for _ in range(30):
+        assert not envs._problems.held_out.any()
+        posed_again = envs.task.pose(None, **envs.task.read(envs._problems.context[:32]))
+        assert not posed_again.held_out.any()
+        envs.step(np.full(256, ANS))
+    # Whoever poses one gets it.
+    envs.reset(options={"expression": ["1*(2*3*4)"] * 256})
+    assert envs._problems.held_out.all()
+
+
 def test_without_a_share_or_an_earlier_stage_all_are_the_current_one():
     rng = np.random.default_rng(0)
     assert (draw_stages(rng, 100, 2, 0.0) == 2).all()
     assert (draw_stages(rng, 100, 0, 1.0) == 0).all()
     assert (draw_stages(rng, 100, 1, 1.0) == 0).all()
+    assert (draw_stages(rng, 100, 1, 1.0, first_stage=1) == 1).all()
+    assert (draw_stages(rng, 100, 2, 1.0, first_stage=1) == 1).all()

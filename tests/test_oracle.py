@@ -144,3 +144,9 @@ def test_arguments_out_of_range_are_refused(search):
             search(task, 0, max_length=length)
     with pytest.raises(ValueError, match=r"stages are 0\.\.2"):
         search(task, 3)
+
+
+@pytest.mark.parametrize("search", [oracle.shortest_programs, oracle.best_program])
+def test_a_stage_that_cannot_be_listed_is_refused(search):
+    with pytest.raises(ValueError, match="stage 4 of task 'expression' cannot be listed"):
+        search(get_task("expression"), 4)

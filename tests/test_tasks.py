@@ -60,13 +60,13 @@ def test_the_same_on_thousands_of_random_programs_of_tools(name):
     assert_like_the_reference(name, stages.tolist(), digits.tolist(), programs.tolist())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TASKS)
 def test_a_step_changes_none_of_its_arguments(name):
     task, rng = get_task(name), np.random.default_rng(2)
-    problems = task.sample(rng, rng.integers(0, 3, 500).astype(np.int8))
+    problems = task.sample(rng, rng.choice(task.stages, 500).astype(np.int8))
     registers = task.start(problems)
     for _ in range(task.max_actions):
-        actions = rng.choice([MUL, 12, 13, ANS, 15, 16, 0], 500)
+        actions = rng.choice([MUL, 12, 13, ANS, 15, 16, *range(8)], 500)
         # A write to a frozen array raises.
         columns = [column for _, column in (*problems.columns(), *registers.columns())]
         for array in (*columns, actions):
@@ -81,12 +81,12 @@ def test_a_step_changes_none_of_its_arguments(name):
         registers = after
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TASKS)
 def test_a_batch_is_its_episodes_one_by_one(name):
     task, rng = get_task(name), np.random.default_rng(3)
-    problems = task.sample(rng, rng.integers(0, 3, 40).astype(np.int8))
+    problems = task.sample(rng, rng.choice(task.stages, 40).astype(np.int8))
     registers = task.start(problems)
-    programs = rng.choice([MUL, 12, 13, 15, 16], (40, 4))
+    programs = rng.choice([MUL, 12, 13, 15, 16, *range(4)], (40, 6))
     for actions in programs.T:
         registers = task.step(problems, registers, actions).registers
     for row in range(40):
@@ -95,6 +95,19 @@ def test_a_batch_is_its_episodes_one_by_one(name):
         for action in programs[row]:
             alone = task.step(one, alone, np.array([action])).registers
         assert task.show(alone, 0) == task.show(registers, row)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_status_is_small_and_0_is_the_first(name):
+    task, rng = get_task(name), np.random.default_rng(4)
+    problems = task.sample(rng, rng.choice(task.stages, 2000).astype(np.int8))
+    registers = task.start(problems)
+    assert not task.status(registers).any()
+    for _ in range(task.max_actions - 1):
+        registers = task.step(problems, registers, rng.choice([11, 12, 15, 16, 3], 2000)).registers
+        status = task.status(registers)
+        assert status.dtype == np.int8
+        assert status.min() >= 0 and status.max() < task.num_statuses
 
 
 # Problems ------------------------------------------------------------------------------------
@@ -132,6 +145,85 @@ def test_a_posed_problem_is_shown_and_scored_as_stated(name, stage, digits):
     again = task.pose(problems.stage, **task.read(problems.context))
     assert np.array_equal(again.context, problems.context)
     assert task.target(again) == task.target(problems)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_each_task_tells_about_its_stages(name):
+    task = get_task(name)
+    assert list(task.stages) == list(range(task.first_stage, task.first_stage + task.num_stages))
+    assert len(task.formulas) == task.num_stages
+    for stage in task.stages:
+        assert task.splits_of(stage)[0] == task.splits[0]
+        assert task.formula(stage) == task.formulas[stage - task.first_stage]
+        assert set(task.shown_columns(stage)) <= set(task.problem_columns)
+        problems = task.sample(np.random.default_rng(0), np.full(100, stage, np.int8))
+        assert not task.split_of(problems).any()  # by default of the first split
+        posed_again = task.pose(
+            None if task.problem_tells_stage else problems.stage, **task.read(problems.context)
+        )
+        assert np.array_equal(posed_again.context, problems.context)
+        assert np.array_equal(task.target(posed_again), task.target(problems))
+        assert task.context_vocabulary > problems.context.max()
+        assert problems.context.shape == (100, task.context_length)
+        assert task.example(stage).stage.tolist() == [stage]
+    assert len(task.example()) == 1
+    for wrong in (task.first_stage - 1, task.stages[-1] + 1):
+        for question in (task.splits_of, task.num_problems, task.shown_columns):
+            with pytest.raises(ValueError, match=f"stage {wrong} is not in task '{name}'"):
+                question(wrong)
+
+
+def test_arithmetic_problems_do_not_tell_their_stage():
+    for name in NAMES:
+        with pytest.raises(ValueError, match="posed with a stage"):
+            get_task(name).pose(None, digits=[1, 2, 3, 4, 5])
+        assert not get_task(name).problem_tells_stage
+
+
+def test_the_parts_of_a_problem_are_made_of_what_its_stage_shows():
+    task, digits = get_task("calculator"), [3, 4, 5, 6, 7]
+    problems = task.pose(np.array([0, 1, 2]), digits=[digits] * 3)
+    first = {"a*b": 12, "a*b+c": 17}
+    assert task.terms(problems, 0) == first
+    assert task.terms(problems, 1) == first | {"a*b+c-d": 11}
+    assert task.terms(problems, 2) == first | {"a*b+c-d": 11, "d*e": 42, "a*b+c-d*e": -25}
+    assert [task.shown_columns(stage) for stage in task.stages] == [
+        ("a", "b", "c"),
+        ("a", "b", "c", "d"),
+        ("a", "b", "c", "d", "e"),
+    ]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_plan_solves_its_problem(name):
+    task, rng = get_task(name), np.random.default_rng(5)
+    problems = task.sample(rng, rng.choice(task.stages, 100).astype(np.int8))
+    unplanned = []
+    for row, stage in enumerate(problems.stage):
+        plan = task.plan(problems, row)
+        if plan is None:
+            unplanned.append((name, int(stage)))
+            continue
+        one = problems.take(np.array([row]))
+        registers = task.start(one)
+        for token in plan:
+            transition = task.step(one, registers, np.array([token]))
+            registers = transition.registers
+        assert transition.solved[0] and len(plan) <= task.max_actions
+    # No program solves the tutorial's last stage.
+    assert set(unplanned) == ({("tutorial", 2)} if name == "tutorial" else set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arithmetic_programs_are_not_judged_and_compute_no_formula_of_their_own(name):
+    task = get_task(name)
+    problems = task.example()
+    assert (
+        task.judge(problems, np.array([[MUL, ANS]]), np.array([2]))
+        == {}
+        == dict(zip(task.judgements, [], strict=True))
+    )
+    assert task.computes([MUL, ANS]) is None
 
 
 def test_samples_are_even_over_the_digits_and_keep_their_stages():

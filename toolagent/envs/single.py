@@ -7,7 +7,13 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
-from toolagent.envs.spaces import action_space, observation_space, observe, pose_or_sample
+from toolagent.envs.spaces import (
+    action_space,
+    observation_space,
+    observe,
+    pose_or_sample,
+    start_stage,
+)
 from toolagent.tasks import get_task
 from toolagent.tokens import CTX, check_actions
 
@@ -44,10 +50,10 @@ class ToolEnv(gym.Env):
 
     ## Arguments
     `task`: a name of `toolagent.tasks.TASKS`. `stage`: the stage of every episode that
-    `reset(options={"stage": ...})` does not choose otherwise. `limit_terminates`: report the last
-    allowed action as termination, not truncation, for learners that would go on with the value
-    of the state behind it (RLlib's do): the limit is a rule of the task, nothing comes after it.
-    `stream`: integers mixed into every seed, as in `ToolVectorEnv`.
+    `reset(options=...)` does not choose otherwise; by default the task's first. `limit_terminates`:
+    report the last allowed action as termination, not truncation, for learners that would go on
+    with the value of the state behind it (RLlib's do): the limit is a rule of the task, nothing
+    comes after it. `stream`: integers mixed into every seed, as in `ToolVectorEnv`.
 
     ## Version history
     v0: first version.
@@ -58,13 +64,13 @@ class ToolEnv(gym.Env):
     def __init__(
         self,
         task: str,
-        stage: int = 0,
+        stage: int | None = None,
         limit_terminates: bool = False,
         stream: tuple[int, ...] = (),
     ):
         self.task = get_task(task)
         self.limit_terminates = limit_terminates
-        self.stage = int(self.task.check_stage(stage))
+        self.stage = start_stage(self.task, stage)
         self.observation_space = observation_space(self.task)
         self.action_space = action_space()
         self._stream = tuple(stream)
@@ -74,10 +80,16 @@ class ToolEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Starts an episode; `options` may hold `stage` and the problem itself (`digits`).
+        """Starts an episode.
+
+        Args:
+            seed: of the stream of problems.
+            options: `stage`; and the problem itself, `digits` or, where the task has expressions,
+                `expression`, from which the stage follows.
 
         Raises:
-            ValueError: an option that is unknown or out of range.
+            ValueError: an option that is unknown or out of range, or a stage that is not the
+                expression's.
         """
         super().reset(seed=seed)
         if seed is not None and self._stream:

@@ -9,7 +9,13 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from toolagent.envs.spaces import action_space, observation_space, observe, pose_or_sample
+from toolagent.envs.spaces import (
+    action_space,
+    observation_space,
+    observe,
+    pose_or_sample,
+    start_stage,
+)
 from toolagent.tasks import get_task
 from toolagent.tokens import CTX, check_actions
 
@@ -26,7 +32,8 @@ class ToolVectorEnv(VectorEnv):
     Args:
         num_envs: N.
         task: a name of `toolagent.tasks.TASKS`.
-        stage: the stage of all episodes; a curriculum changes it with `set_stage`.
+        stage: the stage of all episodes, by default the task's first; a curriculum changes it
+            with `set_stage`.
         earlier_stage_share: the share of episodes drawn from the stages before `stage`.
         limit_terminates: as in `ToolEnv`.
         stream: integers mixed into every seed. Runners whose `stream` differs share no problem
@@ -39,7 +46,7 @@ class ToolVectorEnv(VectorEnv):
         self,
         num_envs: int,
         task: str,
-        stage: int = 0,
+        stage: int | None = None,
         earlier_stage_share: float = 0.0,
         limit_terminates: bool = False,
         stream: tuple[int, ...] = (),
@@ -61,7 +68,7 @@ class ToolVectorEnv(VectorEnv):
         self._ended = np.zeros(num_envs, bool)
         self._problems: Any = None
         self._registers: Any = None
-        self.set_stage(stage)
+        self.stage = start_stage(self.task, stage)
 
     def set_stage(self, stage: int) -> None:
         """Episodes that start from now on are of this stage, or (a share) of an earlier one."""
@@ -76,7 +83,7 @@ class ToolVectorEnv(VectorEnv):
             count: how many.
             current: how many of them, the last ones, are of `stage` and not of the mix.
         """
-        stages = draw_stages(self.np_random, count, self.stage, self.earlier_stage_share)
+        stages = self._draw_stages(count)
         stages[count - current :] = self.stage
         return self.task.sample(self.np_random, stages)
 
@@ -93,10 +100,12 @@ class ToolVectorEnv(VectorEnv):
         Args:
             seed: one integer for the whole batch (a list of N is mixed into one).
             options: `stage`, an integer or N of them, which also holds for the episodes that
-                follow until the next call; `digits` (N, 5), the problems of the first episodes.
+                follow until the next call; `digits` (N, 5), or `expression`, N texts, the problems
+                of the first episodes. An expression's stage follows from it.
 
         Raises:
-            ValueError: an option that is unknown or out of range.
+            ValueError: an option that is unknown or out of range, or a stage that is not the
+                expression's.
         """
         if seed is not None:
             entropy = [seed] if isinstance(seed, (int, np.integer)) else [s or 0 for s in seed]
@@ -104,17 +113,10 @@ class ToolVectorEnv(VectorEnv):
                 np.random.SeedSequence([*(int(s) for s in entropy), *self._stream])
             )
         options = options or {}
-        self._chosen_stages = None
-        if "stage" in options:
-            chosen = self.task.check_stage(options["stage"])
-            if chosen.shape not in ((), (self.num_envs,)):
-                raise ValueError(
-                    f"stage has shape {chosen.shape}; expected one integer or {self.num_envs}"
-                )
-            self._chosen_stages = np.broadcast_to(chosen, (self.num_envs,))
-        self._problems = pose_or_sample(
-            self.task, self.np_random, self._next_stages(np.arange(self.num_envs)), options
-        )
+        chosen = self._chosen(options)
+        stages = self._draw_stages(self.num_envs) if chosen is None else chosen
+        self._problems = pose_or_sample(self.task, self.np_random, stages, options)
+        self._chosen_stages = chosen
         self._registers = self.task.start(self._problems)
         self._previous = np.full(self.num_envs, CTX, np.int8)
         self._ended = np.zeros(self.num_envs, bool)
@@ -148,11 +150,27 @@ class ToolVectorEnv(VectorEnv):
         self._ended = done
         return observe(self._problems, self._previous), rewards, terminated, truncated, info
 
+    def _chosen(self, options: dict[str, Any]) -> np.ndarray | None:
+        """(N,) the stages that the options of `reset` choose, None if they choose none."""
+        if "stage" not in options:
+            return None
+        chosen = self.task.check_stage(options["stage"])
+        if chosen.shape not in ((), (self.num_envs,)):
+            raise ValueError(
+                f"stage has shape {chosen.shape}; expected one integer or {self.num_envs}"
+            )
+        return np.broadcast_to(chosen, (self.num_envs,))
+
     def _next_stages(self, rows: np.ndarray) -> np.ndarray:
         """(len(rows),) the stages of the episodes that start there."""
         if self._chosen_stages is not None:
             return self._chosen_stages[rows]
-        return draw_stages(self.np_random, len(rows), self.stage, self.earlier_stage_share)
+        return self._draw_stages(len(rows))
+
+    def _draw_stages(self, count: int) -> np.ndarray:
+        return draw_stages(
+            self.np_random, count, self.stage, self.earlier_stage_share, self.task.first_stage
+        )
 
     def _info(self) -> dict[str, np.ndarray]:
         value, filled = self.task.accumulator(self._registers)
@@ -160,11 +178,15 @@ class ToolVectorEnv(VectorEnv):
 
 
 def draw_stages(
-    rng: np.random.Generator, size: int, stage: int, earlier_stage_share: float
+    rng: np.random.Generator,
+    size: int,
+    stage: int,
+    earlier_stage_share: float,
+    first_stage: int = 0,
 ) -> np.ndarray:
-    """(size,) int8: `stage`, but for a share drawn evenly from the stages before it."""
+    """(size,) int8: `stage`, but for a share drawn evenly from those from `first_stage` to it."""
     stages = np.full(size, stage, np.int8)
-    if stage > 0 and earlier_stage_share > 0:
+    if stage > first_stage and earlier_stage_share > 0:
         earlier = rng.random(size) < earlier_stage_share
-        stages[earlier] = rng.integers(0, stage, size=int(earlier.sum()), dtype=np.int8)
+        stages[earlier] = rng.integers(first_stage, stage, size=int(earlier.sum()), dtype=np.int8)
     return stages

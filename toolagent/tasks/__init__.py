@@ -5,9 +5,12 @@ from __future__ import annotations
 from toolagent.errors import nearest
 from toolagent.tasks.base import Problems, Registers, Task, Transition
 from toolagent.tasks.calculator import CalculatorTask
+from toolagent.tasks.expression import ExpressionTask
 from toolagent.tasks.tutorial import TutorialTask
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (TutorialTask, CalculatorTask)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (TutorialTask, CalculatorTask, ExpressionTask)
+}
 
 __all__ = ["TASKS", "Problems", "Registers", "Task", "Transition", "get_task"]
 

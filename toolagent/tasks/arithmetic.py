@@ -9,16 +9,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from toolagent.tasks.base import Problems, Task
+from toolagent.tasks.oracle import shortest_programs
 from toolagent.tokens import CTX, EOS
 
 NUM_DIGITS = 5
 FORMULAS = ("a*b+c", "a*b+c-d", "a*b+c-d*e")
+SUBGOALS = ("a*b", "a*b+c", "a*b+c-d", "d*e", "a*b+c-d*e")  # the columns of `subgoals`
+EXAMPLE = (3, 4, 5, 6, 7)
 
 # Shaping: subgoal g0=a*b, g1=g0+c, g2=g1-d, g3=d*e, g4=g1-g3 is worth this much at a stage's ANS.
 SHAPING = np.array(
@@ -48,12 +52,18 @@ class ArithmeticTask(Task):
     context_length = 6
     context_vocabulary = 18
     max_actions = 7
+    problem_columns = tuple("abcde")
+    posed_by = "digits"
 
-    def sample(self, rng: np.random.Generator, stage: np.ndarray) -> ArithmeticProblems:
+    def sample(
+        self, rng: np.random.Generator, stage: np.ndarray, split: str = "all"
+    ) -> ArithmeticProblems:
         digits = rng.integers(0, 10, size=(len(stage), NUM_DIGITS), dtype=np.int8)
         return _problems(np.asarray(stage, dtype=np.int8), digits)
 
-    def pose(self, stage: np.ndarray, **given: Any) -> ArithmeticProblems:
+    def pose(self, stage: np.ndarray | None, **given: Any) -> ArithmeticProblems:
+        if stage is None:
+            raise ValueError(f"task '{self.name}' is posed with a stage: it tells what is shown")
         stage = np.atleast_1d(self.check_stage(stage))
         unknown = sorted(set(given) - {"digits"})
         if unknown or "digits" not in given:
@@ -98,6 +108,31 @@ class ArithmeticTask(Task):
         for letter, digit in zip("abcde", problems.digits[row], strict=True):
             numbers = numbers.replace(letter, str(digit))
         return f"{formula} = {numbers} = {self.target(problems.take(np.array([row])))[0]}"
+
+    def example(self, stage: int | None = None) -> ArithmeticProblems:
+        stage = self.stages[-1] if stage is None else stage
+        return self.pose(np.array([stage]), digits=np.array([EXAMPLE]))
+
+    def shown_columns(self, stage: int) -> tuple[str, ...]:
+        return self.problem_columns[: 3 + int(self.check_stage(stage))]
+
+    def terms(self, problems: ArithmeticProblems, row: int) -> dict[str, int]:
+        hidden = set(self.problem_columns) - set(self.shown_columns(problems.stage[row]))
+        return {
+            name: int(value)
+            for name, value in zip(SUBGOALS, problems.subgoals[row], strict=True)
+            if not hidden & set(name)
+        }
+
+    def plan(self, problems: ArithmeticProblems, row: int) -> tuple[int, ...] | None:
+        # One program solves every problem of a stage, found by search.
+        return _plan(type(self), int(problems.stage[row]))
+
+
+@functools.cache
+def _plan(task: type[ArithmeticTask], stage: int) -> tuple[int, ...] | None:
+    programs = shortest_programs(task(), stage)
+    return programs[0] if programs else None
 
 
 def shaping(problems: ArithmeticProblems, value: np.ndarray, filled: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ batched rollout, the certification and the oracle are all views of it.
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -51,33 +52,90 @@ class Task(abc.ABC):
     """Problem generator and machine. Stateless: everything travels in the columns."""
 
     name: ClassVar[str]
+    first_stage: ClassVar[int] = 0
     num_stages: ClassVar[int]
     formulas: ClassVar[tuple[str, ...]]  # what each stage asks for: 'a*b+c'
     context_length: ClassVar[int]
     context_vocabulary: ClassVar[int]  # context tokens are integers below this
-    max_actions: ClassVar[int]  # an episode is truncated after this many actions
+    max_actions: ClassVar[int]  # no episode is longer; a task may truncate some earlier
+    # Kinds of problems that are sampled and measured apart; training draws from the first only.
+    splits: ClassVar[tuple[str, ...]] = ("all",)
+    judgements: ClassVar[tuple[str, ...]] = ()  # the names of what `judge` tells
+    # What a file of problems has, besides `stage`: one column an argument of `pose`, or, for an
+    # argument that is an array, one for each of its entries.
+    problem_columns: ClassVar[tuple[str, ...]]
+    posed_by: ClassVar[str]  # the argument of `pose`
+    problem_tells_stage: ClassVar[bool] = False  # so `pose` needs no stage
+
+    @property
+    def stages(self) -> range:
+        """The stages' numbers, in the order of a curriculum."""
+        return range(self.first_stage, self.first_stage + self.num_stages)
+
+    def formula(self, stage: int) -> str:
+        """What the stage asks for: 'a*b+c'."""
+        return self.formulas[stage - self.first_stage]
 
     # Problems -----------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def sample(self, rng: np.random.Generator, stage: np.ndarray) -> Any:
-        """Draws one problem for each entry of `stage`, (B,) integers."""
+    def sample(self, rng: np.random.Generator, stage: np.ndarray, split: str = ...) -> Any:
+        """Draws one problem of the split for each entry of `stage`, (B,) integers.
 
-    @abc.abstractmethod
-    def pose(self, stage: np.ndarray, **given: Any) -> Any:
-        """The given problems, named as in `reset(options=...)` and in problem files.
+        Args:
+            rng: the stream to draw from.
+            stage: (B,) stages.
+            split: one of `splits`; by default the first, which training draws from.
 
         Raises:
-            ValueError: a value is out of range or of the wrong shape.
+            ValueError: a stage has no problems of that split, see `splits_of`.
+        """
+
+    def splits_of(self, stage: int) -> tuple[str, ...]:
+        """The splits that have problems in this stage."""
+        self.check_stage(stage)
+        return self.splits
+
+    def split_of(self, problems: Any) -> np.ndarray:
+        """(B,) integers: the index in `splits` of the one that a problem belongs to."""
+        return np.zeros(len(problems), np.int8)
+
+    def example(self, stage: int | None = None) -> Any:
+        """One problem to show, always the same: of the stage, or without one of the task.
+
+        Here: a random one, of the last stage by default.
+        """
+        stage = self.stages[-1] if stage is None else stage
+        return self.sample(np.random.default_rng(0), self.check_stage([stage]))
+
+    def shown_columns(self, stage: int) -> tuple[str, ...]:
+        """Those of `problem_columns` that the stage shows; the others count for nothing in it."""
+        self.check_stage(stage)
+        return self.problem_columns
+
+    @abc.abstractmethod
+    def pose(self, stage: np.ndarray | None, **given: Any) -> Any:
+        """The given problems, named as in `reset(options=...)` and in problem files.
+
+        Args:
+            stage: (B,) or one for all; None where the problems tell it (`problem_tells_stage`).
+            given: the problems.
+
+        Raises:
+            ValueError: a value is out of range or of the wrong shape, or a problem is not of the
+                stage asked for.
         """
 
     @abc.abstractmethod
-    def num_problems(self, stage: int) -> int:
-        """How many problems the stage has."""
+    def num_problems(self, stage: int) -> int | None:
+        """How many problems the stage has; None if they are too many to be listed."""
 
     @abc.abstractmethod
     def problems(self, stage: int, start: int, stop: int) -> Any:
-        """Problems `start`..`stop` of the stage, in a fixed order that has each exactly once."""
+        """Problems `start`..`stop` of the stage, in a fixed order that has each exactly once.
+
+        Only where `num_problems` is not None.
+        """
 
     @abc.abstractmethod
     def describe(self, problems: Any, row: int) -> str:
@@ -109,7 +167,7 @@ class Task(abc.ABC):
         """(B,) int64 values the machine would answer with, and (B,) bool where there is one."""
 
     @abc.abstractmethod
-    def show(self, registers: Any, row: int) -> dict[str, int | None]:
+    def show(self, registers: Any, row: int) -> dict[str, int | str | None]:
         """One episode's registers by name, None where empty: for people, not for the agent."""
 
     @abc.abstractmethod
@@ -125,6 +183,49 @@ class Task(abc.ABC):
         For exploration bonuses only; the agent never observes it.
         """
 
+    def variants(self, problems: Any, rng: np.random.Generator) -> Any:
+        """Problems that the same plan solves, with other numbers in it.
+
+        Here: any of the same stage, for tasks in which one program solves a stage.
+        """
+        return self.sample(rng, problems.stage)
+
+    def action_limit(self, stage: np.ndarray) -> np.ndarray:
+        """(B,) actions after which an episode of that stage is truncated."""
+        return np.full(len(stage), self.max_actions)
+
+    def judge(
+        self, problems: Any, actions: np.ndarray, lengths: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What else is told of finished programs besides `solved`: (B,) bool by name.
+
+        For people who evaluate an agent; nothing of it is ever rewarded or learned from.
+
+        Args:
+            problems: (B,) of this task.
+            actions: (B, T) integers.
+            lengths: (B,) the actions that count.
+        """
+        return {}
+
+    def plan(self, problems: Any, row: int) -> tuple[int, ...] | None:
+        """The shortest program that solves this problem and not by coincidence, `ANS` included.
+
+        For people who look at an agent; nothing of it is ever rewarded or learned from.
+
+        Returns:
+            One of them if there are several; None if there is none.
+        """
+        return None
+
+    def terms(self, problems: Any, row: int) -> dict[str, int]:
+        """Parts of a problem by name, which a wrong answer may equal: {'a*b': 12}."""
+        return {}
+
+    def computes(self, actions: Sequence[int]) -> str | None:
+        """The formula that a program answers with, where it alone determines one: '3*4+5'."""
+        return None
+
     # What both environments check -----------------------------------------------------------
 
     def check_stage(self, stage: Any) -> np.ndarray:
@@ -134,9 +235,9 @@ class Task(abc.ABC):
             ValueError: not an integer, or not a stage of this task.
         """
         array = np.asarray(stage)
-        if array.dtype.kind not in "iu" or ((array < 0) | (array >= self.num_stages)).any():
+        first, last = self.stages[0], self.stages[-1]
+        if array.dtype.kind not in "iu" or ((array < first) | (array > last)).any():
             raise ValueError(
-                f"stage {stage} is not in task '{self.name}'; its stages are "
-                f"0..{self.num_stages - 1}"
+                f"stage {stage} is not in task '{self.name}'; its stages are {first}..{last}"
             )
         return array.astype(np.int8)

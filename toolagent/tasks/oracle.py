@@ -52,7 +52,8 @@ def shortest_programs(task: Task, stage: int, max_length: int | None = None) -> 
     are run on every problem. If all of them fail somewhere, those problems become probes too.
 
     Args:
-        task: any task whose stages can be enumerated.
+        task: one in which a program played blindly may solve a stage, and the stage can be
+            enumerated. (Behaviours are too many where a program can push numbers of its own.)
         stage: the stage.
         max_length: the most tokens, `ANS` included; None for the task's own limit.
 
@@ -60,9 +61,10 @@ def shortest_programs(task: Task, stage: int, max_length: int | None = None) -> 
         Programs with their final `ANS`; [] if none of up to `max_length` tokens solves the stage.
 
     Raises:
-        ValueError: not a stage of the task, or `max_length` is not in 1..`task.max_actions`.
+        ValueError: not a stage of the task, one that cannot be enumerated, or `max_length` is not
+            in 1..`task.max_actions`.
     """
-    stage, length = _checked(task, stage, max_length)
+    stage, length, _ = _checked(task, stage, max_length)
     probes = _probes(task, stage, PROBES)
     while True:
         survivors = _solving_all(task, probes, length)
@@ -90,8 +92,7 @@ def best_program(task: Task, stage: int, max_length: int | None = None) -> tuple
     Raises:
         ValueError: as for `shortest_programs`.
     """
-    stage, length = _checked(task, stage, max_length)
-    total = task.num_problems(stage)
+    stage, length, total = _checked(task, stage, max_length)
     probes = (
         task.problems(stage, 0, total)
         if total <= RACE_PROBES
@@ -226,7 +227,7 @@ def _first_unsolved(task: Task, stage: int, program: Program) -> Problems | None
 
 
 def _chunks(task: Task, stage: int) -> Iterator[Problems]:
-    for start in range(0, task.num_problems(stage), CHUNK):
+    for start in range(0, _total(task, stage), CHUNK):
         yield task.problems(stage, start, start + CHUNK)
 
 
@@ -244,11 +245,20 @@ def _joined(batches: list[Problems]) -> Problems:
     )
 
 
-def _checked(task: Task, stage: int, max_length: int | None) -> tuple[int, int]:
+def _total(task: Task, stage: int) -> int:
+    total = task.num_problems(stage)
+    if total is None:
+        raise ValueError(f"the problems of stage {stage} of task '{task.name}' cannot be listed")
+    return total
+
+
+def _checked(task: Task, stage: int, max_length: int | None) -> tuple[int, int, int]:
+    """The stage, the most tokens and the number of the stage's problems."""
     length = task.max_actions if max_length is None else max_length
     if not 1 <= length <= task.max_actions:
         raise ValueError(
             f"max_length is {length}; an episode of task '{task.name}' has "
             f"1..{task.max_actions} actions"
         )
-    return int(task.check_stage(stage)), length
+    stage = int(task.check_stage(stage))
+    return stage, length, _total(task, stage)
