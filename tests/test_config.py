@@ -31,8 +31,11 @@ from toolagent.config import (
 from toolagent.config import documents as yaml_documents
 from toolagent.config.options import sections_of
 from toolagent.errors import UserError
+from toolagent.models.rl_module import MODULES
+from toolagent.tasks import TASKS
 
 PPO = "algorithm: PPO\n"
+EXPRESSION = PPO + "task: expression\n"
 
 
 @pytest.fixture
@@ -160,7 +163,12 @@ reporting: {min_time_s_per_iteration: 0.5}
     assert config.minibatch_size is None
     assert config.vf_clip_param == math.inf
     assert config.seed == 5
-    assert config.rl_module_spec.model_config == {"embedding_size": 32, "max_seq_len": 8}
+    assert config.rl_module_spec.module_class is MODULES["stage_gru"]
+    assert config.rl_module_spec.model_config == {
+        "network": "stage_gru",
+        "embedding_size": 32,
+        "max_seq_len": 8,
+    }
     assert config.gym_env_vectorize_mode == "vector_entry_point"
     assert config.restart_failed_env_runners is True
     assert config.delay_between_env_runner_restarts_s == 7
@@ -169,6 +177,74 @@ reporting: {min_time_s_per_iteration: 0.5}
     assert evaluation.explore is False
     assert evaluation.env_config == config.env_config | {"stage": 2, "evaluation": True}
     config.training(lr=0.1)  # not frozen: run.py adds its callbacks
+
+
+def test_a_network_is_chosen_by_name_and_configured_by_its_own_options(load):
+    given = "{network: encoder_decoder, num_heads: 2, reading: operands, sees_digits: true}"
+    config = build_algorithm_config(load(EXPRESSION + f"rl_module: {{model_config: {given}}}"))
+    spec = config.rl_module_spec
+    assert spec.module_class is MODULES["encoder_decoder"]
+    assert spec.model_config == {
+        "network": "encoder_decoder",
+        "embedding_size": 64,
+        "num_heads": 2,
+        "num_counters": 4,
+        "reading": "operands",
+        "sees_digits": True,
+        "max_seq_len": TASKS["expression"].max_actions + 1,
+    }
+    # What reaches RLlib is what the network is made of.
+    from toolagent.envs.spaces import action_space, observation_space
+
+    spec.observation_space = observation_space(TASKS["expression"]())
+    spec.action_space = action_space()
+    sizes = spec.build().network.sizes
+    assert (sizes.context_vocabulary, sizes.num_stages) == (20, 9)
+    assert sizes._asdict().items() >= {"num_heads": 2, "reading": "operands"}.items()
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("network", [None, *sorted(MODULES)])
+def test_every_network_can_be_configured_for_every_task(load, task, network):
+    chosen = f"rl_module: {{model_config: {{network: {network}}}}}" if network else ""
+    config = build_algorithm_config(load(f"{PPO}task: {task}\n{chosen}"))
+    network = network or "stage_gru"  # the default
+    assert config.rl_module_spec.module_class is MODULES[network]
+    sizes = MODULES[network].network_class.Sizes
+    assert config.rl_module_spec.model_config == {
+        "network": network,
+        **sizes._field_defaults,
+        "max_seq_len": TASKS[task].max_actions + 1,
+    }
+    assert config.env_config["stage"] == TASKS[task].first_stage
+
+
+def test_a_curriculum_without_levels_begins_and_ends_with_the_task_s_first_stage(load):
+    for text in (
+        "task: expression",
+        "task: expression\ncurriculum: {measure_problems: 60}",
+        "task: expression\ncurriculum:",
+    ):
+        loaded = load(text)
+        assert [level.stage for level in loaded.curriculum.levels] == [1]
+        assert load(to_yaml(loaded)) == loaded
+    assert [level.stage for level in load("task: tutorial").curriculum.levels] == [0]
+    # Levels that are the defaults can be reached into, whichever way the task was chosen.
+    accuracy = "curriculum.levels.0.advance_at_accuracy=0.9"
+    for loaded in (
+        load("task: expression", accuracy),
+        load("seed: 1", accuracy, "task=expression"),
+        load("task: calculator", "task=tutorial", "task=expression", accuracy),
+    ):
+        (level,) = loaded.curriculum.levels
+        assert (level.stage, level.advance_at_accuracy) == (1, 0.9)
+    assert load("task: expression", accuracy, "task=tutorial").curriculum.levels[0].stage == 0
+
+
+def test_a_task_s_wrong_name_is_the_fault_also_where_its_levels_are_reached_into(load):
+    for overrides in (("task=expresion",), ("task=[1]",), ("task=null",)):
+        message = refusal(load, "seed: 1", *overrides, "curriculum.confidence=0.9")
+        assert message.startswith("--set task: ")
 
 
 def test_restarts_are_quick_unless_told_otherwise(load):
@@ -404,7 +480,34 @@ WRONG_FILE = [
     ("rl_module: {rl_module_spec: 3}", "rl_module_spec: the module is toolagent's"),
     ("rl_module: {model_config: {embeding_size: 3}}", "rl_module.model_config.embeding_size:"
      " unknown; did you mean 'embedding_size'?"),
-    ("rl_module: {model_config: {embedding_size: 0}}", "embedding_size: must be at least 1, not 0"),
+    ("rl_module: {model_config: {embedding_size: 0}}", "rl_module.model_config.embedding_size:"
+     " embedding_size is 0; it must be at least 1"),
+    ("rl_module: {model_config: {embedding_size: 4611686018427387904}}", "rl_module.model_config:"),
+    ("rl_module: {model_config: {embedding_size: 100000}}", "makes 60,004,600,019 weights; at"),
+    ("rl_module: {model_config: {max_seq_len: 0}}", "max_seq_len: must be at least 1, not 0"),
+    ("rl_module: {model_config: {max_seq_len: '8'}}", "max_seq_len: expected int, got '8'"),
+    ("rl_module: {model_config: {network: encoder}}", "rl_module.model_config.network: no network"
+     " 'encoder'; did you mean 'encoder_decoder'?"),
+    ("rl_module: {model_config: {network: lstm}}", "'lstm'; known: encoder_decoder, stage_gru"),
+    ("rl_module: {model_config: {network: [stage_gru]}}", "network: expected one of stage_gru,"),
+    ("rl_module: {model_config: {network: null}}", "network: expected one of stage_gru, encoder_dec"
+     "oder, got null"),
+    ("rl_module: {model_config: {reading: learned}}", "rl_module.model_config.reading: unknown; "
+     "known: embedding_size, max_seq_len, network"),
+    ("rl_module: {model_config: {network: encoder_decoder, readin: learned}}", "rl_module.model"
+     "_config.readin: unknown; did you mean 'reading'?"),
+    ("rl_module: {model_config: {network: encoder_decoder, num_stages: 9}}", "num_stages: unknown"),
+    ("rl_module: {model_config: {network: encoder_decoder, reading: foo}}", "rl_module.model_config"
+     ".reading: reading is 'foo'; expected one of learned, operands"),
+    ("rl_module: {model_config: {network: encoder_decoder, reading: 1}}", "reading: expected str,"),
+    ("rl_module: {model_config: {network: encoder_decoder, num_heads: 0}}", "rl_module.model_config"
+     ".num_heads: num_heads is 0; it must be at least 1"),
+    ("rl_module: {model_config: {network: encoder_decoder, num_heads: true}}", "num_heads: expected"
+     " int, got True"),
+    ("rl_module: {model_config: {network: encoder_decoder, num_counters: -1}}", "rl_module.model_"
+     "config.num_counters: num_counters is -1; it must be at least 0"),
+    ("rl_module: {model_config: {network: encoder_decoder, sees_digits: 1}}",
+     "rl_module.model_config.sees_digits: expected bool, got 1"),
     ("rl_module: {model_config: {embedding_size: 9.5}}", "embedding_size: expected int, got 9.5"),
     ("rl_module: {algorithm_config_overrides_per_module: {p: {lrr: 1}}}",
      "rl_module.algorithm_config_overrides_per_module.p.lrr: unknown; did you mean 'lr'?"),
@@ -434,6 +537,10 @@ WRONG_FILE = [
     ("curriculum: {levels: [{}]}", "curriculum.levels.0.stage: missing"),
     ("curriculum: {levels: [{stage: 0, stages: 1}]}", "curriculum.levels.0.stages: unknown;"),
     ("curriculum: {levels: [{stage: 3}]}", "curriculum.levels.0.stage: 3 is not in the task"),
+    ("task: expression\ncurriculum: {levels: [{stage: 0}]}", "curriculum.levels.0.stage: 0 is not "
+     "in the task; its stages are 1..8"),
+    ("task: expression\ncurriculum: {levels: [{stage: 9}]}", "its stages are 1..8"),
+    ("task: expression\nenvironment: {env_config: {stage: 0}}", "environment.env_config: stage 0"),
     ("curriculum: {levels: [{stage: 0}, {stage: 1}]}", "curriculum.levels.0: can never end"),
 ]  # fmt: skip
 
@@ -466,6 +573,11 @@ def test_wrong_files(load, tmp_path, text, fragment):
         ("curriculum.levels.x.stage=0", "--set curriculum.levels.x.stage: no entry 'x'; the list"),
         ("curriculum.levels.-1.stage=0", "--set curriculum.levels.-1.stage: no entry '-1'"),
         ("curriculum.levels.0.stage=9", "--set curriculum.levels.0.stage: 9 is not in the task"),
+        ("rl_module.model_config.num_heads=4", "--set rl_module.model_config.num_heads: unknown; "),
+        (
+            "rl_module.model_config.network=x",
+            "--set rl_module.model_config.network: no netw",
+        ),
         ("training.grad_clip_by=x", "--set training.grad_clip_by: `grad_clip_by` (x) must be"),
         ("algorithm=SAC", "--set algorithm: no algorithm 'SAC'; "),
         (".".join("a" * 40) + "=1", "nested deeper than 30 levels"),
@@ -481,8 +593,8 @@ def test_wrong_overrides(load, override, message):
 KEY_NAMES = """
 task algorithm seed curriculum run levels stage advance_at_accuracy environment env_config
 env_runners num_env_runners training lr gamma minibatch_size learners num_learners evaluation
-evaluation_config explore rl_module model_config embedding_size callbacks callbacks_class
-multi_agent policies experimental _validate_config api_stack stop_time_s 0 1 x
+evaluation_config explore rl_module model_config embedding_size network num_heads callbacks
+callbacks_class multi_agent policies experimental _validate_config api_stack stop_time_s 0 1 x
 """
 KEYS = st.sampled_from(KEY_NAMES.split())
 SCALARS = (
@@ -491,7 +603,9 @@ SCALARS = (
     | st.integers()
     | st.floats()
     | st.text(max_size=8)
-    | st.sampled_from(["PPO", "calculator", "builtins:dict", "auto", 0, 1, 0.5])
+    | st.sampled_from(
+        ["PPO", "calculator", "expression", "encoder_decoder", "builtins:dict", "auto", 0, 1, 0.5]
+    )
 )
 TREES = st.recursive(
     SCALARS,
@@ -541,6 +655,22 @@ def test_any_override(load, path, value):
 @given(st.lists(st.text(max_size=20), max_size=3))
 def test_any_text_as_override(load, overrides):
     load_and_build(load, PPO, *overrides)
+
+
+@FUZZ
+@given(
+    st.sampled_from(["stage_gru", "encoder_decoder"]),
+    st.sampled_from(sorted(TASKS)),
+    st.dictionaries(
+        st.sampled_from(["embedding_size", "num_heads", "num_counters", "reading", "max_seq_len"]),
+        SCALARS | st.integers(1, 8) | st.sampled_from(["learned", "operands"]),
+        max_size=3,
+    ),
+)
+def test_any_options_of_a_network(load, network, task, options):
+    model_config = {"network": network} | options
+    tree = {"algorithm": "PPO", "task": task, "rl_module": {"model_config": model_config}}
+    load_and_build(load, yaml.safe_dump(tree))
 
 
 @FUZZ

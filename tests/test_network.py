@@ -1,4 +1,4 @@
-"""The network: one GRU in two forms, and nothing of an episode depends on its neighbours."""
+"""The stage-embedded GRU in its forms; nothing of an episode depends on its neighbours."""
 
 import numpy as np
 import pytest
@@ -68,24 +68,35 @@ def by_hand(network, context, stage, tokens):
 
 def unrolled(network, context, stage, tokens):
     with torch.no_grad():
-        outputs, _ = network.unroll(tokens, network.initial_hidden(context, stage))
-        return network.logits(outputs).numpy(), network.values(outputs).numpy()
+        logits, values, _ = network.unroll(tokens, *network.begin(context, stage))
+    return logits.numpy(), values.numpy()
+
+
+def in_two_parts(network, context, stage, tokens):
+    """The hidden state carried on in the middle; the encoding is of the beginning."""
+    cut = tokens.shape[1] // 2
+    with torch.no_grad():
+        encoding, hidden = network.begin(context, stage)
+        head_logits, head_values, hidden = network.unroll(tokens[:, :cut], encoding, hidden)
+        tail_logits, tail_values, _ = network.unroll(tokens[:, cut:], encoding, hidden)
+    logits = torch.cat([head_logits, tail_logits], 1)
+    return logits.numpy(), torch.cat([head_values, tail_values], 1).numpy()
 
 
 def stepped(network, context, stage, tokens):
     table = network.step_table()
     with torch.no_grad():
-        hidden = network.initial_hidden(context, stage)
+        encoding, hidden = network.begin(context, stage)
     logits, values = [], []
     for column in tokens.t():
-        step_logits, step_values, hidden = network.step(table, column, hidden)
+        step_logits, step_values, hidden = network.step(table, column, encoding, hidden)
         logits.append(step_logits)
         values.append(step_values)
     return torch.stack(logits, 1).numpy(), torch.stack(values, 1).numpy()
 
 
-@pytest.mark.parametrize("forward", [unrolled, stepped])
-def test_both_forms_are_the_equations_worked_out_by_hand(forward):
+@pytest.mark.parametrize("forward", [unrolled, in_two_parts, stepped])
+def test_all_forms_are_the_equations_worked_out_by_hand(forward):
     network = make_network()
     context, stage, tokens = episodes(0, 9)
     logits, values = forward(network, context, stage, tokens)
@@ -108,15 +119,16 @@ def test_a_step_by_table_is_a_step_of_the_unrolled_gru(seed, size, steps):
 def test_the_table_belongs_to_the_weights_it_was_made_of():
     network, batch = make_network(), episodes(0, 3)
     table = network.step_table()
-    hidden = network.initial_hidden(*batch[:2]).detach()
-    before, *_ = network.step(table, batch[2][:, 0], hidden)
+    with torch.no_grad():
+        encoding, hidden = network.begin(*batch[:2])
+    before, *_ = network.step(table, batch[2][:, 0], encoding, hidden)
     before = before.clone()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(1.5)
-    after, *_ = network.step(table, batch[2][:, 0], hidden)
+    after, *_ = network.step(table, batch[2][:, 0], encoding, hidden)
     assert torch.equal(before, after)
-    renewed, *_ = network.step(network.step_table(), batch[2][:, 0], hidden)
+    renewed, *_ = network.step(network.step_table(), batch[2][:, 0], encoding, hidden)
     assert not torch.allclose(before, renewed)
 
 
@@ -126,21 +138,22 @@ def test_more_padding_changes_nothing(seed, padding):
     network = make_network()
     context, stage, _ = episodes(seed, 5)
     longer = torch.cat([context, torch.full((5, padding), EOS, dtype=torch.int8)], 1)
-    torch.testing.assert_close(
-        network.initial_hidden(context, stage), network.initial_hidden(longer, stage)
-    )
+    one, other = network.begin(context, stage), network.begin(longer, stage)
+    torch.testing.assert_close(one.hidden, other.hidden)
+    assert one.encoding == other.encoding == ()  # all that is kept is the hidden state
 
 
 def test_the_summary_of_a_context_reads_every_shown_token_and_the_stage():
     network = make_network()
     context = torch.tensor([[1, 2, 3, CTX, EOS, EOS]])
-    hidden = network.initial_hidden(context, torch.tensor([0]))
+    hidden = network.begin(context, torch.tensor([0])).hidden
+    assert hidden.shape == (1, network.hidden_size) == (1, WIDTH)
     for position in range(4):
         other = context.clone()
         other[0, position] = 9
-        changed = network.initial_hidden(other, torch.tensor([0]))
+        changed = network.begin(other, torch.tensor([0])).hidden
         assert (changed - hidden).abs().max() > 1e-3
-    assert (network.initial_hidden(context, torch.tensor([1])) - hidden).abs().max() > 1e-3
+    assert (network.begin(context, torch.tensor([1])).hidden - hidden).abs().max() > 1e-3
 
 
 def leaking_initial_hidden(self, context, stage):
@@ -181,7 +194,13 @@ def test_the_test_above_would_catch_the_mean_over_the_batch(forward, monkeypatch
 
 def test_the_learner_trains_every_parameter():
     network, (context, stage, tokens) = make_network(), episodes(2, 64)
-    outputs, _ = network.unroll(tokens, network.initial_hidden(context, stage))
-    (network.logits(outputs).pow(2).mean() + network.values(outputs).pow(2).mean()).backward()
+    logits, values, _ = network.unroll(tokens, *network.begin(context, stage))
+    (logits.pow(2).mean() + values.pow(2).mean()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("width", [0, -1])
+def test_a_network_without_width_is_refused(width):
+    with pytest.raises(ValueError, match=f"embedding_size is {width}; it must be at least 1"):
+        StageGRUNetwork(NetworkSizes(18, 3, width))

@@ -87,7 +87,56 @@ def test_smallest_cases(lengths):
         torch.testing.assert_close(our_gradients[name], gradients[name], msg=name)
 
 
-def test_gradients_are_right_by_finite_differences():
+@settings(max_examples=20, deadline=None)
+@given(lengths=lengths_lists, seed=st.integers(0, 2**20))
+def test_with_extra_input_it_is_torch_s_gru_over_both_inputs_side_by_side(lengths, seed):
+    """W [x; y] = W_x x + W_y y: the table holds the first part, `extra` the second."""
+    torch.manual_seed(seed)
+    lengths, width, read = sorted(lengths, reverse=True), 5, 3
+    gru = nn.GRU(width + read, width, batch_first=True).double()
+    embedding = torch.randn(4, width, dtype=torch.float64)
+    tokens = torch.randint(0, 4, (len(lengths), max(lengths)))
+    also = torch.randn(*tokens.shape, read, dtype=torch.float64)
+    first = torch.randn(len(lengths), width, dtype=torch.float64)
+    upstream = torch.randn(*tokens.shape, width, dtype=torch.float64)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+
+    def by_torch(x, y, h):
+        return gru(torch.cat([x[tokens], y], -1), h.unsqueeze(0))[0]
+
+    def by_packing(x, y, h):
+        outputs = PackedGRU.apply(
+            nn.functional.linear(x, gru.weight_ih_l0[:, :width], gru.bias_ih_l0),
+            gru.weight_hh_l0,
+            gru.bias_hh_l0,
+            h,
+            packed(tokens, lengths),
+            sizes_of(lengths),
+            nn.functional.linear(packed(y, lengths), gru.weight_ih_l0[:, width:]),
+        )
+        return padded_of(outputs, lengths)
+
+    results = []
+    for forward in (by_torch, by_packing):
+        gru.zero_grad()
+        leaves = [tensor.clone().requires_grad_() for tensor in (embedding, also, first)]
+        outputs = forward(*leaves) * mask.unsqueeze(-1)
+        (outputs * upstream).sum().backward()
+        gradients = [leaf.grad for leaf in leaves] + [p.grad.clone() for p in gru.parameters()]
+        results.append([outputs.detach(), *gradients])
+    for ours, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_extra_input_is_not_written_into():
+    extra, table = torch.ones(3, 6), torch.zeros(1, 6)
+    arguments = (torch.ones(6, 2), torch.ones(6), torch.ones(2, 2), torch.zeros(3).int(), [2, 1])
+    PackedGRU.apply(table, *arguments, extra)
+    assert torch.equal(extra, torch.ones(3, 6)) and torch.equal(table, torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize("with_extra", [False, True])
+def test_gradients_are_right_by_finite_differences(with_extra):
     torch.manual_seed(0)
     width, lengths = 3, [4, 2, 1]
     tokens = torch.randint(0, 5, (sum(lengths),))
@@ -95,9 +144,11 @@ def test_gradients_are_right_by_finite_differences():
     def leaf(*shape):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
-    inputs = (leaf(5, 3 * width), leaf(3 * width, width), leaf(3 * width), leaf(3, width))
+    inputs = [leaf(5, 3 * width), leaf(3 * width, width), leaf(3 * width), leaf(3, width)]
+    if with_extra:
+        inputs.append(leaf(sum(lengths), 3 * width))
     assert torch.autograd.gradcheck(
-        lambda *arguments: PackedGRU.apply(*arguments, tokens, sizes_of(lengths)), inputs
+        lambda *a: PackedGRU.apply(*a[:4], tokens, sizes_of(lengths), *a[4:]), inputs
     )
 
 
@@ -133,10 +184,10 @@ def test_whole_episodes_are_a_loop_of_single_steps(lengths, seed):
     table = model.step_table()
     for row, length in enumerate(lengths.tolist()):
         with torch.no_grad():
-            hidden = model.initial_hidden(context[row : row + 1], stage[row : row + 1])
+            encoding, hidden = model.begin(context[row : row + 1], stage[row : row + 1])
         token = torch.tensor([CTX])
         for step in range(length):
-            step_logits, value, hidden = model.step(table, token, hidden)
+            step_logits, value, hidden = model.step(table, token, encoding, hidden)
             torch.testing.assert_close(logits[row, step], step_logits[0], atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(values[row, step], value[0], atol=1e-5, rtol=1e-4)
             token = actions[row, step : step + 1].int()
@@ -154,10 +205,9 @@ def test_the_packed_and_the_padded_path_train_alike():
             logits, values = model.unroll_episodes(context, stage, actions, lengths)
         else:  # nn.GRU over the padding too, as on a GPU
             previous = torch.cat([torch.full_like(actions[:, :1], CTX), actions[:, :-1]], 1)
-            outputs, _ = model.unroll(previous, model.initial_hidden(context, stage))
+            logits, values, _ = model.unroll(previous, *model.begin(context, stage))
             mask = torch.arange(actions.shape[1]) < lengths.unsqueeze(1)
-            logits = model.logits(outputs) * mask.unsqueeze(-1)
-            values = model.values(outputs) * mask
+            logits, values = logits * mask.unsqueeze(-1), values * mask
         (torch.cat([logits, values.unsqueeze(-1)], -1) * weights).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name in gradients[0]:

@@ -11,12 +11,13 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
-from trained import untrained_network
+from trained import untrained_expression_network, untrained_network
 
 from toolagent import policy as policy_module
 from toolagent.errors import UserError
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.policy import load_policy, save_policy, write_atomically
+from toolagent.policy import NETWORKS, load_policy, save_policy, write_atomically
 
 
 @pytest.fixture
@@ -24,6 +25,14 @@ def folder(tmp_path):
     """A sound policy folder."""
     path = tmp_path / "checkpoint_000001"
     save_policy(path, untrained_network(), "calculator", env_steps=5, iteration=1, seed=7)
+    return path
+
+
+@pytest.fixture
+def expression_folder(tmp_path):
+    """A sound policy folder of the other class of networks."""
+    path = tmp_path / "checkpoint_000002"
+    save_policy(path, untrained_expression_network(), "expression", trained_stages=[2, 3])
     return path
 
 
@@ -66,23 +75,77 @@ def test_weights_and_metadata_come_back(tmp_path):
         assert torch.equal(tensor, loaded.network.state_dict()[name])
     assert set(loaded.metadata) == {
         *("format", "task", "network", "env_steps", "iteration", "seed", "stages"),
-        *("config_sha256", "weights_sha256", "toolagent_version", "created"),
+        *("trained_stages", "config_sha256", "weights_sha256", "toolagent_version", "created"),
     }
     assert loaded.metadata["env_steps"] == 9
     assert loaded.metadata["stages"] == stages
+    assert loaded.metadata["trained_stages"] is None
+    assert loaded.metadata["network"] == SIZES
 
 
 def test_a_loaded_network_runs_both_ways(folder):
     """Rollouts step by table, the learner unrolls: both see the loaded weights."""
     original, loaded = untrained_network(), load_policy(folder).network
-    context, stage = torch.tensor([[1, 2, 3, 10, 17, 17]]), torch.tensor([0])
-    hidden = original.initial_hidden(context, stage)
-    assert torch.equal(loaded.initial_hidden(context, stage), hidden)
+    run_both_ways(original, loaded, torch.tensor([[1, 2, 3, 10, 17, 17]]), torch.tensor([0]))
+
+
+def run_both_ways(original, loaded, context, stage):
+    begun, again = original.begin(context, stage), loaded.begin(context, stage)
+    assert torch.equal(begun.hidden, again.hidden)
     tokens = torch.tensor([[10, 11]])
-    expected, _ = original.unroll(tokens, hidden)
-    assert torch.equal(loaded.unroll(tokens, hidden)[0], expected)
-    logits, _, _ = loaded.step(loaded.step_table(), tokens[:, 0], hidden)
-    torch.testing.assert_close(logits, original.logits(expected[:, 0]))
+    expected, _, _ = original.unroll(tokens, *begun)
+    assert torch.equal(loaded.unroll(tokens, *again)[0], expected)
+    logits, _, _ = loaded.step(loaded.step_table(), tokens[:, 0], *again)
+    torch.testing.assert_close(logits, expected[:, 0])
+
+
+@pytest.mark.parametrize("reading", ["learned", "operands"])
+@pytest.mark.parametrize("sees_digits", [False, True])
+def test_an_encoder_decoder_comes_back_with_its_options(tmp_path, reading, sees_digits):
+    options = {"reading": reading, "sees_digits": sees_digits, "num_counters": 0}
+    original = untrained_expression_network(3, **options)
+    save_policy(tmp_path, original, "expression", trained_stages=(1, 2, 5))
+    policy = load_policy(tmp_path, expected_task="expression")
+    assert policy.metadata["trained_stages"] == [1, 2, 5]
+    assert policy.metadata["network"] == {
+        **{"class": "EncoderDecoderNetwork", "context_vocabulary": 20, "num_stages": 9},
+        **{"embedding_size": 8, "num_heads": 2, **options},
+    }
+    loaded = policy.network
+    assert type(loaded) is EncoderDecoderNetwork and loaded.sizes == original.sizes
+    assert original.state_dict().keys() == loaded.state_dict().keys()
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    # What is not trained does not become trainable by loading.
+    trained = [name for name, _ in original.named_parameters()]
+    assert trained == [name for name, _ in loaded.named_parameters()]
+    run_both_ways(original, loaded, torch.tensor([[1, 12, 3, 10, 17, 17]]), torch.tensor([2]))
+
+
+def test_every_network_is_registered_under_its_own_name():
+    assert set(NETWORKS) == {"StageGRUNetwork", "EncoderDecoderNetwork"}
+    assert all(network.__name__ == name for name, network in NETWORKS.items())
+
+
+def test_files_of_the_first_version_still_load(folder):
+    """They have neither `trained_stages` nor options that came later."""
+    file = folder / "policy.json"
+    metadata = json.loads(file.read_text())
+    del metadata["trained_stages"]
+    metadata["network"] = SIZES  # all that there was
+    file.write_text(json.dumps(metadata))
+    assert load_policy(folder).network.sizes == NetworkSizes(18, 3, 16)
+
+
+def test_an_option_younger_than_the_file_takes_its_default(expression_folder):
+    record = json.loads((expression_folder / "policy.json").read_text())["network"]
+    older = {key: value for key, value in record.items() if key != "sees_digits"}
+    edit_json(expression_folder, network=older)
+    assert load_policy(expression_folder).network.sizes.sees_digits is False
+    # With a default that does not fit the weights, the shapes tell.
+    del older["num_heads"]
+    edit_json(expression_folder, network=older)
+    assert "the sizes in policy.json need" in refusal(expression_folder)
 
 
 def test_only_the_two_files_are_left(folder):
@@ -91,8 +154,31 @@ def test_only_the_two_files_are_left(folder):
 
 
 def test_a_network_of_other_sizes_is_not_saved(tmp_path):
-    with pytest.raises(ValueError, match="needs NetworkSizes"):
-        save_policy(tmp_path / "x", StageGRUNetwork(NetworkSizes(20, 3, 8)), "calculator")
+    for sizes, words in (
+        (NetworkSizes(20, 3, 8), "'calculator' needs context_vocabulary=18"),
+        (NetworkSizes(18, 4, 8), "'calculator' needs num_stages=3"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            save_policy(tmp_path / "x", StageGRUNetwork(sizes), "calculator")
+    shorter = EncoderDecoderNetwork(untrained_expression_network().sizes._replace(num_stages=8))
+    with pytest.raises(ValueError, match="needs num_stages=9"):  # its stages are 1..8
+        save_policy(tmp_path / "x", shorter, "expression")
+    with pytest.raises(ValueError, match="no task 'calculater'"):
+        save_policy(tmp_path / "x", untrained_network(), "calculater")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_network_that_could_not_be_loaded_again_is_not_saved(tmp_path):
+    class Other(StageGRUNetwork):
+        pass
+
+    class StageGRUNetworkToo(StageGRUNetwork):
+        pass
+
+    StageGRUNetworkToo.__name__ = "StageGRUNetwork"
+    for other in (Other, StageGRUNetworkToo):
+        with pytest.raises(ValueError, match="can't be loaded again; known: StageGRUNetwork"):
+            save_policy(tmp_path / "x", other(NetworkSizes(18, 3, 8)), "calculator")
     assert not (tmp_path / "x").exists()
 
 
@@ -247,17 +333,77 @@ SIZES = {
         ({"network": None}, "'network' is None"),
         ({"network": {**SIZES, "class": "Transformer"}}, "network.class is 'Transformer'"),
         ({"network": {**SIZES, "num_stages": 4}}, "network.num_stages is 4"),
-        ({"network": {**SIZES, "embedding_size": 0}}, "embedding_size is 0"),
+        ({"network": {**SIZES, "num_stages": None}}, "network.num_stages is None"),
+        ({"network": {**SIZES, "num_stages": "3"}}, "network.num_stages is '3'"),
+        ({"network": {**SIZES, "context_vocabulary": 20}}, "network.context_vocabulary is 20"),
+        ({"network": {**SIZES, "class": "StageGRUNetwrk"}}, "did you mean 'StageGRUNetwork'?"),
+        ({"network": {**SIZES, "class": None}}, "network.class is None; known: "),
+        ({"network": {**SIZES, "class": ["StageGRUNetwork"]}}, "network.class is ['StageGRU"),
+        ({"network": {**SIZES, "class": "EncoderDecoderNetwork"}}, "weights '"),
+        ({"network": {**SIZES, "num_heads": 4}}, "network.num_heads is unknown; known: context"),
+        ({"network": {**SIZES, "embeding_size": 4}}, "did you mean 'embedding_size'?"),
+        ({"network": {**SIZES, "embedding_size": 0}}, "embedding_size is 0; it must be at least 1"),
+        ({"network": {**SIZES, "embedding_size": -1}}, "embedding_size is -1; it must be"),
+        (
+            {"network": {**SIZES, "embedding_size": 16.0}},
+            "embedding_size is 16.0; expected a whole",
+        ),
+        ({"network": {**SIZES, "embedding_size": None}}, "embedding_size is None"),
         ({"network": {**SIZES, "embedding_size": "16"}}, "embedding_size is '16'"),
         ({"network": {**SIZES, "embedding_size": True}}, "embedding_size is True"),
-        ({"network": {**SIZES, "embedding_size": 32}}, "embeddings are 16 wide"),
-        ({"network": {**SIZES, "embedding_size": 10**12}}, "embeddings are 16 wide"),
+        ({"network": {**SIZES, "embedding_size": 32}}, "(18, 16); the sizes in policy.json need"),
+        (
+            {"network": {**SIZES, "embedding_size": 10**12}},
+            "model.safetensors has only 2291 numbers",
+        ),
+        (
+            {"network": {**SIZES, "embedding_size": 10**30}},
+            "model.safetensors has only 2291 numbers",
+        ),
         ({"weights_sha256": None}, "SHA-256"),
+        ({"trained_stages": 1}, "trained_stages is 1; expected a list of task 'calculator''s"),
+        ({"trained_stages": [0, 3]}, "trained_stages is [0, 3]; expected"),
+        ({"trained_stages": [True]}, "trained_stages is [True]; expected"),
+        ({"trained_stages": ["0"]}, "stages 0..2"),
     ],
 )
 def test_a_policy_json_that_says_something_else_is_refused(folder, changes, words):
     edit_json(folder, **changes)
     assert words in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_stages": 8}, "network.num_stages is 8; task 'expression' needs 9"),
+        ({"context_vocabulary": 18}, "context_vocabulary is 18; task 'expression' needs 20"),
+        ({"num_heads": 0}, "network.num_heads is 0; it must be at least 1"),
+        ({"num_heads": True}, "network.num_heads is True; expected a whole number"),
+        ({"num_heads": 3}, "the sizes in policy.json need"),
+        ({"num_heads": 10**18}, "numbers"),
+        ({"num_counters": -1}, "network.num_counters is -1; it must be at least 0"),
+        ({"num_counters": 10**9}, "numbers"),
+        ({"reading": "foo"}, "network.reading is 'foo'; expected one of learned, operands"),
+        ({"reading": 1}, "network.reading is 1; expected text"),
+        ({"reading": None}, "network.reading is None; expected text"),
+        ({"sees_digits": 1}, "sees_digits is 1; expected true or false"),
+        ({"sees_digits": "false"}, "sees_digits is 'false'; expected true or"),
+        ({"sees_digit": True}, "unknown; did you mean 'sees_digits'?"),
+    ],
+)
+def test_an_encoder_decoder_of_other_sizes_is_refused(expression_folder, changes, words):
+    record = json.loads((expression_folder / "policy.json").read_text())["network"]
+    edit_json(expression_folder, network=record | changes)
+    assert words in refusal(expression_folder)
+
+
+def test_no_size_that_is_smaller_than_the_file_costs_memory_or_time(folder):
+    """The largest sizes that pass the first check: their weights are never allocated."""
+    edit_weights(folder, lambda t: t.update(extra=torch.zeros(3_000_000)))
+    edit_json(folder, network={**SIZES, "embedding_size": 3_000_000})  # 54 terabytes
+    assert "weights 'extra' do not belong" in refusal(folder)
+    edit_json(folder, network={**SIZES, "embedding_size": 2**31})
+    assert "has only 3002291 numbers" in refusal(folder)
 
 
 def test_the_task_must_be_the_expected_one(folder):
@@ -271,12 +417,12 @@ def test_the_task_must_be_the_expected_one(folder):
     [
         (lambda t: t.pop("gru.bias_hh_l0"), "'gru.bias_hh_l0' are missing"),
         (lambda t: t.update(extra=torch.zeros(1)), "'extra' do not belong"),
-        (lambda t: t.update({"value_head.bias": torch.zeros(2)}), "torch.float32 (2,); expected"),
+        (lambda t: t.update({"value_head.bias": torch.zeros(2)}), "torch.float32 (2,); the sizes"),
         (lambda t: t.update({"value_head.bias": torch.zeros(1).double()}), "torch.float64 (1,)"),
         (lambda t: t["policy_head.bias"].fill_(float("nan")), "not finite"),
         (lambda t: t["policy_head.bias"].fill_(float("inf")), "not finite"),
-        (lambda t: t.clear(), "embeddings are 0 wide"),
-        (lambda t: t.update({"token_embedding.weight": torch.tensor(1.0)}), "are 0 wide"),
+        (lambda t: t.clear(), "embedding_size is 16; model.safetensors has only 0 numbers"),
+        (lambda t: t.update({"token_embedding.weight": torch.tensor(1.0)}), "torch.float32 ()"),
     ],
 )
 def test_other_weights_are_refused(folder, edit, words):

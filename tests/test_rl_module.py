@@ -12,12 +12,25 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from toolagent.envs import env_id, register_with_rllib
 from toolagent.envs.spaces import action_space, observation_space
-from toolagent.models.rl_module import StageGRUModule
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
+from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.rl_module import MODULES, sizes_from_space
 from toolagent.tasks import get_task
-from toolagent.tokens import CTX, NUM_TOKENS
+from toolagent.tokens import CTX, EOS, NUM_TOKENS
 
 WIDTH = 16
-TASK = get_task("calculator")
+OPTIONS = {
+    "stage_gru": {"embedding_size": WIDTH},
+    "encoder_decoder": {"embedding_size": WIDTH, "num_heads": 3, "num_counters": 2},
+}
+HIDDEN_SIZES = {"stage_gru": WIDTH, "encoder_decoder": WIDTH + 3 + 2}
+TASKS = {"stage_gru": get_task("calculator"), "encoder_decoder": get_task("expression")}
+
+
+@pytest.fixture(params=sorted(MODULES))
+def kind(request):
+    """The module's name in a model config."""
+    return request.param
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,13 +42,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def make_module(seed=0):
+def make_module(kind, seed=0):
     torch.manual_seed(seed)
     module = RLModuleSpec(
-        module_class=StageGRUModule,
-        observation_space=observation_space(TASK),
+        module_class=MODULES[kind],
+        observation_space=observation_space(TASKS[kind]),
         action_space=action_space(),
-        model_config={"embedding_size": WIDTH, "max_seq_len": 8},
+        model_config={"network": kind, "max_seq_len": 8, **OPTIONS[kind]},
     ).build()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -43,10 +56,16 @@ def make_module(seed=0):
     return module
 
 
-def observations(seed, size, steps):
+def problems_of(kind, rng, size):
+    task = TASKS[kind]
+    stages = rng.integers(task.stages.start, task.stages.stop, size)
+    return task.sample(rng, stages.astype(np.int8))
+
+
+def observations(kind, seed, size, steps):
     """Observations (B, T, ...) of B episodes: the context and stage stay, the tokens vary."""
     rng = np.random.default_rng(seed)
-    problems = TASK.sample(rng, rng.integers(0, 3, size).astype(np.int8))
+    problems = problems_of(kind, rng, size)
     tokens = rng.integers(0, NUM_TOKENS, (size, steps))
     tokens[:, 0] = CTX
     return {
@@ -89,8 +108,8 @@ def stepped(module, obs, forward="forward_exploration"):
 
 
 @pytest.mark.parametrize("forward", ["forward_exploration", "forward_inference"])
-def test_step_by_step_is_what_the_learner_computes_at_once(forward):
-    module, obs = make_module(), observations(0, 11, 7)
+def test_step_by_step_is_what_the_learner_computes_at_once(kind, forward):
+    module, obs = make_module(kind), observations(kind, 0, 11, 7)
     logits, state = stepped(module, obs, forward)
     at_once, values, final = trained_on(module, obs, initial_state(module, 11))
     assert logits.shape == at_once.shape == (11, 7, NUM_TOKENS)
@@ -100,16 +119,16 @@ def test_step_by_step_is_what_the_learner_computes_at_once(forward):
         torch.testing.assert_close(state[key], final[key], atol=1e-5, rtol=0)
 
 
-def test_the_first_step_reads_the_context_although_the_initial_state_is_empty():
-    module, obs = make_module(), observations(0, 1, 1)
+def test_the_first_step_reads_the_context_although_the_initial_state_is_empty(kind):
+    module, obs = make_module(kind), observations(kind, 0, 1, 1)
     other = {key: value.clone() for key, value in obs.items()}
     other["context"][0, 0, 0] = (other["context"][0, 0, 0] + 1) % 10
     assert (stepped(module, obs)[0] - stepped(module, other)[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("padding", [1, 13])
-def test_padding_at_the_end_changes_nothing_before_it(padding):
-    module, obs = make_module(), observations(1, 6, 5)
+def test_padding_at_the_end_changes_nothing_before_it(kind, padding):
+    module, obs = make_module(kind), observations(kind, 1, 6, 5)
     # RLlib pads with zeros: also the contexts, which are then no sound contexts.
     padded = {
         key: torch.cat([value, torch.zeros_like(value[:, :1]).repeat_interleave(padding, 1)], 1)
@@ -121,8 +140,8 @@ def test_padding_at_the_end_changes_nothing_before_it(padding):
     torch.testing.assert_close(values, padded_values[:, :5], atol=1e-5, rtol=0)
 
 
-def test_neighbours_change_nothing():
-    module, obs = make_module(), observations(2, 9, 6)
+def test_neighbours_change_nothing(kind):
+    module, obs = make_module(kind), observations(kind, 2, 9, 6)
     together, values, _ = trained_on(module, obs, initial_state(module, 9))
     step_by_step, _ = stepped(module, obs)
     for row in range(9):
@@ -134,8 +153,8 @@ def test_neighbours_change_nothing():
 
 
 @pytest.mark.parametrize("cut", [1, 3, 6])
-def test_an_episode_may_be_cut_in_the_middle_and_go_on_from_its_state(cut):
-    module, obs = make_module(), observations(3, 8, 7)
+def test_an_episode_may_be_cut_in_the_middle_and_go_on_from_its_state(kind, cut):
+    module, obs = make_module(kind), observations(kind, 3, 8, 7)
     whole, values, final = trained_on(module, obs, initial_state(module, 8))
     head, head_values, state = trained_on(
         module, part(obs, steps=slice(cut)), initial_state(module, 8)
@@ -146,9 +165,9 @@ def test_an_episode_may_be_cut_in_the_middle_and_go_on_from_its_state(cut):
     torch.testing.assert_close(end["hidden"], final["hidden"], atol=1e-5, rtol=0)
 
 
-def test_new_and_running_episodes_stand_in_one_batch():
+def test_new_and_running_episodes_stand_in_one_batch(kind):
     """In a vector env some rows begin while others go on: each starts from its own state."""
-    module, obs = make_module(), observations(4, 2, 4)
+    module, obs = make_module(kind), observations(kind, 4, 2, 4)
     whole, _, _ = trained_on(module, obs, initial_state(module, 2))
     _, _, state = trained_on(module, part(obs, steps=slice(2)), initial_state(module, 2))
     fresh = initial_state(module, 2)
@@ -159,8 +178,8 @@ def test_new_and_running_episodes_stand_in_one_batch():
     torch.testing.assert_close(logits[1], whole[1, 0:2], atol=1e-5, rtol=0)
 
 
-def test_values_are_the_same_with_and_without_the_embeddings():
-    module, obs = make_module(), observations(5, 4, 7)
+def test_values_are_the_same_with_and_without_the_embeddings(kind):
+    module, obs = make_module(kind), observations(kind, 5, 4, 7)
     batch = {Columns.OBS: obs, Columns.STATE_IN: initial_state(module, 4)}
     with torch.no_grad():
         embeddings = module.forward_train(batch)[Columns.EMBEDDINGS]
@@ -169,21 +188,76 @@ def test_values_are_the_same_with_and_without_the_embeddings():
         )
 
 
+def test_the_columns_of_whole_episodes_give_what_the_padded_observations_give(kind):
+    """The batched pipeline sends no observations: they follow from the actions."""
+    module, rng = make_module(kind), np.random.default_rng(6)
+    problems, lengths = problems_of(kind, rng, 9), torch.tensor([7, 1, 3, 7, 2, 5, 5, 6, 4])
+    alive = torch.arange(7) < lengths[:, None]
+    actions = torch.where(alive, torch.tensor(rng.integers(0, NUM_TOKENS, (9, 7))), EOS)
+    episodes = {
+        "context": torch.from_numpy(problems.context),
+        "stage": torch.from_numpy(problems.stage),
+        "actions": actions.to(torch.int8),
+        "lengths": lengths,
+    }
+    with torch.no_grad():
+        out = module.forward_train(episodes)
+    obs = {
+        "context": episodes["context"][:, None].repeat(1, 7, 1),
+        "stage": episodes["stage"].long()[:, None].repeat(1, 7),
+        "previous_token": torch.cat([torch.full((9, 1), CTX), actions[:, :-1]], 1),
+    }
+    logits, values, _ = trained_on(module, obs, initial_state(module, 9))
+    expected = logits * alive.unsqueeze(-1), values * alive
+    actual = out[Columns.ACTION_DIST_INPUTS], out[Columns.VF_PREDS]
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_initial_state_is_as_wide_as_the_network_s_hidden_state(kind):
+    module = make_module(kind)
+    state = module.get_initial_state()
+    assert {key: value.shape for key, value in state.items()} == {
+        "hidden": (HIDDEN_SIZES[kind],),
+        "started": (1,),
+    }
+    assert all(value.dtype == np.float32 and not value.any() for value in state.values())
+    _, after = stepped(module, observations(kind, 0, 2, 1))
+    assert after["hidden"].shape == (2, HIDDEN_SIZES[kind])
+
+
+def test_sizes_come_from_the_observation_space_and_the_options_of_the_model_config():
+    space = observation_space(get_task("calculator"))
+    assert sizes_from_space(StageGRUNetwork, space, {}) == NetworkSizes(18, 3, 96)
+    given = {"embedding_size": 8, "max_seq_len": 9, "network": "stage_gru"}
+    assert sizes_from_space(StageGRUNetwork, space, given) == NetworkSizes(18, 3, 8)
+    # Stage numbers 1..8: the table of a network that looked at them has a row 8.
+    space = observation_space(get_task("expression"))
+    given = {"reading": "operands", "sees_digits": True, "num_stages": 3}
+    assert sizes_from_space(EncoderDecoderNetwork, space, given) == EncoderDecoderSizes(
+        20, 9, reading="operands", sees_digits=True
+    )
+    assert sizes_from_space(StageGRUNetwork, space, {}) == NetworkSizes(20, 9, 96)
+
+
 # Through RLlib itself --------------------------------------------------------------------------
 
 
-def tiny_ppo(max_seq_len, vectorize_mode):
+def tiny_ppo(kind, max_seq_len, vectorize_mode):
     register_with_rllib()
+    task = TASKS[kind]
     return (
         PPOConfig()
-        .environment(env_id("calculator"), env_config={"task": "calculator", "stage": 2, "seed": 0})
+        .environment(
+            env_id(task.name), env_config={"task": task.name, "stage": task.stages[2], "seed": 0}
+        )
         .env_runners(
             num_env_runners=0, num_envs_per_env_runner=5, gym_env_vectorize_mode=vectorize_mode
         )
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=StageGRUModule,
-                model_config={"embedding_size": WIDTH, "max_seq_len": max_seq_len},
+                module_class=MODULES[kind],
+                model_config={"max_seq_len": max_seq_len, **OPTIONS[kind]},
             )
         )
         .debugging(seed=3)
@@ -194,8 +268,10 @@ def tiny_ppo(max_seq_len, vectorize_mode):
     ("max_seq_len", "vectorize_mode"),
     [(8, "vector_entry_point"), (3, "vector_entry_point"), (8, "sync")],
 )
-def test_rllibs_learner_sees_the_logits_that_its_env_runner_acted_on(max_seq_len, vectorize_mode):
-    config = tiny_ppo(max_seq_len, vectorize_mode)
+def test_rllibs_learner_sees_the_logits_that_its_env_runner_acted_on(
+    kind, max_seq_len, vectorize_mode
+):
+    config = tiny_ppo(kind, max_seq_len, vectorize_mode)
     runner = SingleAgentEnvRunner(config=config, worker_index=0)
     try:
         # In two parts: the second begins with episodes that the first has cut in the middle.
@@ -226,8 +302,8 @@ def test_rllibs_learner_sees_the_logits_that_its_env_runner_acted_on(max_seq_len
         runner.stop()
 
 
-def test_an_update_of_rllibs_ppo_learner_changes_every_parameter():
-    config = tiny_ppo(8, "vector_entry_point").training(
+def test_an_update_of_rllibs_ppo_learner_changes_every_parameter(kind):
+    config = tiny_ppo(kind, 8, "vector_entry_point").training(
         train_batch_size=100, minibatch_size=50, num_epochs=1, lr=1e-2
     )
     runner = SingleAgentEnvRunner(config=config, worker_index=0)

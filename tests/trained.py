@@ -13,11 +13,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.tasks import get_task
 from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB
@@ -41,6 +43,16 @@ def untrained_network(seed: int = 0, embedding_size: int = 16) -> StageGRUNetwor
         return StageGRUNetwork(NetworkSizes(18, 3, embedding_size))
 
 
+def untrained_expression_network(seed: int = 0, **options: Any) -> EncoderDecoderNetwork:
+    """A network with the sizes of `expression`, small by default, and random weights."""
+    task = get_task("expression")
+    small = {"embedding_size": 8, "num_heads": 2, "num_counters": 1}
+    sizes = EncoderDecoderSizes(task.context_vocabulary, task.stages.stop, **(small | options))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return EncoderDecoderNetwork(sizes)
+
+
 @functools.cache
 def trained_network(programs: tuple[tuple[int, ...], ...] = PROGRAMS) -> StageGRUNetwork:
     """A network that emits `programs[stage]` for every problem; do not change its weights."""
@@ -54,13 +66,11 @@ def trained_network(programs: tuple[tuple[int, ...], ...] = PROGRAMS) -> StageGR
         problems = task.sample(rng, rng.integers(0, len(programs), BATCH))
         actions = padded[problems.stage]  # (B, T)
         previous = torch.cat([torch.full((BATCH, 1), CTX), actions[:, :-1]], 1)
-        hidden = network.initial_hidden(
+        encoding, hidden = network.begin(
             torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
         )
-        outputs, _ = network.unroll(previous, hidden)
-        loss = functional.cross_entropy(
-            network.logits(outputs).flatten(0, 1), actions.flatten(), ignore_index=EOS
-        )
+        logits, _, _ = network.unroll(previous, encoding, hidden)
+        loss = functional.cross_entropy(logits.flatten(0, 1), actions.flatten(), ignore_index=EOS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

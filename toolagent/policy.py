@@ -1,9 +1,9 @@
 """Policy folders: the part of a checkpoint that says what the agent does, in two plain files.
 
-`model.safetensors` holds the network's weights; `policy.json` names the task, the network's sizes
-and how the weights came about, and carries the SHA-256 of the weights, so that a torn or exchanged
-file is noticed. Whatever else lies in the folder is not looked at: loading a policy reads numbers
-and text and can execute nothing.
+`model.safetensors` holds the network's weights; `policy.json` names the task, the network's class
+and sizes and how the weights came about, and carries the SHA-256 of the weights, so that a torn or
+exchanged file is noticed. Whatever else lies in the folder is not looked at: loading a policy reads
+numbers and text and can execute nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import safetensors.torch
 import torch
@@ -24,20 +24,26 @@ from safetensors import SafetensorError
 
 from toolagent import __version__
 from toolagent.errors import UserError, nearest
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.base import AgentNetwork
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork
+from toolagent.models.network import StageGRUNetwork
 from toolagent.tasks import TASKS, Task, get_task
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
 POLICY_FILE = "policy.json"
-NETWORK_CLASS = StageGRUNetwork.__name__
+# The name in `policy.json`: {"network": {"class": ...}}.
+NETWORKS: dict[str, type[AgentNetwork]] = {
+    network.__name__: network for network in (StageGRUNetwork, EncoderDecoderNetwork)
+}
+_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
 class Policy:
     """A trained agent, ready to play."""
 
-    network: StageGRUNetwork  # on the CPU, in evaluation mode
+    network: AgentNetwork  # on the CPU, in evaluation mode
     task: Task
     metadata: dict[str, Any]  # what `policy.json` says
     folder: Path  # where it was found: the checkpoint, also when a run's folder was given
@@ -45,13 +51,14 @@ class Policy:
 
 def save_policy(
     folder: Path,
-    network: StageGRUNetwork,
+    network: AgentNetwork,
     task_name: str,
     *,
     env_steps: int | None = None,
     iteration: int | None = None,
     seed: int | None = None,
     stages: Sequence[dict[str, Any]] = (),
+    trained_stages: Sequence[int] | None = None,
     config_sha256: str | None = None,
 ) -> None:
     """Writes a policy folder; at any moment each of its files is whole or absent.
@@ -60,21 +67,28 @@ def save_policy(
 
     Args:
         folder: made if it is missing.
-        network: on any device.
+        network: of a class in `NETWORKS`, on any device.
         task_name: a name of `toolagent.tasks.TASKS`.
         env_steps: actions learned from so far.
         iteration: of training.
         seed: of the run.
         stages: accuracies, as in a run's `summary.json`, where they are known.
+        trained_stages: what the training drew its problems from, where that is known.
         config_sha256: of the run's resolved configuration.
 
     Raises:
-        ValueError: there is no such task, or the network's sizes are not the task's.
+        ValueError: there is no such task, the network's sizes are not the task's, or its class is
+            none that could be loaded again.
     """
     task = get_task(task_name)
-    expected = NetworkSizes(task.context_vocabulary, task.num_stages, network.sizes.embedding_size)
-    if network.sizes != expected:
-        raise ValueError(f"the network has {network.sizes}; task '{task_name}' needs {expected}")
+    class_name = type(network).__name__
+    if NETWORKS.get(class_name) is not type(network):
+        raise ValueError(f"a {class_name} can't be loaded again; known: {', '.join(NETWORKS)}")
+    for name, right in _sizes_of_task(network.Sizes, task).items():
+        if getattr(network.sizes, name) != right:
+            raise ValueError(
+                f"the network has {network.sizes}; task '{task_name}' needs {name}={right}"
+            )
     # Clones: on a GPU the GRU's weights are views of one buffer, which safetensors refuses.
     weights = safetensors.torch.save(
         {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
@@ -82,11 +96,12 @@ def save_policy(
     metadata = {
         "format": FORMAT,
         "task": task_name,
-        "network": {"class": NETWORK_CLASS, **network.sizes._asdict()},
+        "network": {"class": class_name, **network.sizes._asdict()},
         "env_steps": env_steps,
         "iteration": iteration,
         "seed": seed,
         "stages": list(stages),
+        "trained_stages": None if trained_stages is None else list(trained_stages),
         "config_sha256": config_sha256,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "toolagent_version": __version__,
@@ -219,9 +234,10 @@ def _load(folder: Path, expected_task: str | None) -> Policy:
     if expected_task is not None and name != expected_task:
         raise UserError(f"{folder} is a checkpoint of task '{name}', not '{expected_task}'")
     task = get_task(name)
-    sizes = _sizes(file, metadata.get("network"), task)
+    network_class, sizes = _network(file, metadata.get("network"), task)
+    _check_trained_stages(file, metadata.get("trained_stages"), task)
     tensors = _read_weights(folder / WEIGHTS_FILE, metadata.get("weights_sha256"))
-    return Policy(_build(folder / WEIGHTS_FILE, sizes, tensors), task, metadata, folder)
+    return Policy(_build(folder, network_class, sizes, tensors), task, metadata, folder)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -236,24 +252,50 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _sizes(file: Path, network: Any, task: Task) -> NetworkSizes:
-    """The network's sizes, checked against the task's."""
-    expected = {
-        "class": NETWORK_CLASS,
-        "context_vocabulary": task.context_vocabulary,
-        "num_stages": task.num_stages,
-    }
-    if not isinstance(network, dict):
-        raise UserError(f"{file}: 'network' is {network!r}; expected its class and its sizes")
-    for key, right in expected.items():
-        if network.get(key) != right:
+def _sizes_of_task(sizes_class: Any, task: Task) -> dict[str, int]:
+    """The first two sizes of every network, which follow from the task."""
+    return dict(
+        zip(sizes_class._fields[:2], (task.context_vocabulary, task.stages.stop), strict=True)
+    )
+
+
+def _network(file: Path, record: Any, task: Task) -> tuple[type[AgentNetwork], Any]:
+    """The network's class and its sizes: each of its type, those of the task checked."""
+    if not isinstance(record, dict):
+        raise UserError(f"{file}: 'network' is {record!r}; expected its class and its sizes")
+    name = record.get("class")
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise UserError(f"{file}: network.class is {name!r}; {nearest(str(name), NETWORKS)}")
+    sizes_class = NETWORKS[name].Sizes
+    for unknown in sorted(record.keys() - {"class", *sizes_class._fields}):
+        raise UserError(
+            f"{file}: network.{unknown} is unknown; {nearest(unknown, sizes_class._fields)}"
+        )
+    for key, right in _sizes_of_task(sizes_class, task).items():
+        if record.get(key) != right:
             raise UserError(
-                f"{file}: network.{key} is {network.get(key)!r}; task '{task.name}' needs {right!r}"
+                f"{file}: network.{key} is {record.get(key)!r}; task '{task.name}' needs {right!r}"
             )
-    width = network.get("embedding_size")
-    if type(width) is not int or width < 1:
-        raise UserError(f"{file}: network.embedding_size is {width!r}; expected a whole number > 0")
-    return NetworkSizes(task.context_vocabulary, task.num_stages, width)
+    # An option that a file does not have is younger than the file: it was as by default.
+    options = {key: record[key] for key in sizes_class._fields[2:] if key in record}
+    kinds = get_type_hints(sizes_class)
+    for key, value in options.items():
+        kind = kinds[key]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"{file}: network.{key} is {value!r}; expected {_IN_WORDS[kind]}")
+    return NETWORKS[name], sizes_class(**_sizes_of_task(sizes_class, task), **options)
+
+
+def _check_trained_stages(file: Path, stages: Any, task: Task) -> None:
+    if stages is None:
+        return
+    if not isinstance(stages, list) or not all(
+        type(stage) is int and stage in task.stages for stage in stages
+    ):
+        raise UserError(
+            f"{file}: trained_stages is {stages!r}; expected a list of task '{task.name}''s stages "
+            f"{task.stages[0]}..{task.stages[-1]}"
+        )
 
 
 def _read_weights(file: Path, sha256: Any) -> dict[str, torch.Tensor]:
@@ -271,28 +313,55 @@ def _read_weights(file: Path, sha256: Any) -> dict[str, torch.Tensor]:
         raise UserError(f"{file} is damaged: no safetensors file ({error})") from error
 
 
-def _build(file: Path, sizes: NetworkSizes, tensors: dict[str, torch.Tensor]) -> StageGRUNetwork:
+def _build(
+    folder: Path,
+    network_class: type[AgentNetwork],
+    sizes: Any,
+    tensors: dict[str, torch.Tensor],
+) -> AgentNetwork:
     """The network with these weights; nothing of a declared size is allocated unchecked."""
-    width = tensors.get("token_embedding.weight", torch.empty(0, 0)).shape[-1:]
-    if tuple(width) != (sizes.embedding_size,):
-        raise UserError(
-            f"{file}: its embeddings are {next(iter(width), 0)} wide; "
-            f"{POLICY_FILE} says embedding_size {sizes.embedding_size}"
-        )
-    with torch.device("meta"):
-        network = StageGRUNetwork(sizes)
+    file = folder / WEIGHTS_FILE
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    network = _without_storage(folder, network_class, sizes, numbers)
     expected = network.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
-        fault = "are missing" if name in expected else f"do not belong to a {NETWORK_CLASS}"
+        stranger = f"do not belong to a {network_class.__name__}"
+        fault = "are missing" if name in expected else stranger
         raise UserError(f"{file}: weights '{name}' {fault}")
     for name, parameter in expected.items():
         tensor = tensors[name]
         if (tensor.shape, tensor.dtype) != (parameter.shape, torch.float32):
             raise UserError(
                 f"{file}: weights '{name}' are {tensor.dtype} {tuple(tensor.shape)}; "
-                f"expected {torch.float32} {tuple(parameter.shape)}"
+                f"the sizes in {POLICY_FILE} need {torch.float32} {tuple(parameter.shape)}"
             )
         if not torch.isfinite(tensor).all():
             raise UserError(f"{file}: weights '{name}' are not finite: the training had diverged")
     network.load_state_dict(tensors, assign=True)
     return network.eval()
+
+
+def _without_storage(
+    folder: Path, network_class: type[AgentNetwork], sizes: Any, numbers: int
+) -> AgentNetwork:
+    """A network of these sizes whose weights are shapes only.
+
+    Args:
+        folder: to be named where something is wrong.
+        network_class: of `NETWORKS`.
+        sizes: of its class.
+        numbers: how many there are in the weights file; no size can be larger.
+    """
+    file = folder / POLICY_FILE
+    for name, value in zip(sizes._fields[2:], sizes[2:], strict=True):
+        if type(value) is int and value > numbers:
+            raise UserError(
+                f"{file}: network.{name} is {value}; {WEIGHTS_FILE} has only {numbers} numbers"
+            )
+    try:
+        with torch.device("meta"):
+            return network_class(sizes)
+    except ValueError as error:  # it names the size: 'num_heads is 0; it must be at least 1'
+        raise UserError(f"{file}: network.{error}") from error
+    except RuntimeError as error:  # torch: sizes whose product is beyond 64 bits
+        raise UserError(f"{file}: there is no network of {sizes}") from error

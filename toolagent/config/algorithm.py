@@ -19,7 +19,7 @@ from toolagent.config.options import (
     sections_of,
 )
 from toolagent.config.source import KeyPath, Source, shown
-from toolagent.errors import UserError
+from toolagent.errors import UserError, nearest
 from toolagent.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ _ENV_CONFIGS = (
     ("environment", "env_config"),
     ("evaluation", "evaluation_config", "env_config"),
 )
+_MODEL_CONFIG = ("rl_module", "model_config")
+_DEFAULT_NETWORK = "stage_gru"  # a name of `toolagent.models.rl_module.MODULES`
+_MOST_WEIGHTS = 10**9
 _LONGEST_MESSAGE = 300
 _SUPPRESS = "To suppress all validation errors"  # RLlib's advice, appended to every message
 
@@ -91,32 +94,69 @@ def check_options(settings: Settings) -> None:
 
 
 def _check_model_config(settings: Settings) -> None:
-    path = ("rl_module", "model_config")
-    given = _written(settings, path)
+    given = _written(settings, _MODEL_CONFIG)
     if not given:
         return
-    defaults = _model_config_defaults(settings.task)
-    check_names(defaults, path, given, settings.source)
+    known = _model_config_defaults(settings.task, _network_name(settings))
+    check_names(known, _MODEL_CONFIG, given, settings.source)
     for name, value in given.items():
-        kind = type(defaults[name])
+        kind = type(known[name])
+        path = (*_MODEL_CONFIG, name)
         if not fits(value, kind):
-            raise settings.source.error(
-                (*path, name), f"expected {kind.__name__}, got {shown(value)}"
-            )
-        if kind is int and value < 1:
-            raise settings.source.error((*path, name), f"must be at least 1, not {value}")
+            raise settings.source.error(path, f"expected {kind.__name__}, got {shown(value)}")
+        if name == "max_seq_len" and value < 1:
+            raise settings.source.error(path, f"must be at least 1, not {value}")
+    _try_network(settings, known | given)
 
 
-def _model_config_defaults(task: str) -> dict[str, Any]:
-    """What the module can be told. A module class declares more in `model_config_defaults`."""
-    from toolagent.models.rl_module import StageGRUModule
+def _network_name(settings: Settings) -> str:
+    """The key of `MODULES` that the model config names, or the default."""
+    from toolagent.models.rl_module import MODULES
 
+    name = _written(settings, _MODEL_CONFIG).get("network", _DEFAULT_NETWORK)
+    path = (*_MODEL_CONFIG, "network")
+    if not isinstance(name, str):
+        raise settings.source.error(
+            path, f"expected one of {', '.join(MODULES)}, got {shown(name)}"
+        )
+    if name not in MODULES:
+        raise settings.source.error(path, f"no network {shown(name)}; {nearest(name, MODULES)}")
+    return name
+
+
+def _model_config_defaults(task: str, network: str) -> dict[str, Any]:
+    """What the module can be told, with that network: the options of its sizes, and two more."""
+    from toolagent.models.rl_module import MODULES
+
+    sizes = MODULES[network].network_class.Sizes
     return {
-        "embedding_size": 96,
+        "network": network,
+        **{name: sizes._field_defaults[name] for name in sizes._fields[2:]},
         # An episode and the value after it stay in one piece in the learner.
         "max_seq_len": TASKS[task].max_actions + 1,
-        **getattr(StageGRUModule, "model_config_defaults", {}),
     }
+
+
+def _try_network(settings: Settings, model_config: dict[str, Any]) -> None:
+    """Builds the network without storage for its weights: it knows best what it refuses."""
+    import torch
+
+    from toolagent.models.rl_module import MODULES
+
+    task = TASKS[settings.task]()
+    network_class = MODULES[model_config["network"]].network_class
+    sizes = network_class.Sizes
+    options = {name: model_config[name] for name in sizes._fields[2:]}
+    try:
+        with torch.device("meta"):
+            network = network_class(sizes(task.context_vocabulary, task.stages.stop, **options))
+        weights = sum(tensor.numel() for tensor in network.state_dict().values())
+        if weights > _MOST_WEIGHTS:
+            raise ValueError(f"makes {weights:,} weights; at most {_MOST_WEIGHTS:,} can be trained")
+    except (ValueError, RuntimeError, OverflowError) as error:  # torch's own: beyond 64 bits
+        # A network's own message begins with the option: 'num_heads is 0; it must be at least 1'.
+        culprit = [name for name in options if str(error).startswith(f"{name} ")]
+        raise settings.source.error((*_MODEL_CONFIG, *culprit), str(error)) from error
 
 
 def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
@@ -125,8 +165,9 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
     from toolagent.envs.registration import env_id
-    from toolagent.models.rl_module import StageGRUModule
+    from toolagent.models.rl_module import MODULES
 
+    network = _network_name(settings)
     config.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
     config.framework("torch")
     config.debugging(seed=settings.seed)
@@ -143,9 +184,9 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
     config.env_runners(gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT.value)
     config.rl_module(
         rl_module_spec=RLModuleSpec(
-            module_class=StageGRUModule,
-            model_config=_model_config_defaults(settings.task)
-            | _written(settings, ("rl_module", "model_config")),
+            module_class=MODULES[network],
+            model_config=_model_config_defaults(settings.task, network)
+            | _written(settings, _MODEL_CONFIG),
         )
     )
     # RLlib's 60 s between a runner's death and its restart suit machines that are slow to come.

@@ -130,18 +130,25 @@ def _expanded(
     """Writes out curriculum and run where an override reaches into them, so that
     `curriculum.levels.0` can be set also where the levels are the defaults."""
     result = dict(document)
-    for key, model in (("curriculum", CurriculumSettings), ("run", RunSettings)):
-        if any(override.path[0] == key and len(override.path) > 1 for override in overrides):
-            resolved = _model(model, key, result.get(key), source)
-            result[key] = resolved.model_dump(mode="json")
+    reached = {override.path[0] for override in overrides if len(override.path) > 1}
+    if "curriculum" in reached:
+        tasks = [override.value for override in overrides if override.path == ("task",)]
+        task = [document.get("task"), *tasks][-1]
+        if not isinstance(task, str) or task not in TASKS:
+            task = DEFAULT_TASK  # a wrong one is refused where all is resolved
+        resolved = _curriculum(result.get("curriculum"), task, source)
+        result["curriculum"] = resolved.model_dump(mode="json")
+    if "run" in reached:
+        run = _model(RunSettings, "run", result.get("run"), source)
+        result["run"] = run.model_dump(mode="json")
     return result
 
 
 def _resolve(document: dict[str, Any], algorithm: str, source: Source) -> Settings:
     task = _name(document.get("task", DEFAULT_TASK), "task", TASKS, source)
-    curriculum = _model(CurriculumSettings, "curriculum", document.get("curriculum"), source)
+    curriculum = _curriculum(document.get("curriculum"), task, source)
     try:
-        curriculum.check_stages(TASKS[task].num_stages)
+        curriculum.check_stages(TASKS[task]().stages)
     except ValueError as error:
         raise _relative(str(error), "curriculum", source) from None
     return Settings(
@@ -157,6 +164,13 @@ def _resolve(document: dict[str, Any], algorithm: str, source: Source) -> Settin
         },
         source=source,
     )
+
+
+def _curriculum(value: Any, task: str, source: Source) -> CurriculumSettings:
+    """The curriculum; where no levels are written, one level with the task's first stage."""
+    levels = [{"stage": TASKS[task].first_stage}]
+    given = {"levels": levels} | _mapping(value, "curriculum", source)
+    return _model(CurriculumSettings, "curriculum", given, source)
 
 
 def _name(value: Any, key: str, known: Mapping[str, Any], source: Source) -> str:

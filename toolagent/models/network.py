@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolagent.models.base import AgentNetwork, Beginning, Encoding, pack, unpack
 from toolagent.models.packed_gru import PackedGRU
 from toolagent.tokens import CTX, EOS, NUM_TOKENS
 
@@ -19,7 +20,7 @@ class NetworkSizes(NamedTuple):
     """Everything that must agree between a checkpoint and the network it is loaded into."""
 
     context_vocabulary: int
-    num_stages: int
+    num_stages: int  # stage numbers are below it
     embedding_size: int = 96
 
 
@@ -42,7 +43,7 @@ class GRUWeights(NamedTuple):
     bias_hh: Tensor  # (3D,)
 
 
-class StageGRUNetwork(nn.Module):
+class StageGRUNetwork(AgentNetwork):
     """One embedding table for context and action tokens, a stage embedding, a GRU, two heads.
 
         h_0 = tanh(mean over the problem's own context tokens of embedding + stage embedding)
@@ -55,15 +56,28 @@ class StageGRUNetwork(nn.Module):
     Source: the published tutorial's network (design section 2.6), whose mean ran over the batch.
     """
 
+    Sizes = NetworkSizes
+
     def __init__(self, sizes: NetworkSizes):
         super().__init__()
         self.sizes = NetworkSizes(*sizes)
         width = sizes.embedding_size
+        if width < 1:
+            raise ValueError(f"embedding_size is {width}; it must be at least 1")
         self.token_embedding = nn.Embedding(max(sizes.context_vocabulary, NUM_TOKENS), width)
         self.stage_embedding = nn.Embedding(sizes.num_stages, width)
         self.gru = nn.GRU(width, width, batch_first=True)
         self.policy_head = nn.Linear(width, NUM_TOKENS)
         self.value_head = nn.Linear(width, 1)
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.sizes.embedding_size
+
+    def begin(self, context: Tensor, stage: Tensor) -> Beginning:
+        """The context is summed up in the hidden state; nothing else is kept of it."""
+        return Beginning((), self.initial_hidden(context, stage))
 
     def initial_hidden(self, context: Tensor, stage: Tensor) -> Tensor:
         """The hidden state before the first step.
@@ -80,59 +94,37 @@ class StageGRUNetwork(nn.Module):
         mean = embedded.sum(1) / shown.sum(1).clamp(min=1)  # (B, D)
         return torch.tanh(mean + self.stage_embedding(stage.int()))
 
-    def unroll(self, previous_tokens: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The GRU over whole sequences: what the learner runs.
-
-        Args:
-            previous_tokens: (B, T) integers.
-            hidden: (B, D), before the first of them.
-
-        Returns:
-            (B, T, D) outputs and (B, D), the last of them.
-        """
+    def unroll(
+        self, previous_tokens: Tensor, encoding: Encoding, hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """torch's GRU over whole sequences (see `AgentNetwork`)."""
         inputs = self.token_embedding(previous_tokens.int())  # (B, T, D)
         outputs, last = self.gru(inputs, hidden.unsqueeze(0))
-        return outputs, last.squeeze(0)
+        return self.logits(outputs), self.values(outputs), last.squeeze(0)
 
     def unroll_episodes(
         self, context: Tensor, stage: Tensor, actions: Tensor, lengths: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits and values of every step of whole episodes: what the batched learner runs.
-
-        Args:
-            context: (B, L) integers.
-            stage: (B,) integers.
-            actions: (B, T) integers; step t reads action t-1, the first step `CTX`.
-            lengths: (B,) integers >= 1: the steps that count.
-
-        Returns:
-            (B, T, 18) logits and (B, T) values, 0 at and after an episode's end.
-        """
+        """The packed GRU over whole episodes (see `AgentNetwork`)."""
         start = torch.full_like(actions[:, :1], CTX)
         tokens = torch.cat([start, actions[:, :-1]], 1)  # (B, T)
         hidden = self.initial_hidden(context, stage)
         if actions.is_cuda:  # cuDNN runs the whole padded sequence in one kernel
-            outputs, _ = self.unroll(tokens, hidden)
+            logits, values, _ = self.unroll(tokens, (), hidden)
             mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
-            return self.logits(outputs) * mask.unsqueeze(-1), self.values(outputs) * mask
-        order = torch.argsort(lengths, descending=True, stable=True)  # (B,)
+            return logits * mask.unsqueeze(-1), values * mask
+        packing = pack(lengths, tokens.shape[1])
         gru = self.gru_weights
-        steps = torch.arange(tokens.shape[1])
-        alive = lengths[order].unsqueeze(1) > steps  # (B, T), a falling staircase
-        sizes = [size for size in alive.sum(0).tolist() if size]
-        # Where each packed step stands in the flattened (B, T): time-major, longest first.
-        place = (order * tokens.shape[1] + steps.unsqueeze(1))[alive.t()]  # (N,)
         outputs = PackedGRU.apply(
             functional.linear(self.token_embedding.weight[:NUM_TOKENS], gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,
-            hidden[order],
-            tokens.reshape(-1)[place].int(),
-            sizes,
+            hidden[packing.order],
+            tokens.reshape(-1)[packing.place].int(),
+            packing.sizes,
         )  # (N, D)
         heads = torch.cat([self.logits(outputs), self.value_head(outputs)], 1)  # (N, A + 1)
-        flat = heads.new_zeros(tokens.numel(), heads.shape[1]).index_copy(0, place, heads)
-        padded = flat.view(*tokens.shape, -1)  # (B, T, A + 1)
+        padded = unpack(heads, packing, *tokens.shape)  # (B, T, A + 1)
         return padded[..., :NUM_TOKENS], padded[..., NUM_TOKENS]
 
     def logits(self, outputs: Tensor) -> Tensor:
@@ -163,21 +155,14 @@ class StageGRUNetwork(nn.Module):
             head_bias=torch.cat([self.policy_head.bias, self.value_head.bias]),
         )
 
-    @staticmethod
     @torch.no_grad()
-    def step(table: StepTable, previous_token: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
-        """One step of the same GRU by table look-up: what rollouts run.
+    def step(
+        self, table: StepTable, previous_token: Tensor, encoding: Encoding, hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of the same GRU by table look-up (see `AgentNetwork`).
 
         r, z, n are the gates in torch's order (`torch.nn.GRU`):
         n = tanh(i_n + r * h_n);  h' = n + z * (h - n).
-
-        Args:
-            table: of the current weights.
-            previous_token: (B,) int32 or int64.
-            hidden: (B, D).
-
-        Returns:
-            logits (B, 18), values (B,), hidden (B, D).
         """
         width = hidden.shape[1]
         inputs = table.input_gates.index_select(0, previous_token)  # (B, 3D)

@@ -38,6 +38,7 @@ class PackedGRU(torch.autograd.Function):
         hidden: Tensor,
         tokens: Tensor,
         sizes: list[int],
+        extra: Tensor | None = None,
     ) -> Tensor:
         """Args:
             table: (V, 3D), W_ih embedding + b_ih of every token.
@@ -46,6 +47,7 @@ class PackedGRU(torch.autograd.Function):
             hidden: (N_0, D), before the first step.
             tokens: (N,) integers, packed.
             sizes: N_0 >= N_1 >= ... > 0, summing to N.
+            extra: (N, 3D), packed: W_ih times what is read besides the token; None: nothing.
 
         Returns:
             (N, D) packed hidden states after each step.
@@ -54,6 +56,8 @@ class PackedGRU(torch.autograd.Function):
         weight = recurrent_weight.t()
         total = tokens.shape[0]
         inputs = table.index_select(0, tokens)  # (N, 3D)
+        if extra is not None:
+            inputs += extra
         before = hidden.new_empty(total, width)
         after = hidden.new_empty(total, width)
         gates = hidden.new_empty(total, 2 * width)  # r, z
@@ -77,7 +81,7 @@ class PackedGRU(torch.autograd.Function):
             torch.lerp(candidate[rows], before[rows], gates[rows, width:], out=after[rows])
             hidden = after[rows]
             start += size
-        ctx.sizes, ctx.vocabulary = sizes, table.shape[0]
+        ctx.sizes, ctx.vocabulary, ctx.has_extra = sizes, table.shape[0], extra is not None
         ctx.save_for_backward(
             recurrent_weight, tokens, before, gates, candidate, candidate_recurrent
         )
@@ -86,7 +90,7 @@ class PackedGRU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of table, recurrent weight, recurrent bias and first hidden state."""
+        """The gradients of table, recurrent weight and bias, first hidden state, and extra."""
         (d_after,) = gradients
         weight, tokens, before, gates, candidate, candidate_recurrent = ctx.saved_tensors
         width = before.shape[1]
@@ -120,4 +124,5 @@ class PackedGRU(torch.autograd.Function):
             carry,
             None,
             None,
+            d_input if ctx.has_extra else None,
         )

@@ -1,8 +1,8 @@
-"""The network as an RLlib RLModule: stateful in env runners, padded sequences in the learner."""
+"""The networks as RLlib RLModules: stateful in env runners, padded sequences in the learner."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,46 +12,50 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.annotations import override
 from torch import Tensor
 
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.base import AgentNetwork
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork
+from toolagent.models.network import StageGRUNetwork
 
 HIDDEN = "hidden"
 STARTED = "started"
 
 
-class StageGRUModule(TorchRLModule, ValueFunctionAPI):
-    """`StageGRUNetwork` behind RLlib's forward methods.
+class NetworkModule(TorchRLModule, ValueFunctionAPI):
+    """An `AgentNetwork` behind RLlib's forward methods; subclasses say which.
 
     The hidden state starts from the observation (context and stage), which RLlib's
     `get_initial_state` does not see. The state therefore carries a flag, 0 until the first
-    forward pass of an episode has put the context's summary in place.
+    forward pass of an episode has put the network's first hidden state in place.
 
     Shapes in `batch`: `obs["context"]` (B, T, L), `obs["stage"]` and `obs["previous_token"]`
-    (B, T), `state_in["hidden"]` (B, D), `state_in["started"]` (B, 1).
+    (B, T), `state_in["hidden"]` (B, S), `state_in["started"]` (B, 1).
 
     In the learner the batch may also be the columns of whole episodes (`context` (B, L), `stage`
     (B,), `actions` (B, T), `lengths` (B,)): what was observed follows from them.
 
-    Model config: `embedding_size` (96), `max_seq_len` (at least the task's actions + 1 keeps an
-    episode in one piece in the learner; shorter ones are right too, and slower).
+    Model config: the options of the network's `Sizes`, and `max_seq_len` (at least the task's
+    actions + 1 keeps an episode in one piece in the learner; shorter ones are right too, and
+    slower).
     """
+
+    network_class: ClassVar[type[AgentNetwork]]
 
     @override(TorchRLModule)
     def setup(self) -> None:
         config = self.model_config or {}
-        self.network = StageGRUNetwork(sizes_from_space(self.observation_space, config))
+        self.network = self.network_class(
+            sizes_from_space(self.network_class, self.observation_space, config)
+        )
 
     @override(TorchRLModule)
     def get_initial_state(self) -> dict[str, np.ndarray]:
-        width = self.network.sizes.embedding_size
+        width = self.network.hidden_size
         return {HIDDEN: np.zeros(width, np.float32), STARTED: np.zeros(1, np.float32)}
 
     @override(TorchRLModule)
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        outputs, state_out = self._unroll(batch)
-        return {
-            Columns.ACTION_DIST_INPUTS: self.network.logits(outputs),
-            Columns.STATE_OUT: state_out,
-        }
+        logits, _, state_out = self._unroll(batch)
+        return {Columns.ACTION_DIST_INPUTS: logits, Columns.STATE_OUT: state_out}
 
     @override(TorchRLModule)
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -60,35 +64,60 @@ class StageGRUModule(TorchRLModule, ValueFunctionAPI):
                 batch["context"], batch["stage"], batch["actions"], batch["lengths"]
             )
             return {Columns.ACTION_DIST_INPUTS: logits, Columns.VF_PREDS: values}
-        outputs, state_out = self._unroll(batch)
+        logits, values, state_out = self._unroll(batch)
         return {
-            Columns.ACTION_DIST_INPUTS: self.network.logits(outputs),
+            Columns.ACTION_DIST_INPUTS: logits,
             Columns.STATE_OUT: state_out,
-            Columns.EMBEDDINGS: outputs,  # spares `compute_values` a second pass
+            Columns.EMBEDDINGS: values,  # spares `compute_values` a second pass
         }
 
     @override(ValueFunctionAPI)
     def compute_values(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
         """(B, T) values."""
         if embeddings is None:
-            embeddings, _ = self._unroll(batch)
-        return self.network.values(embeddings)
+            _, embeddings, _ = self._unroll(batch)
+        return embeddings
 
-    def _unroll(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _unroll(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         observation, state = batch[Columns.OBS], batch[Columns.STATE_IN]
         started = state[STARTED] > 0  # (B, 1)
-        first = self.network.initial_hidden(
+        encoding, first = self.network.begin(
             observation["context"][:, 0], observation["stage"][:, 0]
         )
         hidden = torch.where(started, state[HIDDEN], first)
-        outputs, hidden = self.network.unroll(observation["previous_token"], hidden)
-        return outputs, {HIDDEN: hidden, STARTED: torch.ones_like(state[STARTED])}
+        logits, values, hidden = self.network.unroll(
+            observation["previous_token"], encoding, hidden
+        )
+        return logits, values, {HIDDEN: hidden, STARTED: torch.ones_like(state[STARTED])}
 
 
-def sizes_from_space(observation_space: Any, model_config: dict[str, Any]) -> NetworkSizes:
-    """The network's sizes, read off the observation space."""
-    return NetworkSizes(
+class StageGRUModule(NetworkModule):
+    """The stage-embedded GRU actor-critic (`StageGRUNetwork`)."""
+
+    network_class = StageGRUNetwork
+
+
+class EncoderDecoderModule(NetworkModule):
+    """The encoder-decoder that reads its context in order (`EncoderDecoderNetwork`)."""
+
+    network_class = EncoderDecoderNetwork
+
+
+# The name in `rl_module: {model_config: {network: ...}}`.
+MODULES: dict[str, type[NetworkModule]] = {
+    "stage_gru": StageGRUModule,
+    "encoder_decoder": EncoderDecoderModule,
+}
+
+
+def sizes_from_space(
+    network_class: type[AgentNetwork], observation_space: Any, model_config: dict[str, Any]
+) -> Any:
+    """The network's sizes: the task's read off the observation space, the rest configured."""
+    stage = observation_space["stage"]
+    sizes = network_class.Sizes(
         context_vocabulary=int(observation_space["context"].nvec.max()),
-        num_stages=int(observation_space["stage"].n),
-        embedding_size=int(model_config.get("embedding_size", 96)),
+        num_stages=int(stage.start + stage.n),
     )
+    options = {name: model_config[name] for name in sizes._fields[2:] if name in model_config}
+    return sizes._replace(**options)

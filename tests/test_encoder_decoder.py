@@ -1,0 +1,581 @@
+"""The encoder-decoder: against loops over single tokens, and nothing depends on neighbours."""
+
+import copy
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolagent.models.base import one_of_each_run, pack, unpack
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
+from toolagent.tasks import get_task
+from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
+
+OPEN, CLOSE = 18, 19
+SMALL = EncoderDecoderSizes(20, 9, embedding_size=6, num_heads=3, num_counters=2)
+VARIANTS = [
+    SMALL,
+    SMALL._replace(sees_digits=True),
+    SMALL._replace(reading="operands"),
+    SMALL._replace(reading="operands", sees_digits=True, num_heads=1, num_counters=0),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads that wait for each other on a busy machine take 100 times as long as none."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclasses.dataclass
+class Batch:
+    """B episodes."""
+
+    context: torch.Tensor  # (B, L)
+    stage: torch.Tensor  # (B,)
+    tokens: torch.Tensor  # (B, T) the token before each step
+    lengths: torch.Tensor  # (B,) the steps that count
+
+    @property
+    def actions(self):
+        """(B, T), `EOS` after the end."""
+        actions = torch.cat([self.tokens[:, 1:], torch.full_like(self.tokens[:, :1], ANS)], 1)
+        return torch.where(self.alive, actions, torch.tensor(EOS)).to(torch.int8)
+
+    @property
+    def alive(self):
+        """(B, T) bool."""
+        return torch.arange(self.tokens.shape[1]) < self.lengths.unsqueeze(1)
+
+    def take(self, rows):
+        return Batch(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+
+def make_network(seed=0, sizes=SMALL):
+    torch.manual_seed(seed)
+    network = EncoderDecoderNetwork(sizes)
+    with torch.no_grad():  # torch starts biases near 0, where a forgotten one would not be seen
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return network
+
+
+def make_batch(seed, size, steps=6, group=1):
+    """Contexts of random tokens, `CTX` behind them; `group` equal ones side by side."""
+    rng = np.random.default_rng(seed)
+    context = np.full((size, 9), EOS)
+    for row in range(size):
+        shown = rng.integers(0, 9)
+        context[row, :shown] = rng.choice([*range(10), MUL, ADD, SUB, OPEN, CLOSE], shown)
+        context[row, shown] = CTX
+        context[row] = context[row - row % group]
+    tokens = rng.integers(0, NUM_TOKENS, (size, steps))
+    tokens[:, 0] = CTX
+    return Batch(
+        torch.tensor(context, dtype=torch.int8),
+        torch.tensor(rng.integers(1, 9, size)),
+        torch.tensor(tokens),
+        torch.tensor(rng.integers(1, steps + 1, size)),
+    )
+
+
+# The oracle: the equations of the docstrings, one episode and one token at a time, in float64 ---
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gru_by_hand(gates, hidden, weights, name):
+    """One step; `gates` are the input's, in torch's order."""
+    recurrent = weights[f"{name}.weight_hh"] @ hidden + weights[f"{name}.bias_hh"]
+    (i_r, i_z, i_n), (h_r, h_z, h_n) = np.split(gates, 3), np.split(recurrent, 3)
+    reset, update = sigmoid(i_r + h_r), sigmoid(i_z + h_z)
+    return (1 - update) * np.tanh(i_n + reset * h_n) + update * hidden
+
+
+def by_hand(network, context, tokens):
+    """One episode: logits (T, 18), values (T,) and hidden states (T, S)."""
+    weights = {name: w.detach().double().numpy() for name, w in network.state_dict().items()}
+    sizes = network.sizes
+    width, heads = sizes.embedding_size, sizes.num_heads
+    shown = [token for token in context.tolist() if token != EOS]
+
+    def look_of(tokens):  # all digits look like 0
+        return [0 if token < 10 and not sizes.sees_digits else token for token in tokens]
+
+    seen = look_of(shown)
+
+    def read(name, sequence):
+        hidden, states = np.zeros(width), []
+        for token in sequence:
+            x = weights["context_embedding.weight"][token]
+            gates = weights[f"{name}.weight_ih"] @ x + weights[f"{name}.bias_ih"]
+            hidden = gru_by_hand(gates, hidden, weights, name)
+            states.append(hidden)
+        return states
+
+    forward = read("forward_gru", seen)
+    backward = read("backward_gru", seen[::-1])[::-1]
+
+    def linear(name, *parts):
+        return weights[f"{name}.weight"] @ np.concatenate(parts) + weights[f"{name}.bias"]
+
+    encoded = [linear("encoding", f, b) for f, b in zip(forward, backward, strict=True)]
+    hidden = np.tanh(linear("summary", forward[-1], backward[0]))
+    places = weights["attention.start"].copy()
+    logits, values, states = [], [], []
+    for token in look_of(tokens.tolist()):
+        places += weights["attention.write_steps"][token]
+        found, copies = [], np.zeros((heads, NUM_TOKENS))
+        for head in range(heads):
+            place, scores = 0.0, []
+            for context_token in seen:
+                place += weights["attention.read_steps"][context_token, head]
+                scores.append(
+                    -abs(weights["attention.sharpness"][head]) * (places[head] - place) ** 2
+                    + weights["attention.preference"][context_token, head]
+                )
+            looked = np.exp(np.array(scores) - max(scores))
+            looked /= looked.sum()
+            found.append(sum(w * e for w, e in zip(looked, encoded, strict=True)))
+            for w, context_token in zip(looked, shown, strict=True):
+                if context_token < ANS:  # the parentheses are no actions
+                    copies[head, context_token] += w
+        gates = (
+            weights["decoder_gru.weight_ih"] @ weights["token_embedding.weight"][token]
+            + weights["decoder_gru.bias_ih"]
+            + weights["read_input.weight"] @ np.concatenate([*found, places / 4])
+        )
+        hidden = gru_by_hand(gates, hidden, weights, "decoder_gru")
+        out = linear("heads", hidden)
+        gate = out[NUM_TOKENS + 1 :]
+        logits.append(out[:NUM_TOKENS] + 2 * sum(gate[h] * copies[h] for h in range(heads)))
+        values.append(out[NUM_TOKENS])
+        states.append(np.concatenate([hidden, places]))
+    return np.array(logits), np.array(values), np.array(states)
+
+
+# The network's forms: logits (B, T, 18), values (B, T), the hidden state after the last step ----
+
+
+@torch.no_grad()
+def unrolled(network, batch, cuts=()):
+    """In one piece, or in several with the hidden state carried on."""
+    encoding, hidden = network.begin(batch.context, batch.stage)
+    logits, values = [], []
+    for start, stop in itertools.pairwise([0, *cuts, batch.tokens.shape[1]]):
+        piece = batch.tokens[:, start:stop]
+        piece_logits, piece_values, hidden = network.unroll(piece, encoding, hidden)
+        logits.append(piece_logits)
+        values.append(piece_values)
+    return torch.cat(logits, 1), torch.cat(values, 1), hidden
+
+
+def in_pieces(network, batch):
+    return unrolled(network, batch, cuts=[cut for cut in (1, 4) if cut < batch.tokens.shape[1]])
+
+
+@torch.no_grad()
+def stepped(network, batch):
+    table = network.step_table()
+    encoding, hidden = network.begin(batch.context, batch.stage)
+    logits, values = [], []
+    for column in batch.tokens.t():
+        step_logits, step_values, hidden = network.step(table, column.int(), encoding, hidden)
+        logits.append(step_logits)
+        values.append(step_values)
+    return torch.stack(logits, 1), torch.stack(values, 1), hidden
+
+
+@torch.no_grad()
+def as_episodes(network, batch):
+    """Without a hidden state at the end; 0 at and after an episode's end."""
+    return network.unroll_episodes(batch.context, batch.stage, batch.actions, batch.lengths)
+
+
+FORMS = [unrolled, in_pieces, stepped, as_episodes]
+
+
+def counted(form, network, batch):
+    """Logits and values, where nothing counts after the end: all forms alike."""
+    logits, values, *_ = form(network, batch)
+    return logits * batch.alive.unsqueeze(-1), values * batch.alive
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def equal(one, other):
+    assert torch.equal(one, other)
+
+
+# Right -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", VARIANTS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_the_equations_worked_out_by_hand(form, sizes):
+    network, batch = make_network(1, sizes), make_batch(0, 12)
+    logits, values, *hidden = form(network, batch)
+    assert logits.shape == (12, 6, NUM_TOKENS) and values.shape == (12, 6)
+    for row in range(12):
+        expected = by_hand(network, batch.context[row], batch.tokens[row])
+        steps = int(batch.lengths[row]) if form is as_episodes else 6
+        np.testing.assert_allclose(logits[row, :steps], expected[0][:steps], atol=5e-5)
+        np.testing.assert_allclose(values[row, :steps], expected[1][:steps], atol=5e-5)
+        assert (logits[row, steps:] == 0).all() and (values[row, steps:] == 0).all()
+        for state in hidden:
+            assert state.shape == (12, network.hidden_size)
+            np.testing.assert_allclose(state[row], expected[2][-1], atol=5e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    size=st.integers(1, 8),
+    steps=st.integers(5, 9),
+    group=st.integers(1, 3),
+    sizes=st.sampled_from(VARIANTS),
+)
+def test_all_forms_agree(seed, size, steps, group, sizes):
+    network, batch = make_network(seed, sizes), make_batch(seed, size, steps, group)
+    expected = counted(unrolled, network, batch)
+    for form in FORMS[1:]:
+        for one, other in zip(counted(form, network, batch), expected, strict=True):
+            close(one, other)
+    for form in (in_pieces, stepped):
+        close(form(network, batch)[2], unrolled(network, batch)[2])
+
+
+def test_the_table_belongs_to_the_weights_it_was_made_of():
+    network, batch = make_network(), make_batch(0, 3)
+    table = network.step_table()
+    with torch.no_grad():
+        encoding, hidden = network.begin(batch.context, batch.stage)
+    before = network.step(table, batch.tokens[:, 0], encoding, hidden)[0].clone()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if not name.startswith("attention."):
+                parameter.mul_(1.5)
+    after = network.step(table, batch.tokens[:, 0], encoding, hidden)[0]
+    assert torch.equal(before, after)
+    renewed = network.step(network.step_table(), batch.tokens[:, 0], encoding, hidden)[0]
+    assert not torch.allclose(before, renewed)
+
+
+@pytest.mark.parametrize("reading", ["learned", "operands"])
+def test_gradients_are_right_by_finite_differences(reading):
+    sizes = EncoderDecoderSizes(20, 9, 2, 2, 1, reading)
+    network = make_network(0, sizes).double()
+    batch = make_batch(3, 3, 3, group=2)
+
+    def forward(*_):  # the parameters themselves are moved
+        return network.unroll_episodes(batch.context, batch.stage, batch.actions, batch.lengths)
+
+    assert torch.autograd.gradcheck(forward, tuple(network.parameters()))
+
+
+@pytest.mark.parametrize("sizes", VARIANTS)
+def test_the_learner_trains_every_parameter(sizes):
+    network, batch = make_network(0, sizes), make_batch(2, 64)
+    logits, values = network.unroll_episodes(
+        batch.context, batch.stage, batch.actions, batch.lengths
+    )
+    (logits.pow(2).mean() + values.pow(2).mean()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    attended = [name for name, _ in network.named_parameters() if name.startswith("attention.")]
+    assert bool(attended) == (sizes.reading == "learned")
+
+
+# Nothing but the episode itself ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), padding=st.integers(1, 20))
+def test_more_padding_changes_nothing(form, seed, padding):
+    network, batch = make_network(), make_batch(seed, 5)
+    tail = torch.full((5, padding), EOS, dtype=torch.int8)
+    longer = dataclasses.replace(batch, context=torch.cat([batch.context, tail], 1))
+    for one, other in zip(form(network, batch), form(network, longer), strict=True):
+        assert torch.equal(one, other)
+
+
+def alone_as_with_neighbours(form, sizes=SMALL):
+    network, batch = make_network(0, sizes), make_batch(1, 12, group=2)
+    together = form(network, batch)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    shuffled = form(network, batch.take(order))
+    for one, other in zip(together, shuffled, strict=True):
+        close(one[order], other)
+    for row in range(12):
+        for one, alone in zip(together, form(network, batch.take([row])), strict=True):
+            close(one[row : row + 1], alone)
+
+
+@pytest.mark.parametrize("sizes", VARIANTS)
+@pytest.mark.parametrize("form", FORMS)
+def test_an_episode_is_the_same_alone_and_with_any_neighbours_in_any_order(form, sizes):
+    alone_as_with_neighbours(form, sizes)
+
+
+def test_the_test_above_would_catch_groups_that_are_mixed_up(monkeypatch):
+    def mixed_up(context):
+        kept, repeat = one_of_each_run(context)
+        return kept, None if repeat is None else repeat.flip(0)
+
+    monkeypatch.setattr("toolagent.models.encoder_decoder.one_of_each_run", mixed_up)
+    with pytest.raises(AssertionError, match="not close"):
+        alone_as_with_neighbours(unrolled)
+
+
+def test_groups_of_equal_contexts_train_as_the_same_episodes_apart():
+    batch = make_batch(5, 12, group=4)
+    apart = torch.arange(12).view(3, 4).t().flatten()  # no two equal contexts side by side
+    assert one_of_each_run(batch.take(apart).context)[1] is None
+    upstream = torch.randn(12, 6, NUM_TOKENS, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for order in (torch.arange(12), apart):
+        network, episodes = make_network(), batch.take(order)
+        logits, values = network.unroll_episodes(
+            episodes.context, episodes.stage, episodes.actions, episodes.lengths
+        )
+        ((logits * upstream[order]).sum() + values.sum()).backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+    for name in gradients[0]:
+        torch.testing.assert_close(*(g[name] for g in gradients), atol=1e-4, rtol=1e-4)
+
+
+def test_what_stands_after_the_end_changes_nothing():
+    network, batch = make_network(), make_batch(2, 8)
+    other = torch.where(batch.alive, batch.actions, torch.tensor(7, dtype=torch.int8))
+    changed = network.unroll_episodes(batch.context, batch.stage, other, batch.lengths)
+    for one, two in zip(as_episodes(network, batch), changed, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_stage_changes_nothing(form):
+    """Stages of longer expressions than any in training are no news to it."""
+    network, batch = make_network(), make_batch(4, 6)
+    other = dataclasses.replace(batch, stage=batch.stage.flip(0) + 100)
+    for one, two in zip(form(network, batch), form(network, other), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("sizes", VARIANTS)
+@pytest.mark.parametrize("row", [[CTX], [7, CTX], [CLOSE, CTX]])
+def test_the_shortest_contexts_give_finite_numbers_and_gradients(row, sizes):
+    network = make_network(0, sizes)
+    context = torch.full((2, 30), EOS, dtype=torch.int8)
+    context[0, : len(row)] = torch.tensor(row)
+    context[1] = CTX  # a neighbour as long as can be
+    tokens = torch.tensor([[CTX, 7, ANS]]).repeat(2, 1)
+    batch = Batch(context, torch.tensor([1, 1]), tokens, torch.tensor([3, 2]))
+    for form in FORMS:
+        assert all(torch.isfinite(part).all() for part in form(network, batch))
+    logits, values = network.unroll_episodes(context, batch.stage, batch.actions, batch.lengths)
+    (logits.sum() + values.sum()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+# What it is for ----------------------------------------------------------------------------------
+
+
+def expressions(seed, size):
+    """Problems of the task, with tokens before each step that are no program."""
+    rng = np.random.default_rng(seed)
+    problems = get_task("expression").sample(rng, rng.integers(1, 9, size))
+    tokens = torch.tensor(rng.integers(0, NUM_TOKENS, (size, 8)))
+    return Batch(
+        torch.from_numpy(problems.context),
+        torch.from_numpy(problems.stage),
+        tokens,
+        torch.tensor(rng.integers(1, 9, size)),
+    )
+
+
+def with_other_digits(batch, digits, names=("context", "tokens")):
+    """The same expressions and programs with digit d exchanged for `digits[d]`."""
+    table = torch.cat([torch.tensor(digits), torch.arange(10, 20)])
+    parts = {name: getattr(batch, name) for name in names}
+    return dataclasses.replace(
+        batch, **{name: table[part.long()].to(part.dtype) for name, part in parts.items()}
+    )
+
+
+def without_copies(network):
+    """The same network with every gate shut: its logits are what is written of itself."""
+    shut = copy.deepcopy(network)
+    with torch.no_grad():
+        shut.heads.weight[NUM_TOKENS + 1 :] = 0.0
+        shut.heads.bias[NUM_TOKENS + 1 :] = 0.0
+    return shut
+
+
+def changes_only_what_is_copied(form, network, batch, digits):
+    """Other digits, read and written alike: the same plan to the last bit, other copies.
+
+    `digits` may make two equal, but then two problems may become one, which is read once: the
+    same numbers, added up in another order.
+    """
+    same = equal if len(set(digits)) == 10 else close
+    other = with_other_digits(batch, digits)
+    logits, values, *hidden = form(network, batch)
+    other_logits, other_values, *other_hidden = form(network, other)
+    written, *_ = form(without_copies(network), batch)
+    other_written, *_ = form(without_copies(network), other)
+    same(logits[..., 10:], other_logits[..., 10:])
+    same(written, other_written)
+    same(values, other_values)
+    for one, two in zip(hidden, other_hidden, strict=True):
+        same(one, two)
+    copied, other_copied = (logits - written)[..., :10], (other_logits - written)[..., :10]
+    expected = torch.zeros_like(copied).index_add(-1, torch.tensor(digits), copied)
+    close(other_copied, expected)
+    return copied
+
+
+READINGS = ["operands", "learned"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reading", READINGS)
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    digits=st.permutations(range(10)) | st.lists(st.integers(0, 9), min_size=10, max_size=10),
+)
+def test_a_network_blind_to_digits_plans_by_the_structure_alone(form, reading, seed, digits):
+    network = make_network(seed, SMALL._replace(reading=reading))
+    copied = changes_only_what_is_copied(form, network, expressions(seed, 4), digits)
+    assert copied.abs().max() > 1e-3  # something is copied
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reading", READINGS)
+def test_which_digits_a_blind_network_has_written_changes_nothing_at_all(form, reading):
+    """Also where others are written than stand in the context."""
+    network, batch = make_network(5, SMALL._replace(reading=reading)), expressions(5, 6)
+    other = with_other_digits(batch, [7, 7, 1, 0, 3, 9, 2, 2, 5, 4], ["tokens"])
+    assert (batch.tokens != other.tokens).any(1).all()
+    for one, two in zip(form(network, batch), form(network, other), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_blindness_to_digits_leaves_every_other_token_apart(reading):
+    """Each structure token, read or written, makes a difference of its own."""
+    network = make_network(0, SMALL._replace(reading=reading))
+    read = torch.tensor([[3, token, 4, CTX] for token in (5, MUL, ADD, SUB, OPEN, CLOSE)])
+    hidden = network.begin(read, torch.ones(len(read))).hidden
+    assert torch.pdist(hidden).min() > 1e-3
+    encoding, hidden = network.begin(read[:1].repeat(9, 1), torch.ones(9))
+    written = torch.tensor([[5, token] for token in range(9, NUM_TOKENS)])
+    _, _, hidden = network.unroll(written, encoding, hidden)
+    assert torch.pdist(hidden).min() > 1e-3
+
+
+@pytest.mark.parametrize("names", [["context"], ["tokens"]])
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_network_that_sees_digits_plans_by_them_too(reading, names):
+    """By those that it reads, and by those that it has written."""
+    network = make_network(0, SMALL._replace(reading=reading, sees_digits=True))
+    batch = expressions(0, 6)
+    batch.tokens[:, 1] = torch.arange(6)  # everyone has written one
+    other = with_other_digits(batch, [(digit + 1) % 10 for digit in range(10)], names)
+    _, values, hidden = unrolled(network, batch)
+    _, other_values, other_hidden = unrolled(network, other)
+    assert ((values - other_values).abs().amax(1) > 1e-3).all()
+    assert ((hidden - other_hidden).abs().amax(1) > 1e-3).all()
+
+
+def test_the_structure_is_read_in_order():
+    """3-4+5 and 3+4-5 are the same tokens, in another order."""
+    network = make_network()
+    context = torch.tensor([[3, SUB, 4, ADD, 5, CTX], [3, ADD, 4, SUB, 5, CTX]])
+    hidden = network.begin(context, torch.tensor([3, 3])).hidden
+    assert (hidden[0] - hidden[1]).abs().max() > 1e-2
+
+
+def test_a_gate_copies_what_its_head_looks_at():
+    """One head whose gate is wide open, on the next operand: the episode spells the operands."""
+    network = make_network(0, SMALL._replace(reading="operands", num_heads=1))
+    with torch.no_grad():
+        network.heads.weight.zero_()
+        network.heads.bias.zero_()
+        network.heads.bias[NUM_TOKENS + 1] = 5.0
+    context = torch.tensor([[OPEN, 7, ADD, 2, CLOSE, MUL, 7, CTX, EOS]], dtype=torch.int8)
+    batch = Batch(context, torch.tensor([3]), torch.tensor([[CTX, 7, ADD, 2]]), torch.tensor([4]))
+    for form in FORMS:
+        logits, *_ = form(network, batch)
+        assert logits.argmax(-1).tolist() == [[7, 2, 2, 7]]
+        assert (logits.amax(-1) - 10.0).abs().max() < 0.02  # 2 * 5 * weight
+
+
+def test_it_is_small():
+    task = get_task("expression")
+    for reading in ("learned", "operands"):
+        network = EncoderDecoderNetwork(
+            EncoderDecoderSizes(task.context_vocabulary, task.stages.stop, reading=reading)
+        )
+        assert sum(parameter.numel() for parameter in network.parameters()) < 300_000
+        assert network.hidden_size == 64 + 4 + 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reading": "foo"}, "reading is 'foo'; expected one of learned, operands"),
+        ({"embedding_size": 0}, "embedding_size is 0; it must be at least 1"),
+        ({"num_heads": 0}, "num_heads is 0; it must be at least 1"),
+        ({"num_counters": -1}, "num_counters is -1; it must be at least 0"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EncoderDecoderNetwork(SMALL._replace(**options))
+
+
+# Packing and runs --------------------------------------------------------------------------------
+
+
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6), spare=st.integers(0, 2))
+@settings(deadline=None)
+def test_packing_is_time_major_the_longest_first(lengths, spare):
+    steps = max(lengths) + spare
+    packing = pack(torch.tensor(lengths), steps)
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])  # stable
+    assert packing.order.tolist() == order
+    expected = [(row, step) for step in range(max(lengths)) for row in order if lengths[row] > step]
+    assert [divmod(place, steps) for place in packing.place.tolist()] == expected
+    assert packing.sizes == [
+        sum(length > step for length in lengths) for step in range(max(lengths))
+    ]
+    padded = torch.arange(1.0, len(lengths) * steps * 2 + 1).view(len(lengths), steps, 2)
+    there = unpack(padded.flatten(0, 1)[packing.place], packing, len(lengths), steps)
+    alive = torch.arange(steps) < torch.tensor(lengths).unsqueeze(1)
+    assert torch.equal(there, padded * alive.unsqueeze(-1))
+
+
+@given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_one_of_each_run_is_kept_and_can_be_repeated(rows):
+    contexts = torch.tensor([[row, CTX, EOS] for row in rows])
+    kept, repeat = one_of_each_run(contexts)
+    assert kept[:, 0].tolist() == [row for row, _ in itertools.groupby(rows)]
+    if len(kept) == len(rows):
+        assert repeat is None
+    else:
+        assert torch.equal(kept[repeat], contexts)

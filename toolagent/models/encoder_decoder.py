@@ -1,0 +1,265 @@
+"""An encoder-decoder that reads its context in order: for problems whose structure differs.
+
+Shapes: B episodes (P different contexts), T steps, L context tokens, D the width
+`embedding_size`, H heads, K counters, A actions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolagent.models.base import (
+    AgentNetwork,
+    Beginning,
+    Encoding,
+    one_of_each_run,
+    pack,
+    unpack,
+)
+from toolagent.models.coordinate_attention import CoordinateAttention
+from toolagent.models.packed_gru import PackedGRU
+from toolagent.tokens import ANS, CTX, EOS, NUM_TOKENS
+
+READINGS = ("learned", "operands")
+_PLACE_SCALE = 0.25  # places are up to about 10; the other inputs are about 1
+_COPY_SCALE = 2.0  # copying has to be found first, so its gates move faster than other weights
+
+
+class EncoderDecoderSizes(NamedTuple):
+    """Everything that must agree between a checkpoint and the network it is loaded into.
+
+    `reading` is where the decoder's attention goes: "learned" (`CoordinateAttention`), or the
+    *operands* in their order, which is a hint. Without `sees_digits` all digits look the same,
+    read or written: what is planned follows from the structure of the expression alone, and which
+    digit it is matters only where it is copied.
+    """
+
+    context_vocabulary: int
+    num_stages: int  # stage numbers are below it; not looked at
+    embedding_size: int = 64
+    num_heads: int = 4
+    num_counters: int = 4
+    reading: str = "learned"
+    sees_digits: bool = False
+
+
+class DecoderTable(NamedTuple):
+    """The constants of a decoder's step."""
+
+    input_gates: Tensor  # (18, 3D): W_ih @ embedding + b_ih of every token
+    read_weight: Tensor  # (H D + H + K, 3D)
+    recurrent_weight: Tensor  # (D, 3D)
+    recurrent_bias: Tensor  # (3D,)
+    head_weight: Tensor  # (D, A + 1 + H)
+    head_bias: Tensor  # (A + 1 + H,)
+
+
+class EncoderDecoderNetwork(AgentNetwork):
+    """A GRU in each direction over the context; a GRU that writes, reading by place.
+
+        e_j = W_e [forward GRU_j; backward GRU_j] + b_e        of the context's tokens
+        h_0 = tanh(W_0 [forward GRU_L; backward GRU_1] + b_0)
+        w_th = attention of head h at step t                    (`CoordinateAttention`)
+        r_t = [sum_j w_thj e_j for each h; places_t / 4]
+        h_t = GRU([embedding(previous token); r_t], h_{t-1})
+        logits_t = W_pi h_t + b_pi + 2 sum_h g_h(h_t) copy_th,    value_t = w_v . h_t + b_v
+
+    copy_th is the distribution over actions that head h's weights put on the tokens it looks at,
+    and g(h_t) = W_g h_t + b_g how much each head's counts: a pointer, so that an operand can be
+    copied without a table of digits.
+
+    Neighbours in the batch and padding behind the context can't change what is computed. The
+    stage is not looked at: a longer expression than any in training is no new stage.
+
+    Sources: Cho et al. 2014 (encoder-decoder GRUs); See et al. 2017, "Get to the point" (copying
+    by the weights of the attention).
+    """
+
+    Sizes = EncoderDecoderSizes
+
+    def __init__(self, sizes: EncoderDecoderSizes):
+        super().__init__()
+        self.sizes = EncoderDecoderSizes(*sizes)
+        if sizes.reading not in READINGS:
+            raise ValueError(f"reading is '{sizes.reading}'; expected one of {', '.join(READINGS)}")
+        for name, least in (("embedding_size", 1), ("num_heads", 1), ("num_counters", 0)):
+            if getattr(sizes, name) < least:
+                raise ValueError(f"{name} is {getattr(sizes, name)}; it must be at least {least}")
+        width, heads = sizes.embedding_size, sizes.num_heads
+        self.attention = CoordinateAttention(
+            sizes.context_vocabulary, heads, sizes.num_counters, sizes.reading == "learned"
+        )
+        self.context_embedding = nn.Embedding(sizes.context_vocabulary, width)
+        self.forward_gru = nn.GRUCell(width, width)
+        self.backward_gru = nn.GRUCell(width, width)
+        self.encoding = nn.Linear(2 * width, width)
+        self.summary = nn.Linear(2 * width, width)
+        self.token_embedding = nn.Embedding(NUM_TOKENS, width)
+        self.decoder_gru = nn.GRUCell(width, width)
+        self.read_input = nn.Linear(heads * width + self.attention.width, 3 * width, bias=False)
+        self.heads = nn.Linear(width, NUM_TOKENS + 1 + heads)
+
+    @property
+    def hidden_size(self) -> int:
+        """D + H + K: the GRU's state and the writer's places."""
+        return self.sizes.embedding_size + self.attention.width
+
+    # Reading ----------------------------------------------------------------------------------
+
+    def begin(self, context: Tensor, stage: Tensor) -> Beginning:
+        """Reads B problems (see `AgentNetwork`); equal ones that stand side by side only once."""
+        context, repeat = one_of_each_run(context)
+        encoding, summary = self._encode(context)
+        start = self.attention.start.expand(len(context), -1)
+        parts = (*encoding, torch.cat([summary, start], 1))
+        if repeat is not None:
+            parts = tuple(part.index_select(0, repeat) for part in parts)
+        return Beginning(parts[:-1], parts[-1])
+
+    def _encode(self, context: Tensor) -> tuple[Encoding, Tensor]:
+        """What is kept of (P, L) contexts, and (P, D) the first hidden state.
+
+        Returns:
+            memory (P, L, D + A), what a head finds: the encoding and the action it names;
+            coordinates (P, H, L) and preferences (P, H, L) of the attention. L ends with the
+            longest context.
+        """
+        shown = context != EOS
+        lengths = shown.sum(1)  # (P,)
+        length = int(lengths.max())
+        context, shown = context[:, :length].long(), shown[:, :length]
+        seen = self._seen(context)
+        packing = pack(lengths, length)
+        # Position j from the end: each context is turned round within its own length.
+        turned = (lengths.unsqueeze(1) - 1 - torch.arange(length, device=context.device)).clamp(0)
+        width = self.sizes.embedding_size
+        rows = len(context)
+        start = self.encoding.weight.new_zeros(rows, width)
+
+        def run(gru: nn.GRUCell, tokens: Tensor) -> Tensor:
+            packed = PackedGRU.apply(
+                functional.linear(self.context_embedding.weight, gru.weight_ih, gru.bias_ih),
+                gru.weight_hh,
+                gru.bias_hh,
+                start,
+                tokens.reshape(-1)[packing.place].int(),
+                packing.sizes,
+            )
+            return unpack(packed, packing, rows, length)  # (P, L, D)
+
+        forward = run(self.forward_gru, seen)
+        backward = run(self.backward_gru, seen.gather(1, turned))
+        backward = backward.gather(1, turned.unsqueeze(-1).expand(-1, -1, width))
+        encoded = self.encoding(torch.cat([forward, backward], -1))  # (P, L, D)
+        last = forward[torch.arange(rows, device=context.device), lengths - 1]
+        summary = torch.tanh(self.summary(torch.cat([last, backward[:, 0]], 1)))
+        named = functional.one_hot(context.clamp(max=NUM_TOKENS - 1), NUM_TOKENS)
+        named = named.to(encoded.dtype) * (context < ANS).unsqueeze(-1)
+        coordinates, preference = self.attention.place_context(seen, shown)
+        return (torch.cat([encoded, named], -1), coordinates, preference), summary
+
+    def _seen(self, tokens: Tensor) -> Tensor:
+        """The tokens as they look to the network: all digits as 0, unless it `sees_digits`."""
+        return tokens if self.sizes.sees_digits else tokens.masked_fill(tokens < 10, 0)
+
+    # Writing ----------------------------------------------------------------------------------
+
+    def _read(self, places: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:
+        """What the heads find at (B, T, H + K) places.
+
+        Returns:
+            inputs of the decoder (B, T, H D + H + K) and copies (B, T, H, A).
+        """
+        memory, coordinates, preference = encoding
+        weights = self.attention.weights(places, coordinates, preference)  # (B, T, H, L)
+        found = torch.bmm(weights.flatten(1, 2), memory)  # (B, T H, D + A)
+        found = found.view(*weights.shape[:3], -1)
+        width = self.sizes.embedding_size
+        read = torch.cat([found[..., :width].flatten(2), places * _PLACE_SCALE], -1)
+        return read, found[..., width:]
+
+    def _decode(
+        self, tokens: Tensor, lengths: Tensor, encoding: Encoding, hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, T, 18), values (B, T) and hidden states (B, T, S) at every step."""
+        width = self.sizes.embedding_size
+        tokens = self._seen(tokens.long())
+        places = self.attention.places(hidden[:, width:], tokens)  # (B, T, H + K)
+        read, copies = self._read(places, encoding)
+        packing = pack(lengths, tokens.shape[1])
+        gru = self.decoder_gru
+        outputs = PackedGRU.apply(
+            functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
+            gru.weight_hh,
+            gru.bias_hh,
+            hidden[packing.order, :width],
+            tokens.reshape(-1)[packing.place].int(),
+            packing.sizes,
+            self.read_input(read.flatten(0, 1)[packing.place]),
+        )  # (N, D)
+        logits, values = _combine(self.heads(outputs), copies.flatten(0, 1)[packing.place])
+        every = unpack(torch.cat([logits, values.unsqueeze(1), outputs], 1), packing, *tokens.shape)
+        states = torch.cat([every[..., NUM_TOKENS + 1 :], places], -1)
+        return every[..., :NUM_TOKENS], every[..., NUM_TOKENS], states
+
+    def unroll_episodes(
+        self, context: Tensor, stage: Tensor, actions: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Reads, then writes all steps (see `AgentNetwork`)."""
+        start = torch.full_like(actions[:, :1], CTX)
+        tokens = torch.cat([start, actions[:, :-1]], 1)  # (B, T)
+        encoding, hidden = self.begin(context, stage)
+        logits, values, _ = self._decode(tokens, lengths, encoding, hidden)
+        return logits, values
+
+    def unroll(
+        self, previous_tokens: Tensor, encoding: Encoding, hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The decoder over whole sequences (see `AgentNetwork`)."""
+        lengths = torch.full((len(hidden),), previous_tokens.shape[1], device=hidden.device)
+        logits, values, states = self._decode(previous_tokens, lengths, encoding, hidden)
+        return logits, values, states[:, -1]
+
+    @torch.no_grad()
+    def step_table(self) -> DecoderTable:
+        """The decoder's constants (see `AgentNetwork`)."""
+        gru = self.decoder_gru
+        return DecoderTable(
+            input_gates=functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
+            read_weight=self.read_input.weight.t().contiguous(),
+            recurrent_weight=gru.weight_hh.t().contiguous(),
+            recurrent_bias=gru.bias_hh.clone(),
+            head_weight=self.heads.weight.t().contiguous(),
+            head_bias=self.heads.bias.clone(),
+        )
+
+    @torch.no_grad()
+    def step(
+        self, table: DecoderTable, previous_token: Tensor, encoding: Encoding, hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of the decoder by table look-up (see `AgentNetwork`)."""
+        width = self.sizes.embedding_size
+        previous_token = self._seen(previous_token)
+        places = hidden[:, width:] + self.attention.write_steps[previous_token]  # (B, H + K)
+        read, copies = self._read(places.unsqueeze(1), encoding)
+        inputs = torch.addmm(
+            table.input_gates.index_select(0, previous_token), read[:, 0], table.read_weight
+        )  # (B, 3D)
+        recurrent = torch.addmm(table.recurrent_bias, hidden[:, :width], table.recurrent_weight)
+        gates = torch.sigmoid_(inputs[:, : 2 * width] + recurrent[:, : 2 * width])
+        reset, update = gates[:, :width], gates[:, width:]
+        new = torch.tanh_(torch.addcmul(inputs[:, 2 * width :], reset, recurrent[:, 2 * width :]))
+        state = torch.lerp(new, hidden[:, :width], update)
+        heads = torch.addmm(table.head_bias, state, table.head_weight)  # (B, A + 1 + H)
+        logits, values = _combine(heads, copies[:, 0])
+        return logits, values, torch.cat([state, places], 1)
+
+
+def _combine(heads: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and values: see `EncoderDecoderNetwork`."""
+    gates = heads[:, None, NUM_TOKENS + 1 :] * _COPY_SCALE  # (N, 1, H)
+    return heads[:, :NUM_TOKENS] + torch.bmm(gates, copies)[:, 0], heads[:, NUM_TOKENS]
