@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict, deque
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import ray
@@ -28,9 +28,11 @@ from toolagent.learning.exploration import STEP_COLUMNS, Exploration
 from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.learning.pipeline_figures import PipelineFigures
 from toolagent.models.rl_module import StageGRUModule
+from toolagent.rollouts.draw import EXPLORER_KINDS
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner, Fragment
 from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
 
+ADVANTAGE_ESTIMATORS = ("gae", "leave_one_out")
 PIPELINE = "pipeline"  # where the pipeline's own figures stand in a result
 _SAMPLE = "sample_fragment"
 _UNSET: Any = NotProvided  # RLlib's mark for an argument that was not given
@@ -56,6 +58,9 @@ class ToolAgentConfig(AlgorithmConfig):
         self._dont_auto_sync_env_runner_states = True
 
         self.episodes_per_update = 512
+        self.episodes_per_problem = 1
+        self.advantage_estimator = "gae"
+        self.failed_problem_share = 0.0
         self.updates_per_iteration = 20
         self.lambda_ = 1.0
         self.vf_loss_coeff = 0.5
@@ -66,6 +71,7 @@ class ToolAgentConfig(AlgorithmConfig):
         self.novelty_coefficient = 0.0
         self.novelty_cap = 6.0
         self.explorer_share = 0.0
+        self.explorer_kind = "trials"
         self.explore_until_solved = 0.9
         self.replay_coefficient = 0.0
         self.replay_episodes = 128
@@ -77,6 +83,9 @@ class ToolAgentConfig(AlgorithmConfig):
         self,
         *,
         episodes_per_update: int = _UNSET,
+        episodes_per_problem: int = _UNSET,
+        advantage_estimator: Literal["gae", "leave_one_out"] = _UNSET,
+        failed_problem_share: float = _UNSET,
         updates_per_iteration: int = _UNSET,
         lambda_: float = _UNSET,
         vf_loss_coeff: float = _UNSET,
@@ -87,6 +96,7 @@ class ToolAgentConfig(AlgorithmConfig):
         novelty_coefficient: float = _UNSET,
         novelty_cap: float = _UNSET,
         explorer_share: float = _UNSET,
+        explorer_kind: Literal["trials", "detours"] = _UNSET,
         explore_until_solved: float = _UNSET,
         replay_coefficient: float = _UNSET,
         replay_episodes: int = _UNSET,
@@ -96,6 +106,12 @@ class ToolAgentConfig(AlgorithmConfig):
 
         Args:
             episodes_per_update: whole episodes in one gradient step (over all learners).
+            episodes_per_problem: how often each problem is played; the episodes of one problem are
+                a group.
+            advantage_estimator: "gae" (with the value head), or "leave_one_out": against the
+                other episodes of the same problem; then episodes_per_problem is at least 2.
+            failed_problem_share: share of the current stage's problems that are drawn from those
+                that were mostly failed before (`FailedProblems`).
             updates_per_iteration: gradient steps in one `train()` call.
             lambda_: trace decay of the advantage estimates; 1 uses whole returns.
             vf_loss_coeff: weight of the value loss.
@@ -109,10 +125,13 @@ class ToolAgentConfig(AlgorithmConfig):
                 0: none.
             novelty_cap: largest surprise of a status, in nats.
             explorer_share: share of the episodes that explorers play (`Exploration`); 0: none.
+            explorer_kind: "trials" of tokens that are known to do something (`TrialTable`), or
+                "detours" from the policy's own way (`Detours`); then episodes_per_problem is at
+                least 2.
             explore_until_solved: explorers and replay end for a stage once the policy solves this
                 share of its training episodes: there is nothing left to find.
             replay_coefficient: weight of the self-imitation loss on replayed solved episodes
-                (`SuccessReplay`); 0: no replay.
+                (`SuccessReplay`; what explorers found on detours: `VerifiedReplay`); 0: none.
             replay_episodes: solved episodes replayed in an update.
             kwargs: those of `AlgorithmConfig.training()` (lr, gamma, grad_clip, num_epochs,
                 minibatch_size in episodes, ...).
@@ -120,6 +139,9 @@ class ToolAgentConfig(AlgorithmConfig):
         super().training(**kwargs)
         for name, value in (
             ("episodes_per_update", episodes_per_update),
+            ("episodes_per_problem", episodes_per_problem),
+            ("advantage_estimator", advantage_estimator),
+            ("failed_problem_share", failed_problem_share),
             ("updates_per_iteration", updates_per_iteration),
             ("lambda_", lambda_),
             ("vf_loss_coeff", vf_loss_coeff),
@@ -130,6 +152,7 @@ class ToolAgentConfig(AlgorithmConfig):
             ("novelty_coefficient", novelty_coefficient),
             ("novelty_cap", novelty_cap),
             ("explorer_share", explorer_share),
+            ("explorer_kind", explorer_kind),
             ("explore_until_solved", explore_until_solved),
             ("replay_coefficient", replay_coefficient),
             ("replay_episodes", replay_episodes),
@@ -149,9 +172,10 @@ class ToolAgentConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def validate(self) -> None:
         super().validate()
-        for name in ("episodes_per_update", "updates_per_iteration"):
+        for name in ("episodes_per_update", "episodes_per_problem", "updates_per_iteration"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        self._validate_groups()
         for name in (
             "max_policy_age",
             "novelty_coefficient",
@@ -185,6 +209,40 @@ class ToolAgentConfig(AlgorithmConfig):
             raise ValueError(
                 "clip_param is None, so data of an older policy can't be corrected; set "
                 "max_policy_age to 0 and num_epochs to 1, or give a clip_param"
+            )
+
+    def _validate_groups(self) -> None:
+        """Raises ValueError where episodes can't be played in groups as configured."""
+        group = self.episodes_per_problem
+        for name in ("episodes_per_update", "num_envs_per_env_runner"):
+            if getattr(self, name) % group:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be a multiple of "
+                    f"episodes_per_problem, {group}"
+                )
+        if self.advantage_estimator not in ADVANTAGE_ESTIMATORS:
+            raise ValueError(
+                f"advantage_estimator is '{self.advantage_estimator}'; expected one of "
+                f"{', '.join(ADVANTAGE_ESTIMATORS)}"
+            )
+        if self.advantage_estimator == "leave_one_out" and group < 2:
+            raise ValueError(
+                "advantage_estimator 'leave_one_out' compares episodes of one problem; set "
+                f"episodes_per_problem to 2 or more, not {group}"
+            )
+        if self.explorer_kind not in EXPLORER_KINDS:
+            raise ValueError(
+                f"explorer_kind is '{self.explorer_kind}'; expected one of "
+                f"{', '.join(EXPLORER_KINDS)}"
+            )
+        if self.explorer_kind == "detours" and self.explorer_share > 0 and group < 2:
+            raise ValueError(
+                "explorer_kind 'detours' tries a plan on several problems; set "
+                f"episodes_per_problem to 2 or more, not {group}"
+            )
+        if not 0 <= self.failed_problem_share <= 1:
+            raise ValueError(
+                f"failed_problem_share is {self.failed_problem_share}; it must be in 0..1"
             )
 
     @property
@@ -221,7 +279,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         self._next_runner = 0
         super().setup(config)
         task = self.env_runner_group.local_env_runner.env.task
-        self._exploration = Exploration(self.config, task.num_stages, task.num_statuses)
+        self._exploration = Exploration(self.config, task.stages.stop, task.num_statuses)
         self.publish_weights()
 
     @override(Algorithm)

@@ -9,10 +9,11 @@ import numpy as np
 from toolagent.learning.novelty import NoveltyBonus
 from toolagent.learning.success_replay import SuccessReplay
 from toolagent.learning.trials import TrialTable
+from toolagent.learning.verified_replay import VerifiedReplay
 from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
 
 STEP_COLUMNS = ("actions", "rewards", "intrinsic_rewards", "log_probabilities")  # (B, T)
-_EPISODE_COLUMNS = ("stage", "context", "lengths")
+_EPISODE_COLUMNS = ("stage", "context", "lengths", "peer_return")
 _PLAYED_COLUMNS = ("actions", "rewards", "log_probabilities")
 
 REPLAY_SLOTS = 256  # programs; a stage's coincidences are about a hundred
@@ -27,8 +28,8 @@ class Exploration:
     It stands in the algorithm's process, where every batch passes: its statistics are those of
     all runners, and what they need goes out to them with the next weights.
 
-    - *Explorers* play a share of the episodes on the curriculum's stage by a `TrialTable`. They
-      feed the replay and nothing else: no policy gradient, no return.
+    - *Explorers* play a share of the episodes on the curriculum's stage, by a `TrialTable` or on
+      `Detours`. They feed the replay and nothing else: no policy gradient, no return.
     - *Success replay* adds solved episodes of that stage to an update, for imitation.
     - The *novelty bonus* is an alternative to explorers, off by default.
 
@@ -37,7 +38,7 @@ class Exploration:
 
     Args:
         config: a `ToolAgentConfig`.
-        num_stages: of the task.
+        num_stages: the task's stage numbers are below it.
         num_statuses: of the task.
     """
 
@@ -50,8 +51,11 @@ class Exploration:
         self.table = TrialTable(num_statuses, MIN_TRIES)
         seed = None if config.seed is None else (int(config.seed), 0x7265706C)  # 'repl'
         streams = np.random.SeedSequence(seed).spawn(num_stages)
-        self.replay = [
+        self.trials = config.explorer_kind == "trials"
+        self.replay: list[SuccessReplay | VerifiedReplay] = [
             SuccessReplay(REPLAY_SLOTS, REPLAY_EXAMPLES, np.random.default_rng(stream))
+            if self.trials
+            else VerifiedReplay(np.random.default_rng(stream), config.gamma)
             for stream in streams
         ]
         self.bonus = NoveltyBonus(
@@ -98,7 +102,7 @@ class Exploration:
         }
 
     def _count(self, batch: EpisodeBatch) -> None:
-        if self.explorer_share > 0:
+        if self.explorer_share > 0 and self.trials:
             self.table.add(batch)
         here = batch.stage == self.stage
         if self.replay_episodes:

@@ -27,6 +27,7 @@ from torch import Tensor
 from toolagent.learning.losses import imitation_loss, policy_loss, policy_step
 from toolagent.learning.returns import (
     generalized_advantages,
+    leave_one_out_advantages,
     masked_mean,
     normalize,
     step_mask,
@@ -73,6 +74,10 @@ class EpisodeColumnsLearner(TorchLearner):
         advantages, targets = generalized_advantages(
             rewards + batch["intrinsic_rewards"], values, mask, config.gamma, config.lambda_
         )
+        if config.advantage_estimator == "leave_one_out":
+            advantages = leave_one_out_advantages(
+                rewards + batch["intrinsic_rewards"], batch["peer_return"], mask, config.gamma
+            )
         if config.normalize_advantages:
             advantages = normalize(advantages, mask)
         step = policy_step(logits, batch["actions"])

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from toolagent.rollouts.episode_batch import EpisodeBatch
-from toolagent.tokens import NUM_TOKENS
 
 _EMPTY = -1  # the key of a slot that holds no program
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, with bits all over
 
 
 class SuccessReplay:
@@ -115,10 +115,13 @@ def program_keys(batch: EpisodeBatch) -> np.ndarray:
     this a lucky answer comes in thousands of spellings with a useless token here or there, each
     tried once and right once.
 
-    A key is those actions as digits in base 19, 18 tokens and one for nothing: up to 14 fit.
+    A key is a polynomial in those actions, modulo 2^63: of two different programs one in about
+    10^18 is taken for the other.
     """
     did = batch.effective
-    # The n-th effective action is the key's n-th digit.
-    digit = np.cumsum(did, axis=1) - 1
-    worth = np.int64(NUM_TOKENS + 1) ** np.maximum(digit, 0)
-    return (np.where(did, batch.actions + 1, 0) * worth).sum(1)
+    # The n-th effective action is the n-th coefficient.
+    power = np.maximum(np.cumsum(did, axis=1) - 1, 0)
+    with np.errstate(over="ignore"):
+        powers = np.cumprod(np.full(batch.actions.shape[1], _BASE), dtype=np.uint64)
+        terms = np.where(did, batch.actions + 1, 0).astype(np.uint64) * powers[power]
+        return (terms.sum(1, dtype=np.uint64) >> np.uint64(1)).astype(np.int64)

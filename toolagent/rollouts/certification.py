@@ -1,16 +1,26 @@
-"""Accuracy as it is meant here: the greedy agent's exact answer, counted over all problems."""
+"""Accuracy as it is meant here: the greedy agent's exact answer, counted over all problems.
+
+A stage whose problems can be listed is *certified*: every one of them is played. The others are
+*measured* on a sample that is the same for every agent.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from toolagent.models.network import StageGRUNetwork
+from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.play import play
 from toolagent.tasks import Task
 
-CHUNK = 4096  # problems played at once: larger is no faster
+CHUNK = 1024  # problems played at once: more are no faster, and need more memory
+SAMPLE_SIZE = 10_000  # problems of each split, where a stage has too many to be listed
+# Larger than any run's seed (`config.settings.MAX_SEED`), so that no stream of a run is the
+# sample's.
+_SAMPLE_SEED = 0xCE271F1E
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,10 @@ class StageAccuracy:
     solved: int
     mean_return: float = 0.0  # the mean reward of an episode; never an accuracy
     solved_in: tuple[int, ...] = ()  # [n]: problems solved in n actions
+    complete: bool = False  # these were all problems of the stage
+    split: str | None = None  # the one that they were drawn from; None: whole, or as they came
+    judged: dict[str, int] = field(default_factory=dict)  # name -> programs (`Task.judge`)
+    other_splits: tuple[StageAccuracy, ...] = ()  # counted apart, not in the figures above
 
     @property
     def accuracy(self) -> float:
@@ -29,58 +43,131 @@ class StageAccuracy:
         return self.solved / self.problems
 
     @property
-    def certified(self) -> bool:
-        """Every problem was counted and every one is solved."""
+    def faultless(self) -> bool:
+        """Every problem that was counted is solved."""
         return self.solved == self.problems
 
+    @property
+    def certified(self) -> bool:
+        """Every problem was counted and every one is solved."""
+        return self.complete and self.faultless
 
-def certify_stage(network: StageGRUNetwork, task: Task, stage: int) -> StageAccuracy:
-    """Plays every problem of the stage greedily: no sample, no random number."""
-    total = task.num_problems(stage)
-    solved_in, returns = np.zeros(task.max_actions + 1, np.int64), 0.0
-    for start in range(0, total, CHUNK):
-        batch = play(network, task, task.problems(stage, start, start + CHUNK))
-        solved_in += np.bincount(batch.lengths[batch.solved], minlength=len(solved_in))
-        returns += float(batch.returns.sum(dtype=np.float64))
-    return StageAccuracy(
-        stage, total, int(solved_in.sum()), returns / total, tuple(solved_in.tolist())
+    def record(self) -> dict[str, Any]:
+        """As JSON files show it: shares are 0..1, and each other split is a record in it."""
+        result: dict[str, Any] = {
+            "stage": self.stage,
+            "problems": self.problems,
+            "solved": self.solved,
+            "accuracy": self.accuracy,
+        }
+        result |= {name: count / self.problems for name, count in self.judged.items()}
+        if self.judged:  # only then is there anything else than complete stages
+            result["complete"] = self.complete
+        for other in self.other_splits:
+            hidden = ("stage", "complete")
+            result[str(other.split)] = {
+                name: value for name, value in other.record().items() if name not in hidden
+            }
+        return result
+
+
+def certify(
+    network: AgentNetwork, task: Task, stages: Iterable[int] | None = None
+) -> list[StageAccuracy]:
+    """The given stages of the task; all by default."""
+    return [certify_stage(network, task, s) for s in (task.stages if stages is None else stages)]
+
+
+def certify_stage(network: AgentNetwork, task: Task, stage: int) -> StageAccuracy:
+    """Plays every problem of the stage greedily, or the fixed sample where they can't be listed.
+
+    A listed stage has no splits. In a sample, the figures are those of the first split, which is
+    what training draws from; `other_splits` holds the rest.
+    """
+    if task.num_problems(stage) is not None:
+        return _count(network, task, stage, _listed(task, stage), complete=True)
+    first, *others = (
+        _count(network, task, stage, fixed_sample(task, stage, split), split=split)
+        for split in task.splits_of(stage)
     )
+    return replace(first, other_splits=tuple(others))
 
 
-def is_certified(network: StageGRUNetwork, task: Task, stage: int) -> bool:
-    """Whether every problem of the stage is solved; stops looking at the first that is not."""
-    total = task.num_problems(stage)
-    return all(
-        play(network, task, task.problems(stage, start, start + CHUNK)).solved.all()
-        for start in range(0, total, CHUNK)
-    )
+def is_solved(network: AgentNetwork, task: Task, stage: int) -> bool:
+    """Whether all problems are solved that `certify_stage` counts; stops at the first that is not.
+
+    Where the problems can't be listed that is no certificate: all of a sample are right.
+    """
+    if task.num_problems(stage) is not None:
+        parts = _listed(task, stage)
+    else:
+        parts = fixed_sample(task, stage, task.splits_of(stage)[0])
+    return all(play(network, task, part).solved.all() for part in parts)
 
 
-def certify(network: StageGRUNetwork, task: Task) -> list[StageAccuracy]:
-    """All stages of the task."""
-    return [certify_stage(network, task, stage) for stage in range(task.num_stages)]
+def fixed_sample(task: Task, stage: int, split: str) -> Iterator[Any]:
+    """`SAMPLE_SIZE` problems in parts: always the same, whatever the seed of a run."""
+    key = (stage, task.splits.index(split))
+    rng = np.random.default_rng(np.random.SeedSequence(_SAMPLE_SEED, spawn_key=key))
+    problems = task.sample(rng, np.full(SAMPLE_SIZE, stage, np.int8), split)
+    for start in range(0, SAMPLE_SIZE, CHUNK):
+        yield problems.take(np.arange(start, min(start + CHUNK, SAMPLE_SIZE)))
 
 
 def measure(
-    network: StageGRUNetwork, task: Task, rng: np.random.Generator, problems_per_stage: int
+    network: AgentNetwork,
+    task: Task,
+    stages: Sequence[int],
+    rng: np.random.Generator,
+    problems_per_stage: int,
 ) -> list[StageAccuracy]:
     """Greedy accuracy on fresh problems: an estimate, cheap enough for use during training.
 
     Args:
         network: the agent.
         task: the machine and its problems.
+        stages: in ascending order.
         rng: a stream of its own, so that measuring changes nothing in training.
-        problems_per_stage: how many are drawn.
+        problems_per_stage: how many are drawn, of the split that training draws from.
     """
-    stages = np.repeat(np.arange(task.num_stages, dtype=np.int8), problems_per_stage)
-    batch = play(network, task, task.sample(rng, stages))
-    rows = stages == np.arange(task.num_stages)[:, None]  # (S, B)
-    return [
-        StageAccuracy(
-            stage,
-            problems_per_stage,
-            int(batch.solved[rows[stage]].sum()),
-            float(batch.returns[rows[stage]].mean()),
-        )
-        for stage in range(task.num_stages)
-    ]
+    drawn = np.repeat(np.array(stages, np.int8), problems_per_stage)
+    batch = play(network, task, task.sample(rng, drawn))
+    result = []
+    for stage in stages:
+        rows = drawn == stage
+        solved = int(batch.solved[rows].sum())
+        mean_return = float(batch.returns[rows].mean())
+        result.append(StageAccuracy(stage, problems_per_stage, solved, mean_return))
+    return result
+
+
+def _listed(task: Task, stage: int) -> Iterator[Any]:
+    """All problems of the stage, in parts."""
+    total = task.num_problems(stage)
+    assert total is not None
+    for start in range(0, total, CHUNK):
+        yield task.problems(stage, start, start + CHUNK)
+
+
+def _count(
+    network: AgentNetwork, task: Task, stage: int, parts: Iterable[Any], **known: Any
+) -> StageAccuracy:
+    """Plays the problems greedily and counts."""
+    solved_in, returns, total = np.zeros(task.max_actions + 1, np.int64), 0.0, 0
+    judged = dict.fromkeys(task.judgements, 0)
+    for problems in parts:
+        batch = play(network, task, problems)
+        total += len(batch)
+        solved_in += np.bincount(batch.lengths[batch.solved], minlength=len(solved_in))
+        returns += float(batch.returns.sum(dtype=np.float64))
+        for name, right in task.judge(problems, batch.actions, batch.lengths).items():
+            judged[name] += int(right.sum())
+    return StageAccuracy(
+        stage,
+        problems=total,
+        solved=int(solved_in.sum()),
+        mean_return=returns / total,
+        solved_in=tuple(solved_in.tolist()),
+        judged=judged,
+        **known,
+    )

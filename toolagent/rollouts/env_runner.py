@@ -42,8 +42,9 @@ from ray.rllib.utils.metrics import (
 
 from toolagent.envs.registration import create_for_rllib
 from toolagent.envs.vector import ToolVectorEnv
+from toolagent.rollouts.draw import ProblemDraw
 from toolagent.rollouts.episode_batch import EpisodeBatch
-from toolagent.rollouts.play import Explorers, PlayTimes, play
+from toolagent.rollouts.play import PlayTimes, play
 from toolagent.rollouts.recorder import EpisodeRecorder
 
 EXPLORERS = "explorers"  # in a state: (share of the episodes, their table of log-weights)
@@ -65,8 +66,10 @@ class Fragment:
 class BatchedEnvRunner(EnvRunner, Checkpointable):
     """An EnvRunner whose `sample` plays B complete episodes at once (`rollouts.play`).
 
-    Some of them may be explorers' (`play.Explorers`); the algorithm says how many with the
-    weights. Their steps are counted, their returns are not: those are the policy's.
+    Some of them may be explorers' (`Explorers`, `Detours`); the algorithm says how many with the
+    weights. Their steps are counted, their returns are not: those are the policy's. The others
+    may come in groups that play one problem, some of the problems from those that this runner
+    failed before (`ProblemDraw`).
 
     B is `num_envs_per_env_runner`. Episodes never span two calls, so nothing is left over when
     the weights, the stage or the runner itself change.
@@ -90,6 +93,12 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self._generator = torch.Generator()
         self._explorer_share = 0.0
         self._explorer_weights = torch.zeros(0)
+        self._draw = ProblemDraw(  # stock algorithms have no such settings
+            int(getattr(config, "episodes_per_problem", 1)),
+            float(getattr(config, "failed_problem_share", 0.0)),
+            str(getattr(config, "explorer_kind", "trials")),
+            float(config.gamma),
+        )
         self.make_env()
         self.make_module()
 
@@ -156,19 +165,22 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         started = time.perf_counter()
         self._times = PlayTimes()
         count = num_episodes or self.num_envs
-        explorers = None
-        if explore and not random_actions and self._explorer_share > 0:
-            explorers = Explorers(round(count * self._explorer_share), self._explorer_weights)
-        problems = self.env.fresh_problems(count, current=explorers.count if explorers else 0)
+        # Greedy episodes have no need of a second try, nor has a random one of an explorer.
+        learning = explore and not random_actions
+        drawn = (self._draw if learning else ProblemDraw()).draw(
+            self.env, count, self._explorer_share if learning else 0.0, self._explorer_weights
+        )
         batch = play(
             self.module.network,
             self.env.task,
-            problems,
+            drawn.problems,
             self._generator if explore or random_actions else None,
             random_actions=random_actions,
-            explorers=explorers,
+            explorers=drawn.explorers,
             times=self._times,
         )
+        if learning:
+            self._draw.compare(batch, drawn, self.env.stage)
         self._log(batch, time.perf_counter() - started)
         if self._recorder is not None:
             self._recorder.add(batch)
@@ -238,6 +250,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             "worker_index": self.worker_index,
             "problem_stream": self.env.np_random.bit_generator.state,
             "action_stream": self._generator.get_state().numpy(),
+            "failed_problems": self._draw.failed.get_state(),
         }
         if self._check_component(COMPONENT_RL_MODULE, components, not_components):
             state[COMPONENT_RL_MODULE] = self.module.get_state(**kwargs)
@@ -271,6 +284,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         if "problem_stream" in state and state.get("worker_index") == self.worker_index:
             self.env.np_random.bit_generator.state = state["problem_stream"]
             self._generator.set_state(torch.from_numpy(np.array(state["action_stream"])))
+            self._draw.failed.set_state(state["failed_problems"])
 
     @override(Checkpointable)
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:

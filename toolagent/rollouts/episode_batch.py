@@ -16,7 +16,7 @@ from toolagent.tokens import ANS, EOS
 class EpisodeBatch(Columns):
     """B finished episodes of up to T actions; nothing in it after an episode's end is meant.
 
-    Only what the learner needs, in the smallest dtypes: about 80 bytes an episode for T = 7.
+    Only what the learner needs, in the smallest dtypes: about 85 bytes an episode for T = 7.
     What was observed is in here too: `context` and `stage` directly, and the previous token of
     step t is action t-1 (`CTX` at the first step).
     """
@@ -30,6 +30,8 @@ class EpisodeBatch(Columns):
     status: np.ndarray  # (B, T) int8: the machine's status after each action, 0 after the end
     solved: np.ndarray  # (B,) bool: the answer is exactly right
     explored: np.ndarray  # (B,) bool: played by an explorer, not by the policy
+    peer_return: np.ndarray  # (B,) float32: mean discounted return of the other episodes of the
+    # group (`draw.ProblemDraw`), 0 where there is none
 
     @property
     def env_steps(self) -> int:
@@ -48,6 +50,14 @@ class EpisodeBatch(Columns):
     def returns(self) -> np.ndarray:
         """(B,) float32: undiscounted sum of rewards."""
         return self.rewards.sum(axis=1)
+
+    def discounted_returns(self, gamma: float) -> np.ndarray:
+        """(B,) float32: the sum of gamma^t times the reward of step t = 0, 1, ..."""
+        if gamma == 1.0:
+            return self.returns
+        return self.rewards @ np.float32(gamma) ** np.arange(
+            self.rewards.shape[1], dtype=np.float32
+        )
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +105,7 @@ def arrow_schema(context_length: int, max_actions: int) -> pa.Schema:
             ("status", pa.list_(pa.int8(), max_actions)),
             ("solved", pa.bool_()),
             ("explored", pa.bool_()),
+            ("peer_return", pa.float32()),
         ]
     )
 
@@ -128,4 +139,5 @@ def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBa
         status=np.zeros(shape, np.int8),
         solved=np.zeros(len(stage), bool),
         explored=np.zeros(len(stage), bool),
+        peer_return=np.zeros(len(stage), np.float32),
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from toolagent.models.network import StageGRUNetwork
+from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.detours import Detours
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.tasks import Task
 from toolagent.tokens import CTX
@@ -24,7 +25,8 @@ class PlayTimes:
     machine_s: float = 0.0  # everything else: transitions, columns, leaving the batch
 
 
-class Explorers(NamedTuple):
+@dataclass(frozen=True)
+class Explorers:
     """Episodes played by a table of what is worth trying in a machine status.
 
     `log_weights[status, token]`, (statuses, 18) float32: log-probabilities of the tokens.
@@ -33,16 +35,19 @@ class Explorers(NamedTuple):
     count: int  # of the episodes, the last ones of the batch
     log_weights: torch.Tensor
 
+    def __len__(self) -> int:
+        return self.count
+
 
 @torch.no_grad()
 def play(
-    network: StageGRUNetwork,
+    network: AgentNetwork,
     task: Task,
     problems: Any,
     generator: torch.Generator | None = None,
     *,
     random_actions: bool = False,
-    explorers: Explorers | None = None,
+    explorers: Explorers | Detours | None = None,
     times: PlayTimes | None = None,
 ) -> EpisodeBatch:
     """One episode of each problem, from start to end.
@@ -63,13 +68,14 @@ def play(
         The B episodes in the order of `problems`.
     """
     batch = empty_batch(task, problems.context, problems.stage)
-    exploring = 0 if explorers is None or generator is None else explorers.count
+    exploring = 0 if explorers is None or generator is None else len(explorers)
+    first_explorer = len(problems) - exploring
     if exploring:
         batch.explored[-exploring:] = True
     table = network.step_table()
     registers = task.start(problems)
     live = np.arange(len(problems))  # the rows of `batch` that are still playing
-    hidden = network.initial_hidden(
+    encoding, hidden = network.begin(
         torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
     )
     token = torch.full((len(live),), CTX)
@@ -77,7 +83,7 @@ def play(
     inference_s, started = 0.0, clock()
     for step in range(task.max_actions):
         mark = clock()
-        logits, _, hidden = network.step(table, token, hidden)
+        logits, _, hidden = network.step(table, token, encoding, hidden)
         if generator is None:
             token = logits.argmax(1)
             log_probability = None
@@ -85,11 +91,14 @@ def play(
             log_probabilities = torch.log_softmax(
                 torch.zeros_like(logits) if random_actions else logits, 1
             )
-            if exploring:  # the last rows; who leaves the batch keeps its order
-                assert explorers is not None
+            # Explorers are the last rows; who leaves the batch changes nothing in the order.
+            if exploring and isinstance(explorers, Explorers):
                 status = torch.from_numpy(task.status(registers)[-exploring:].astype(np.int64))
                 log_probabilities[-exploring:] = explorers.log_weights[status]
             token = sample_tokens(log_probabilities, generator)
+            if exploring and isinstance(explorers, Detours):
+                mine = torch.from_numpy(live[-exploring:] - first_explorer)
+                token[-exploring:] = explorers.tokens(logits[-exploring:], step, mine)
             log_probability = log_probabilities.gather(1, token[:, None]).squeeze(1)
         actions = token.numpy()
         inference_s += clock() - mark
@@ -112,6 +121,7 @@ def play(
             live, registers, problems = live[going], registers.take(going), problems.take(going)
             kept = torch.from_numpy(going)
             token, hidden = token[kept], hidden[kept]
+            encoding = tuple(part[kept] for part in encoding)
             if exploring:
                 exploring = int(np.count_nonzero(batch.explored[live]))
     if times is not None:

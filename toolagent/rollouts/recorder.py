@@ -19,10 +19,10 @@ ROWS_PER_FILE = 50_000
 class EpisodeRecorder:
     """Collects episode batches of one env runner and writes them by the file.
 
-    Columns: `stage` (int8), the columns that pose the problem again (`digits`: list of 5 ints, 0
-    where the stage shows none), `actions` (list of ints), `rewards` and `log_probabilities`
-    (lists of floats), `solved` (bool), `explored` (bool: played by an explorer, not by the
-    policy), `env_runner` (int). Lists are as long as the episode.
+    Columns: `stage` (int8), what poses the problem again (`digits`: list of 5 ints, 0 where the
+    stage shows none; or `expression`: string), `actions` (list of ints), `rewards` and
+    `log_probabilities` (lists of floats), `solved` (bool), `explored` (bool: played by an
+    explorer, not by the policy), `env_runner` (int). Lists are as long as the episode.
 
     Args:
         folder: made if it is missing; files of several runners and runs can share it.
@@ -67,7 +67,10 @@ def record_table(batch: EpisodeBatch, task: Task, env_runner: int) -> pa.Table:
     def ragged(column: np.ndarray) -> Any:
         return pa.ListArray.from_arrays(offsets, pa.array(column[steps]))
 
-    posed = {name: pa.array(list(column)) for name, column in task.read(batch.context).items()}
+    posed = {  # texts as strings, several numbers a problem as lists
+        name: pa.array(column if column.ndim == 1 else list(column))
+        for name, column in task.read(batch.context).items()
+    }
     return pa.table(
         {
             "stage": batch.stage,

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from toolagent.models.network import StageGRUNetwork
+from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play
 from toolagent.tasks import Task
-from toolagent.tasks.arithmetic import ArithmeticProblems
 from toolagent.tokens import ANS, CTX, TOKEN_NAMES
 
-SUBGOALS = ("a*b", "a*b+c", "a*b+c-d", "d*e", "a*b+c-d*e")  # the columns of `subgoals`
 CURSOR = "cursor"  # a register that moves with every operand read; it holds no result
 
 
@@ -29,7 +27,7 @@ class Step:
     runner_up: int  # the most probable of the other tokens
     runner_up_probability: float
     value: float  # the critic's, before the action
-    registers: dict[str, int | None]  # after the action; None where empty
+    registers: dict[str, int | str | None]  # after the action; None where empty
     changed: tuple[str, ...]  # the names of the registers that the action changed
     reward: float
 
@@ -46,7 +44,9 @@ class Trajectory:
     answered: bool  # with ANS; else it ran out of actions
     answer: int | None  # None also if it answered with an empty register
     solved: bool  # the answer is exactly the target
-    subgoals: tuple[str, ...]  # the terms of the problem that the answer equals
+    terms: dict[str, int] = field(default_factory=dict)  # parts of the problem, by name
+    computes: str | None = None  # the formula that the program answers with, if it has one
+    judged: dict[str, bool] = field(default_factory=dict)  # what else is told of the program
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -54,12 +54,17 @@ class Trajectory:
         return tuple(step.token for step in self.steps)
 
     @property
+    def subgoals(self) -> tuple[str, ...]:
+        """The terms of the problem that the answer equals."""
+        return tuple(name for name, value in self.terms.items() if value == self.answer)
+
+    @property
     def reward(self) -> float:
         """Undiscounted sum."""
         return sum(step.reward for step in self.steps)
 
 
-def trajectory(network: StageGRUNetwork, task: Task, problems: Any) -> Trajectory:
+def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
     """Plays one problem greedily and records every step.
 
     The actions are those of `play`; the probabilities and values are read off a second pass over
@@ -99,8 +104,8 @@ def trajectory(network: StageGRUNetwork, task: Task, problems: Any) -> Trajector
                 reward=float(transition.rewards[0]),
             )
         )
-    answer = answers(task, problems, batch)[0]
     formula, text = describe(task, problems, 0)
+    judged = task.judge(problems, batch.actions, batch.lengths)
     return Trajectory(
         stage=int(problems.stage[0]),
         formula=formula,
@@ -108,9 +113,11 @@ def trajectory(network: StageGRUNetwork, task: Task, problems: Any) -> Trajector
         target=int(task.target(problems)[0]),
         steps=tuple(steps),
         answered=bool(actions[-1] == ANS),
-        answer=answer,
+        answer=answers(task, problems, batch)[0],
         solved=bool(batch.solved[0]),
-        subgoals=_subgoals(problems, answer),
+        terms=task.terms(problems, 0),
+        computes=task.computes(actions.tolist()),
+        judged={name: bool(right[0]) for name, right in judged.items()},
     )
 
 
@@ -174,8 +181,9 @@ def verdict(recorded: Trajectory) -> str:
         text = f"answers {recorded.answer} = {recorded.problem}: right"
         return text if paid else f"{text}, but this task's reward checks another target"
     text = f"answers {recorded.answer}, {target}: wrong"
-    parts = " and ".join(recorded.subgoals) or "no part of the problem"
-    text += f"; {recorded.answer} is {parts}"
+    if recorded.terms:
+        parts = " and ".join(recorded.subgoals) or "no part of the problem"
+        text += f"; {recorded.answer} is {parts}"
     return f"{text}, which this task's reward takes for right" if paid else text
 
 
@@ -188,25 +196,13 @@ def probability_text(probability: float, digits: int) -> str:
 
 
 def _reconsider(
-    network: StageGRUNetwork, problems: Any, actions: np.ndarray
+    network: AgentNetwork, problems: Any, actions: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(T, 18) log-probabilities and (T,) values of one episode of T actions."""
     previous = torch.tensor([[CTX, *actions[:-1].tolist()]])  # (1, T)
     with torch.no_grad():
-        hidden = network.initial_hidden(
+        encoding, hidden = network.begin(
             torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
         )
-        outputs, _ = network.unroll(previous, hidden)  # (1, T, D)
-        return torch.log_softmax(network.logits(outputs)[0], 1), network.values(outputs)[0]
-
-
-def _subgoals(problems: Any, answer: int | None) -> tuple[str, ...]:
-    """The terms of an arithmetic problem, made of digits that its stage shows, that it equals."""
-    if answer is None or not isinstance(problems, ArithmeticProblems):
-        return ()
-    shown = "abcde"[: 3 + int(problems.stage[0])]
-    return tuple(
-        name
-        for name, value in zip(SUBGOALS, problems.subgoals[0], strict=True)
-        if value == answer and set(name) & set("abcde") <= set(shown)
-    )
+        logits, values, _ = network.unroll(previous, encoding, hidden)  # (1, T, 18), (1, T)
+        return torch.log_softmax(logits[0], 1), values[0]

@@ -1,0 +1,68 @@
+"""Explorers' successes that were no coincidence, kept for a while to be imitated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from toolagent.rollouts.episode_batch import EpisodeBatch
+
+CAPACITY = 1024  # episodes; the oldest make way
+PEERS_AS_GOOD = 0.7  # the others' mean return, as a share of an episode's own
+
+
+class VerifiedReplay:
+    """A ring of solved episodes whose group, the same plan on other numbers, did as well.
+
+    Explorers stumble on right answers mostly by coincidence, and imitating those teaches wrong
+    plans: with them in the store the policy learned more slowly than without a store. A plan that
+    solves several problems of one structure is worth imitating.
+
+    Source: Oh et al. 2018, "Self-imitation learning", for learning from one's own successes.
+
+    Args:
+        rng: draws what is replayed.
+        gamma: the discount of `peer_return`.
+    """
+
+    def __init__(self, rng: np.random.Generator, gamma: float = 1.0):
+        self.rng, self.gamma = rng, gamma
+        self.store: EpisodeBatch | None = None
+        self.added = 0
+
+    def __len__(self) -> int:
+        return min(self.added, CAPACITY)
+
+    def add(self, batch: EpisodeBatch) -> None:
+        """Keeps the explorers' verified successes of the batch."""
+        as_good = batch.peer_return >= PEERS_AS_GOOD * batch.discounted_returns(self.gamma)
+        rows = np.flatnonzero(batch.explored & batch.solved & as_good)
+        if not len(rows):
+            return
+        if self.store is None:
+            self.store = batch.take(np.zeros(CAPACITY, np.int64))
+        places = (self.added + np.arange(len(rows))) % CAPACITY
+        self.store.put(places, batch.take(rows))
+        self.added += len(rows)
+
+    def sample(self, count: int) -> EpisodeBatch | None:
+        """`count` of them, evenly drawn; None if there are none."""
+        if self.store is None or not count:
+            return None
+        return self.store.take(self.rng.integers(0, len(self), count))
+
+    def get_state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "store": None if self.store is None else dict(self.store.columns()),
+            "added": self.added,
+            "stream": self.rng.bit_generator.state,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_state`."""
+        store = state["store"]
+        self.store = store and EpisodeBatch(**{name: np.array(c) for name, c in store.items()})
+        self.added = state["added"]
+        self.rng.bit_generator.state = state["stream"]

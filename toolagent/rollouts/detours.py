@@ -1,0 +1,66 @@
+"""Explorers that leave the policy's way once, all at the same place, and then follow it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+FIRST_CHOICES = 6  # a detour takes any of the policy's so many most probable tokens
+LONGEST = 3  # steps
+
+
+@dataclass(frozen=True)
+class Detours:
+    """E greedy episodes, in groups, each with one detour of up to three steps.
+
+    At its detour's steps an episode takes the policy's n-th choice (0 being the most probable
+    token), everywhere else the first. A *group* makes the same detour on problems of the same
+    structure with other numbers: what it does is one plan, tried on several problems. A plan that
+    is right by coincidence is right on few of them.
+    """
+
+    start: torch.Tensor  # (E,) int64: the detour's first step
+    choices: torch.Tensor  # (E, LONGEST) int64: which choice at each of its steps
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def tokens(self, logits: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
+        """What some of the episodes do at a step.
+
+        Args:
+            logits: (N, 18) the policy's.
+            step: 0 is the first.
+            rows: (N,) which of the E episodes they are.
+
+        Returns:
+            (N,) tokens.
+        """
+        since = step - self.start[rows]  # (N,)
+        on_detour = (since >= 0) & (since < LONGEST)
+        choice = self.choices[rows].gather(1, since.clamp(0, LONGEST - 1).unsqueeze(1))
+        choice = choice * on_detour.unsqueeze(1)  # (N, 1)
+        best = logits.topk(FIRST_CHOICES, 1).indices  # (N, FIRST_CHOICES)
+        return best.gather(1, choice).squeeze(1)
+
+
+def draw_detours(rng: np.random.Generator, longest: np.ndarray, group_size: int) -> Detours:
+    """One detour for each group.
+
+    Args:
+        rng: the stream to draw from.
+        longest: (groups,) the most actions its problem allows; a detour begins before the last.
+        group_size: episodes in a group.
+    """
+    groups = len(longest)
+    choices = rng.integers(0, FIRST_CHOICES, (groups, LONGEST))
+    choices[:, 0] = rng.integers(1, FIRST_CHOICES, groups)  # or it would be none
+    steps = rng.integers(1, LONGEST + 1, groups)
+    choices[np.arange(LONGEST) >= steps[:, None]] = 0
+    start = rng.integers(0, np.maximum(longest - 1, 1))
+    return Detours(
+        torch.from_numpy(np.repeat(start, group_size)),
+        torch.from_numpy(np.repeat(choices, group_size, axis=0)),
+    )
