@@ -241,9 +241,18 @@ def test_settings_that_cannot_work_are_refused(levels, others, message):
 
 
 def test_a_stage_that_the_task_has_not_is_refused():
-    THREE.check_stages(3)
-    with pytest.raises(ValueError, match=r"levels\.2\.stage: 2 is not in the task"):
-        THREE.check_stages(2)
+    THREE.check_stages(range(3))
+    with pytest.raises(ValueError, match=r"levels\.2\.stage: 2 is not in the task; .* 0\.\.1"):
+        THREE.check_stages(range(2))
+    with pytest.raises(ValueError, match=r"levels\.0\.stage: 0 is not in the task; .* 1\.\.8"):
+        THREE.check_stages(range(1, 9))
+
+
+def test_trained_are_the_levels_stages_and_where_a_share_is_drawn_from_them_the_earlier():
+    levels = [{"stage": 4, "advance_after_iterations": 1}, {"stage": 2}]
+    assert settings_of(*levels).trained_stages(range(1, 9)) == [2, 4]
+    assert settings_of(*levels, earlier_stage_share=0.1).trained_stages(range(1, 9)) == [1, 2, 3, 4]
+    assert THREE.trained_stages(range(3)) == [0, 1, 2]
 
 
 # Whatever is declared and measured -------------------------------------------------------------

@@ -19,8 +19,9 @@ from trained import (
 
 from toolagent import cli
 from toolagent.errors import UserError
-from toolagent.evaluate import answer_problems, command, formulas, read_problems
+from toolagent.evaluate import answer_problems, command
 from toolagent.policy import save_policy
+from toolagent.problem_files import read_problems
 from toolagent.rollouts.certification import certify, certify_stage
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers
@@ -46,13 +47,13 @@ def scalar_episode(network, env, stage, digits):
     """The greedy episode, one step at a time: (tokens, answer, solved)."""
     observation, info = env.reset(options={"stage": stage, "digits": digits})
     context = torch.from_numpy(observation["context"])[None]
-    hidden = network.initial_hidden(context, torch.tensor([stage]))
+    encoding, hidden = network.begin(context, torch.tensor([stage]))
     token, tokens, done = CTX, [], False
     terminated = False
     while not done:
         with torch.no_grad():
-            output, hidden = network.unroll(torch.tensor([[token]]), hidden)
-            token = int(network.logits(output[0, 0]).argmax())
+            logits, _, hidden = network.unroll(torch.tensor([[token]]), encoding, hidden)
+            token = int(logits[0, 0].argmax())
         tokens.append(token)
         _, _, terminated, truncated, info = env.step(token)
         done = terminated or truncated
@@ -112,10 +113,6 @@ def test_no_answer_and_an_empty_register_are_none():
     assert answers(CALCULATOR, problems, play(empty, CALCULATOR, problems)) == [None] * 3
     silent = trained_network(((MUL,) * 7,) * 3)
     assert answers(CALCULATOR, problems, play(silent, CALCULATOR, problems)) == [None] * 3
-
-
-def test_formulas_name_the_stages():
-    assert formulas(CALCULATOR) == ["a*b+c", "a*b+c-d", "a*b+c-d*e"]
 
 
 # The command -------------------------------------------------------------------------------

@@ -81,14 +81,12 @@ def test_a_trajectory_is_the_episode_that_play_plays(network, task):
         )
         assert recorded.solved == batch.solved[0]
         table = network.step_table()
-        token, hidden = (
-            CTX,
-            network.initial_hidden(
-                torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
-            ),
+        token = CTX
+        encoding, hidden = network.begin(
+            torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
         )
         for step in recorded.steps:
-            logits, value, hidden = network.step(table, torch.tensor([token]), hidden)
+            logits, value, hidden = network.step(table, torch.tensor([token]), encoding, hidden)
             probabilities = logits[0].softmax(0)
             order = probabilities.argsort(descending=True)
             assert [step.token, step.runner_up] == order[:2].tolist()

@@ -64,14 +64,14 @@ def one_at_a_time(network, task, problems, choose):
             options={"stage": int(problems.stage[row]), "digits": problems.digits[row]}
         )
         actions, rewards, log_probabilities, done = [], [], [], False
-        hidden = network.initial_hidden(
+        encoding, hidden = network.begin(
             torch.tensor(observation["context"])[None], torch.tensor([observation["stage"]])
         )
         while not done:
             previous = torch.tensor([[int(observation["previous_token"])]])
             with torch.no_grad():
-                outputs, hidden = network.unroll(previous, hidden)
-                logits = network.logits(outputs)[0, 0]
+                logits, _, hidden = network.unroll(previous, encoding, hidden)
+                logits = logits[0, 0]
             action = choose(row, len(actions), logits)
             log_probabilities.append(float(torch.log_softmax(logits, 0)[action]))
             observation, reward, terminated, truncated, info = env.step(action)
@@ -293,7 +293,7 @@ def test_all_stages_are_certified_on_all_their_problems():
 
 def test_a_measurement_is_a_sample_of_each_stage_from_its_own_stream():
     task, network = get_task("calculator"), scripted_network((MUL, ADD, ANS))
-    one, same = (measure(network, task, np.random.default_rng(1), 2000) for _ in "ab")
+    one, same = (measure(network, task, (0, 1, 2), np.random.default_rng(1), 2000) for _ in "ab")
     assert one == same
     assert [(r.stage, r.problems) for r in one] == [(0, 2000), (1, 2000), (2, 2000)]
     assert one[0].solved == 2000

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -25,6 +25,7 @@ from toolagent.errors import UserError, nearest
 
 if TYPE_CHECKING:  # `rollouts` imports torch, which not every command needs
     from toolagent.rollouts.certification import StageAccuracy
+    from toolagent.tasks import Task
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -115,25 +116,77 @@ def print_table(console: Console, table: Table) -> None:
     console.print(table, crop=False, soft_wrap=True)
 
 
-def stage_table(stages: Iterable[StageAccuracy], formulas: Sequence[str]) -> Table:
-    """The table of certified accuracies; `formulas[stage]` says what a stage's problems are."""
-    result = table(
-        "stage",
-        "problem",
-        "problems",
-        "solved",
-        "accuracy",
-        right=("problems", "solved", "accuracy"),
-    )
-    for row in stages:
+def stage_table(
+    task: Task, stages: Sequence[StageAccuracy], trained: Container[int] | None = None
+) -> Table:
+    """The table of accuracies; `trained` are the stages that the agent was trained on, if known."""
+    judgements = judgements_of(stages)
+    right = ("problems", "solved", "accuracy", *judgements)
+    result = table("stage", "problem", *right, right=right)
+    for stage, problem, row in stage_rows(task, stages, trained):
         result.add_row(
-            str(row.stage),
-            formulas[row.stage],
+            stage,
+            problem,
             f"{row.problems:,}",
             f"{row.solved:,}",
             accuracy_text(row.solved, row.problems),
+            *judged_cells(row),
         )
     return result
+
+
+def stage_rows(
+    task: Task, stages: Iterable[StageAccuracy], trained: Container[int] | None
+) -> Iterator[tuple[str, str, StageAccuracy]]:
+    """Stage, problem and figures of each line of a table: a stage, and below it its other splits.
+
+    A `star` marks what the agent was not trained on.
+    """
+    for row in stages:
+        mark = star(row.stage, trained)
+        yield str(row.stage), task.formula(row.stage) + mark, row
+        for other in row.other_splits:
+            yield "", f"  {words(other.split)}{mark}", other
+
+
+def star(stage: int, trained: Container[int] | None) -> str:
+    """'*' for a stage that the agent was not trained on; nothing if that is not known."""
+    return "" if trained is None or stage in trained else "*"
+
+
+def judgements_of(stages: Iterable[StageAccuracy]) -> list[str]:
+    """The headings of what was judged besides right answers; [] if nothing was."""
+    return [name.replace("_", "\n") for name in next(iter(stages)).judged]
+
+
+def judged_cells(row: StageAccuracy) -> list[str]:
+    """The cells below those headings."""
+    return [accuracy_text(count, row.problems) for count in row.judged.values()]
+
+
+def stage_notes(
+    task: Task, stages: Sequence[StageAccuracy], trained: Container[int] | None
+) -> list[str]:
+    """What must be said below such a table: which figures are samples, and what the star means."""
+    notes = []
+    sampled = [row for row in stages if row.split is not None]
+    if sampled:
+        first, *below = (sampled[0], *sampled[0].other_splits)
+        counts = f"{first.problems:,} {words(first.split)}"
+        for row in below:
+            counts += f", and below them {row.problems:,} {words(row.split)}"
+        notes.append(
+            f"stages {', '.join(str(row.stage) for row in sampled)} are measured on a fixed "
+            f"sample, not on all problems:\n{counts}"
+        )
+    if trained is not None and any(row.stage not in trained for row in stages):
+        notes.append("* not trained on")
+    return notes
+
+
+def words(name: str | None) -> str:
+    """A name as it is read: 'held_out' is 'held out'."""
+    return str(name).replace("_", " ")
 
 
 def accuracy_text(solved: int, problems: int) -> str:

@@ -1,38 +1,52 @@
 """Certifies a checkpoint: how many problems does the greedy agent solve, out of all there are?
 
 python -m toolagent.evaluate CHECKPOINT [--problems FILE] [--json FILE]
+python -m toolagent.evaluate CHECKPOINT --reasoning-gym DATASET [--size N] [--seed S] [--json FILE]
+
+`--json` writes
+
+    {"task", "trained_stages", "stages": [{"stage", "problems", "solved", "accuracy"}]}
+
+where the checkpoint says which stages were trained. For a task that judges programs, a stage has
+besides
+
+- a share 0..1 for each judgement: `algebraically_valid`, `shortest`;
+- `complete`: the problems are all there are. If not, they are a fixed sample of the *seen* split,
+  which training draws from;
+- a record of the same figures for each other split, such as `held_out`, where the stage has one.
+
+With `--problems` there is `"answers": [{"problem", "tokens", "answer", "solved"}]` in the file's
+order, with each judgement as a boolean; with `--reasoning-gym`, `"reasoning_gym"` (`Score.record`).
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from toolagent import cli
-from toolagent.errors import UserError, nearest
-from toolagent.models.network import StageGRUNetwork
-from toolagent.policy import load_policy, write_atomically
+from toolagent.errors import UserError
+from toolagent.models.base import AgentNetwork
+from toolagent.policy import Policy, load_policy, write_atomically
+from toolagent.problem_files import read_problems
+from toolagent.reasoning_gym import DATASETS, MAX_SEED, Score, draw, score
 from toolagent.rollouts.certification import CHUNK, StageAccuracy, certify
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers, describe
 from toolagent.tasks import Task
 from toolagent.tasks.oracle import shortest_programs
 from toolagent.tokens import names
-
-DIGIT_COLUMNS = ("a", "b", "c", "d", "e")
-COLUMNS = ("stage", *DIGIT_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,12 @@ class Answer:
     tokens: list[str]  # ['MUL', 'ADD', 'ANS']
     answer: int | None  # None: out of actions, or answered with an empty register
     solved: bool
+    judged: dict[str, bool] = field(default_factory=dict)  # what else is told of the program
+
+    def record(self) -> dict[str, Any]:
+        """As the JSON file shows it."""
+        result = dict(vars(self))
+        return result | result.pop("judged")
 
 
 @click.command()
@@ -52,40 +72,130 @@ class Answer:
     "problem_file",
     metavar="FILE",
     help="Answer these problems instead of all: CSV with the header stage,a,b,c,d,e "
-    "(digits that a stage does not show may be empty).",
+    "(digits that a stage does not show may be empty) or expression.",
+)
+@click.option(
+    "--reasoning-gym",
+    "dataset",
+    metavar="DATASET",
+    help=f"Answer problems of the package reasoning-gym instead: {' or '.join(DATASETS)}.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="How many problems of reasoning-gym. Default: 500.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    metavar="S",
+    help="Seed of reasoning-gym's problems. Default: 0.",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result to this file.")
-def command(checkpoint: str, problem_file: str | None, json_file: str | None) -> None:
-    """Certify CHECKPOINT: run its greedy agent on every problem of every stage.
+def command(
+    checkpoint: str,
+    problem_file: str | None,
+    dataset: str | None,
+    size: int | None,
+    seed: int | None,
+    json_file: str | None,
+) -> None:
+    """Certify CHECKPOINT: run its greedy agent on every problem of every stage; where they are too
+    many, on a fixed sample.
 
     CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint).
     """
     if json_file is not None:
         check_writable(Path(json_file))
+    if dataset is None:
+        for flag, value in (("--size", size), ("--seed", seed)):
+            if value is not None:
+                raise UserError(f"{flag}: only with --reasoning-gym")
+    elif problem_file is not None:
+        raise UserError("--reasoning-gym: can't be given with --problems")
     policy = load_policy(checkpoint)
     torch.set_num_threads(1)  # a second saves half a second, and loses many on a busy machine
-    answered: list[Answer] | None = None
-    if problem_file is None:
-        stages = certify(policy.network, policy.task)
-        whose = "every problem there is"
-    else:
-        problems = read_problems(Path(problem_file), policy.task)
-        stages, answered = answer_problems(policy.network, policy.task, problems)
-        whose = f"the problems in {cli.one_line(problem_file)}"
     console = cli.console()
+    if problem_file is not None:
+        document = _given(console, policy, problem_file)
+    elif dataset is not None:
+        document = _reasoning_gym(console, policy, dataset, size or 500, seed or 0)
+    else:
+        document = _certified(console, policy)
+    if json_file is not None:
+        _write(Path(json_file), _json_text(document).encode())
+
+
+def _certified(console: Console, policy: Policy) -> dict[str, Any]:
+    """Every problem there is."""
+    stages = certify(policy.network, policy.task)
+    complete = [row for row in stages if row.complete]
+    whose = "every problem there is"
+    if len(complete) < len(stages):
+        whose = f"every problem of stages {', '.join(str(row.stage) for row in complete)}"
+    document = _report(console, policy, stages, complete, whose)
+    if not policy.task.judgements:  # which tell of each program whether it is the shortest
+        cli.print_table(console, optimality_table(policy.task, stages))
+    return document
+
+
+def _given(console: Console, policy: Policy, problem_file: str) -> dict[str, Any]:
+    """The problems of a file."""
+    problems = read_problems(Path(problem_file), policy.task)
+    stages, answered = answer_problems(policy.network, policy.task, problems)
+    whose = f"the problems in {cli.one_line(problem_file)}"
+    document = _report(console, policy, stages, stages, whose)
+    return document | {"answers": [answer.record() for answer in answered]}
+
+
+def _reasoning_gym(
+    console: Console, policy: Policy, dataset: str, size: int, seed: int
+) -> dict[str, Any]:
+    """Problems of the package reasoning-gym."""
+    task, trained = policy.task, policy.metadata.get("trained_stages")
+    drawn = draw(task, dataset, size, seed)
+    stages, answered = answer_problems(policy.network, task, drawn.problems)
+    result = score(drawn, [answer.answer for answer in answered])
+    _print_head(console, policy)
+    cli.print_table(console, score_table(result, stages, trained))
+    console.print(f"\n{score_text(result)}", soft_wrap=True)
+    for note in cli.stage_notes(task, stages, trained):
+        console.print(note, soft_wrap=True)
+    return _document(policy, stages) | {"reasoning_gym": result.record()}
+
+
+def _report(
+    console: Console,
+    policy: Policy,
+    stages: list[StageAccuracy],
+    counted: Sequence[StageAccuracy],
+    whose: str,
+) -> dict[str, Any]:
+    """Prints the table of the stages and what is counted in all; returns what JSON says of it."""
+    task, trained = policy.task, policy.metadata.get("trained_stages")
+    _print_head(console, policy)
+    cli.print_table(console, cli.stage_table(task, stages, trained))
+    solved, total = sum(row.solved for row in counted), sum(row.problems for row in counted)
+    console.print(f"\n{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
+    for note in cli.stage_notes(task, stages, trained):
+        console.print(note, soft_wrap=True)
+    console.print()
+    return _document(policy, stages)
+
+
+def _print_head(console: Console, policy: Policy) -> None:
     console.print(
         f"task {policy.task.name}, checkpoint {cli.one_line(policy.folder)}\n", soft_wrap=True
     )
-    cli.print_table(console, cli.stage_table(stages, formulas(policy.task)))
-    solved, total = sum(row.solved for row in stages), sum(row.problems for row in stages)
-    console.print(f"\n{cli.solved_text(solved, total)} ({whose})\n", soft_wrap=True)
-    if answered is None:
-        cli.print_table(console, optimality_table(policy.task, stages))
-    if json_file is not None:
-        document = {"task": policy.task.name, "stages": [stage_record(row) for row in stages]}
-        if answered is not None:
-            document["answers"] = [vars(answer) for answer in answered]
-        _write(Path(json_file), _json_text(document).encode())
+
+
+def _document(policy: Policy, stages: Iterable[StageAccuracy]) -> dict[str, Any]:
+    """What every JSON file has."""
+    document: dict[str, Any] = {"task": policy.task.name}
+    if policy.metadata.get("trained_stages") is not None:
+        document["trained_stages"] = policy.metadata["trained_stages"]
+    return document | {"stages": [row.record() for row in stages]}
 
 
 def optimality_table(task: Task, stages: Iterable[StageAccuracy]) -> Table:
@@ -115,49 +225,8 @@ def optimality_table(task: Task, stages: Iterable[StageAccuracy]) -> Table:
     return table
 
 
-def read_problems(file: Path, task: Task) -> Any:
-    """The problems of a CSV file, in its order.
-
-    Raises:
-        UserError: the file, or a line of it, is not as it should be.
-    """
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"problem file {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{file}, line {line}: not UTF-8 text") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    columns: list[str] | None = None
-    stages, digits = [], []
-    try:
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            cells = [cell.strip() for cell in row]
-            if cells in ([], [""]):  # a blank line
-                continue
-            if columns is None:
-                columns = _check_header(where, cells)
-                continue
-            if len(cells) != len(columns):
-                raise UserError(
-                    f"{where}: {len(cells)} values; expected {len(columns)}: {','.join(columns)}"
-                )
-            stage, five = _parse_row(where, dict(zip(columns, cells, strict=True)), task)
-            stages.append(stage)
-            digits.append(five)
-    except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: not CSV ({error})") from error
-    if columns is None:
-        raise UserError(f"{file}, line 1: empty; expected the header {','.join(COLUMNS)}")
-    if not stages:
-        raise UserError(f"{file}, line {reader.line_num + 1}: no problem after the header")
-    return task.pose(np.array(stages), digits=np.array(digits))
-
-
 def answer_problems(
-    network: StageGRUNetwork, task: Task, problems: Any
+    network: AgentNetwork, task: Task, problems: Any
 ) -> tuple[list[StageAccuracy], list[Answer]]:
     """Plays the given problems greedily.
 
@@ -168,6 +237,7 @@ def answer_problems(
     for start in range(0, len(problems), CHUNK):
         part = problems.take(np.arange(start, min(start + CHUNK, len(problems))))
         batch = play(network, task, part)
+        judged = task.judge(part, batch.actions, batch.lengths)
         for row, answer in enumerate(answers(task, part, batch)):
             program = batch.actions[row, : batch.lengths[row]]
             answered.append(
@@ -176,33 +246,24 @@ def answer_problems(
                     tokens=names(program).split(),
                     answer=answer,
                     solved=bool(batch.solved[row]),
+                    judged={name: bool(right[row]) for name, right in judged.items()},
                 )
             )
-    solved = np.array([answer.solved for answer in answered])
-    stages = [
-        StageAccuracy(
-            int(stage),
-            int((problems.stage == stage).sum()),
-            int(solved[problems.stage == stage].sum()),
+    stages = []
+    for stage in np.unique(problems.stage):
+        of_stage = [answered[row] for row in np.flatnonzero(problems.stage == stage)]
+        stages.append(
+            StageAccuracy(
+                int(stage),
+                len(of_stage),
+                sum(answer.solved for answer in of_stage),
+                judged={
+                    name: sum(answer.judged[name] for answer in of_stage)
+                    for name in task.judgements
+                },
+            )
         )
-        for stage in np.unique(problems.stage)
-    ]
     return stages, answered
-
-
-def stage_record(row: StageAccuracy) -> dict[str, int | float]:
-    """A stage's count as the JSON files hold it."""
-    return {
-        "stage": row.stage,
-        "problems": row.problems,
-        "solved": row.solved,
-        "accuracy": row.accuracy,
-    }
-
-
-def formulas(task: Task) -> list[str]:
-    """What the problems of each stage are: ['a*b+c', ...]."""
-    return [describe(task, task.problems(s, 0, 1), 0)[0] for s in range(task.num_stages)]
 
 
 def check_writable(file: Path) -> None:
@@ -219,43 +280,41 @@ def check_writable(file: Path) -> None:
         raise UserError(f"cannot write {file}: permission denied")
 
 
-def _check_header(where: str, cells: list[str]) -> list[str]:
-    for cell in cells:
-        if cell not in COLUMNS:
-            raise UserError(f"{where}: unknown column '{cell:.40}'; {nearest(cell, COLUMNS)}")
-        if cells.count(cell) > 1:
-            raise UserError(f"{where}: column '{cell}' occurs {cells.count(cell)} times")
-    for column in COLUMNS:
-        if column not in cells:
-            raise UserError(
-                f"{where}: no column '{column}'; expected the header {','.join(COLUMNS)}"
-            )
-    return cells
-
-
-def _parse_row(where: str, row: dict[str, str], task: Task) -> tuple[int, list[int]]:
-    """One problem: its stage and its five digits, 0 for those left empty."""
-    known = [str(stage) for stage in range(task.num_stages)]
-    if row["stage"] not in known:
-        raise UserError(
-            f"{where}: stage is '{row['stage']:.20}'; "
-            f"task '{task.name}' has stages {_listed(known)}"
+def score_table(
+    result: Score, stages: Sequence[StageAccuracy], trained: Container[int] | None
+) -> Table:
+    """The package's score by number of operands, beside what else is counted."""
+    judgements = cli.judgements_of(stages)
+    right = ("operands", "problems", "mean score", "accuracy", *judgements, "passed over")
+    table = cli.table(*right, right=right)
+    for row, of_package in zip(stages, result.operands, strict=True):
+        table.add_row(
+            f"{row.stage}{cli.star(row.stage, trained)}",
+            f"{row.problems:,}",
+            f"{of_package.mean_score:.3f}",
+            cli.accuracy_text(row.solved, row.problems),
+            *cli.judged_cells(row),
+            f"{of_package.drawn - of_package.problems:,}",
         )
-    stage = int(row["stage"])
-    shown = DIGIT_COLUMNS[: 3 + stage]
-    digits = []
-    for column in DIGIT_COLUMNS:
-        cell = row[column]
-        if cell == "" and column in shown:
-            raise UserError(f"{where}: {column} is empty; stage {stage} shows {_listed(shown)}")
-        if cell != "" and cell not in set("0123456789"):
-            raise UserError(f"{where}: {column} is '{cell:.20}'; expected a digit, 0 to 9")
-        digits.append(int(cell or 0))
-    return stage, digits
+    return table
 
 
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)
+def score_text(result: Score) -> str:
+    """What the package's score says, and beside it how its problems were restricted."""
+    drawn = result.drawn
+    text = (
+        f"reasoning-gym {drawn.version}, {drawn.name}, seed {drawn.seed}: mean score "
+        f"{result.mean_score:.3f} on {len(drawn.entries):,} problems\n"
+        f"restricted to what the task has: {drawn.restriction}\n"
+    )
+    if not drawn.passed_over:
+        return text + "every problem drawn can be posed"
+    faults = ", ".join(f"{fault} {count:,}" for fault, count in drawn.passed_over.items())
+    return text + (
+        f"{drawn.passed_over.total():,} of {drawn.drawn.total():,} drawn can't be posed and were "
+        f"passed over: {faults}\n"
+        f"(each of them counted as wrong: mean score {result.mean_score_of_all_drawn:.3f})"
+    )
 
 
 def _json_text(document: dict[str, Any]) -> str:
@@ -263,7 +322,7 @@ def _json_text(document: dict[str, Any]) -> str:
     parts = []
     for key, value in document.items():
         text = json.dumps(value)
-        if isinstance(value, list):
+        if isinstance(value, list) and value and isinstance(value[0], dict):
             entries = ",\n".join(f"    {json.dumps(entry)}" for entry in value)
             text = f"[\n{entries}\n  ]"
         parts.append(f"  {json.dumps(key)}: {text}")

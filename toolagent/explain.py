@@ -1,6 +1,6 @@
 """Shows what a checkpoint's greedy agent does on one problem, and why it is right or wrong.
 
-python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7]
+python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7 | --expression "(3+4)*2"]
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from toolagent.errors import UserError
 from toolagent.policy import load_policy
 from toolagent.rollouts.trajectory import Trajectory, probability_text, trajectory, verdict
 from toolagent.tasks import Task
-from toolagent.tasks.arithmetic import FORMULAS, NUM_DIGITS, ArithmeticTask
 from toolagent.tasks.oracle import shortest_programs
 from toolagent.tokens import TOKEN_NAMES, names
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--stage", type=int, metavar="S", help="Default: the last stage.")
+@click.option("--stage", type=int, metavar="S", help="A problem of this stage.")
 @click.option(
     "--digits",
     metavar="A,B,C,...",
-    help="The problem's digits. Default: 3,4,5,6,7 as far as shown.",
+    help="The problem's digits, for a task of digits. Default: 3,4,5,6,7 as far as shown, of the "
+    "last stage.",
 )
-@click.option("--expression", metavar="TEXT", help="The problem, for a task of expressions.")
+@click.option(
+    "--expression",
+    metavar="TEXT",
+    help="The problem, for a task of expressions. Default: (3+4)*2, or one of the stage.",
+)
 def command(checkpoint: str, stage: int | None, digits: str | None, expression: str | None) -> None:
     """Explain what CHECKPOINT's greedy agent does on one problem, and why the answer is right or
     wrong.
@@ -41,37 +45,67 @@ def command(checkpoint: str, stage: int | None, digits: str | None, expression: 
     policy = load_policy(checkpoint)
     task = policy.task
     torch.set_num_threads(1)  # one problem
-    if expression is not None:
-        raise UserError(f"--expression: task '{task.name}' is posed by --digits")
-    problems = pose(task, task.num_stages - 1 if stage is None else stage, digits)
+    problems = pose(task, stage, digits=digits, expression=expression)
     recorded = trajectory(policy.network, task, problems)
     console = cli.console()
     console.print(
         f"task {task.name}, checkpoint {cli.one_line(policy.folder)}\n"
-        f"stage {recorded.stage}: {task.describe(problems, 0)}\n",
+        f"stage {recorded.stage}: {task.describe(problems, 0)}",
         soft_wrap=True,
     )
+    for reason in untrained(task, problems, policy.metadata.get("trained_stages")):
+        console.print(f"{reason}: training drew no such problem")
+    console.print()
     cli.print_table(console, step_table(recorded))
-    console.print(f"\n{verdict(recorded)}\n{comparison(task, recorded)}", soft_wrap=True)
+    console.print(f"\n{verdict(recorded)}", soft_wrap=True)
+    if recorded.judged:
+        text = judgement(recorded, task.plan(problems, 0))
+    else:
+        text = comparison(task, recorded)
+    console.print(text, soft_wrap=True)
 
 
-def pose(task: Task, stage: int, digits: str | None) -> Any:
+def pose(task: Task, stage: int | None, **texts: str | None) -> Any:
     """The one problem that the command line asks for.
 
+    Args:
+        task: the task.
+        stage: of the problem, if one is named.
+        texts: the problem, by the flag that it was given with.
+
     Raises:
-        UserError: no such stage, or not the digits that it needs.
+        UserError: no such stage, or not what poses a problem of it.
     """
-    if not isinstance(task, ArithmeticTask):
-        raise UserError(f"task '{task.name}' is not posed by --digits")
-    if not 0 <= stage < task.num_stages:
+    for flag, text in texts.items():
+        if text is not None and flag != task.posed_by:
+            raise UserError(f"--{flag}: task '{task.name}' is posed by --{task.posed_by}")
+    if stage is not None and stage not in task.stages:
         raise UserError(
             f"--stage: task '{task.name}' has no stage {stage}; "
-            f"its stages are 0..{task.num_stages - 1}"
+            f"its stages are {task.stages[0]}..{task.stages[-1]}"
         )
-    shown = 3 + stage
-    five = [3, 4, 5, 6, 7] if digits is None else _parse_digits(digits, stage, shown)
-    five += [0] * (NUM_DIGITS - len(five))
-    return task.pose(np.array([stage]), digits=np.array([five]))
+    if texts[task.posed_by] is None:
+        return task.example(stage)
+    if task.posed_by == "digits":
+        stage = task.stages[-1] if stage is None else stage
+        given: Any = _parse_digits(str(texts["digits"]), task, stage)
+    else:
+        given = texts[task.posed_by]
+    try:
+        return task.pose(None if stage is None else np.array([stage]), **{task.posed_by: [given]})
+    except ValueError as error:
+        raise UserError(f"--{task.posed_by}: {error}") from None
+
+
+def untrained(task: Task, problems: Any, trained_stages: list[int] | None) -> list[str]:
+    """In what the one problem differs from those that the agent was trained on."""
+    stage, split = int(problems.stage[0]), int(task.split_of(problems)[0])
+    reasons = []
+    if trained_stages is not None and stage not in trained_stages:
+        reasons.append(task.formula(stage))
+    if split > 0:  # training draws from the first
+        reasons.append(cli.words(task.splits[split]))
+    return reasons
 
 
 def step_table(recorded: Trajectory) -> Table:
@@ -111,19 +145,35 @@ def comparison(task: Task, recorded: Trajectory) -> str:
     return f"shortest program for every problem of this stage: {names(programs[0])}"
 
 
-def _parse_digits(text: str, stage: int, shown: int) -> list[int]:
+def judgement(recorded: Trajectory, plan: tuple[int, ...] | None) -> str:
+    """What the program computes, and beside it the shortest one that solves the problem."""
+    lines = []
+    if recorded.computes is not None:
+        told = [
+            f"{cli.words(name)}: {'yes' if right else 'no'}"
+            for name, right in recorded.judged.items()
+        ]
+        lines.append(f"its program computes {recorded.computes}; {', '.join(told)}")
+    if plan is not None:
+        lines.append(f"shortest program: {names(plan)}")
+    return "\n".join(lines)
+
+
+def _parse_digits(text: str, task: Task, stage: int) -> list[int]:
+    """All digits, 0 for those that the stage does not show."""
     cells = [cell.strip() for cell in text.split(",")]
     for cell in cells:
         if cell not in set("0123456789"):
             raise UserError(
                 f"--digits: '{cell:.20}' is no digit; expected 0 to 9, such as 3,4,5,6,7"
             )
-    if len(cells) not in (shown, NUM_DIGITS):
+    shown, every = len(task.shown_columns(stage)), len(task.problem_columns)
+    if len(cells) not in (shown, every):
         raise UserError(
-            f"--digits: {len(cells)} digits; stage {stage}, {FORMULAS[stage]}, shows {shown}"
-            + (f" (or give all {NUM_DIGITS})" if shown != NUM_DIGITS else "")
+            f"--digits: {len(cells)} digits; stage {stage}, {task.formula(stage)}, shows {shown}"
+            + (f" (or give all {every})" if shown != every else "")
         )
-    return [int(cell) for cell in cells]
+    return [int(cell) for cell in cells] + [0] * (every - len(cells))
 
 
 if __name__ == "__main__":

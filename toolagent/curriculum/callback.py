@@ -11,7 +11,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODUL
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from toolagent.curriculum.rule import CurriculumSettings, CurriculumState, decide
-from toolagent.models.network import StageGRUNetwork
+from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.certification import StageAccuracy, measure
 from toolagent.tasks import Task, get_task
 
@@ -24,6 +24,7 @@ class CurriculumCallback(RLlibCallback):
 
     The accuracy is measured here, by the greedy agent with the learner's newest weights on fresh
     problems, not taken from training episodes: those are sampled, shaped and of mixed stages.
+    Only the stages that are trained on are measured.
 
     The stage travels to local, remote, evaluation and recreated env runners as one integer, when
     it changes. Episodes carry the stage that they were played on (`stage` in their observation
@@ -37,7 +38,7 @@ class CurriculumCallback(RLlibCallback):
         self.settings = settings or CurriculumSettings()
         self.state = CurriculumState()
         self.measured: list[StageAccuracy] = []  # the latest measurement
-        self.network: StageGRUNetwork | None = None  # what was measured
+        self.network: AgentNetwork | None = None  # what was measured
         self._rng: np.random.Generator | None = None
 
     @property
@@ -48,7 +49,7 @@ class CurriculumCallback(RLlibCallback):
     def on_algorithm_init(self, *, algorithm: Any, **kwargs: Any) -> None:
         """Prepares measuring and sends the first stage to all env runners."""
         self.task: Task = get_task(algorithm.config.env_config["task"])
-        self.settings.check_stages(self.task.num_stages)
+        self.settings.check_stages(self.task.stages)
         seed = algorithm.config.seed
         self._rng = np.random.default_rng(
             np.random.SeedSequence(None if seed is None else (int(seed), _MEASURE_STREAM))
@@ -67,7 +68,11 @@ class CurriculumCallback(RLlibCallback):
             self.refresh_network(algorithm)
             assert self.network is not None and self._rng is not None
             self.measured = measure(
-                self.network, self.task, self._rng, self.settings.measure_problems
+                self.network,
+                self.task,
+                self.settings.trained_stages(self.task.stages),
+                self._rng,
+                self.settings.measure_problems,
             )
         decision = decide(
             self.settings,
@@ -91,7 +96,7 @@ class CurriculumCallback(RLlibCallback):
             "mean_return": {str(row.stage): row.mean_return for row in self.measured},
         }
 
-    def refresh_network(self, algorithm: Any) -> StageGRUNetwork:
+    def refresh_network(self, algorithm: Any) -> AgentNetwork:
         """Loads the learner's newest weights into `network` and returns it."""
         state = algorithm.learner_group.get_state(
             components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True

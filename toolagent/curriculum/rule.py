@@ -96,14 +96,22 @@ class CurriculumSettings(BaseModel):
                 )
         return self
 
-    def check_stages(self, num_stages: int) -> None:
-        """Raises ValueError where a level names a stage that the task does not have."""
+    def check_stages(self, stages: range) -> None:
+        """Raises ValueError where a level names a stage that is not among the task's."""
         for index, level in enumerate(self.levels):
-            if level.stage >= num_stages:
+            if level.stage not in stages:
                 raise ValueError(
                     f"levels.{index}.stage: {level.stage} is not in the task; its stages are "
-                    f"0..{num_stages - 1}"
+                    f"{stages[0]}..{stages[-1]}"
                 )
+
+    def trained_stages(self, stages: range) -> list[int]:
+        """Those of the task's stages that episodes can be of: the levels', and where a share is
+        drawn from earlier stages, those before them. In ascending order."""
+        trained = {level.stage for level in self.levels}
+        if self.earlier_stage_share > 0:
+            trained.update(range(stages[0], max(trained)))
+        return sorted(trained)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from toolagent.errors import UserError
-from toolagent.models.network import StageGRUNetwork
+from toolagent.models.base import AgentNetwork
 from toolagent.policy import POLICY_FILE, save_policy
 
 RUN_FILE = "run.json"
@@ -28,7 +28,7 @@ _PREFIX = "checkpoint_"
 def write_checkpoint(
     checkpoints: Path,
     algorithm: Any,
-    network: StageGRUNetwork,
+    network: AgentNetwork,
     run_state: dict[str, Any],
     keep: int,
     **policy_metadata: Any,

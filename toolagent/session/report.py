@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from toolagent import cli
-from toolagent.models.network import StageGRUNetwork
+from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.trajectory import one_line, trajectory
 from toolagent.session.folder import RunFolder
-from toolagent.session.training import Outcome, stage_figures
+from toolagent.session.training import Outcome
 from toolagent.tasks import Task
 
 _STOPPED_BY = {
@@ -30,7 +31,7 @@ def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, A
     for stage in outcome.stages:
         first = state.first_solved.get(str(stage.stage))
         stages.append(
-            stage_figures(stage)
+            stage.record()
             | {
                 "first_solved_env_steps": int(first["env_steps"]) if first else None,
                 "first_solved_s": first["time_s"] if first else None,
@@ -76,53 +77,69 @@ def print_report(
     console: Console,
     settings: Any,
     outcome: Outcome,
-    network: StageGRUNetwork,
+    network: AgentNetwork,
     task: Task,
     folder: RunFolder,
 ) -> None:
     """The final table, sample trajectories, and what to do next."""
     state = outcome.state
+    trained = settings.curriculum.trained_stages(task.stages)
+    stopped = _STOPPED_BY[outcome.stopped_by]
+    if not all(stage.complete for stage in outcome.stages):
+        stopped = stopped.replace("certified solved", "solved, as far as it is measured")
     console.print(
         f"\n{state.env_steps:,} env steps in {state.time_s:.1f} s "
         f"({state.env_steps / max(state.time_s, 1e-9):,.0f} steps/s)\n"
-        f"stopped: {_STOPPED_BY[outcome.stopped_by]}"
+        f"stopped: {stopped}"
     )
     console.print(pipeline_line(outcome.rows))
-    table = cli.table(
-        "stage",
-        "problem",
-        "certified",
-        "accuracy",
-        "mean reward",
-        "first at env step",
-        right=("certified", "accuracy", "mean reward", "first at env step"),
-    )
-    for stage in outcome.stages:
-        first = state.first_solved.get(str(stage.stage))
-        table.add_row(
-            str(stage.stage),
-            task.formulas[stage.stage],
-            f"{stage.solved:,}/{stage.problems:,}",
-            cli.accuracy_text(stage.solved, stage.problems),
-            f"{stage.mean_return:.2f}",
-            f"{int(first['env_steps']):,}" if first else "-",
-        )
-    console.print(table)
+    cli.print_table(console, final_table(task, outcome, trained))
+    for note in cli.stage_notes(task, outcome.stages, trained):
+        console.print(note, soft_wrap=True)
     if settings.task == "tutorial":
         console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")
-    _print_samples(console, settings, network, task)
+    _print_samples(console, settings, network, task, trained)
     console.print(
         f"\nnext: python -m toolagent.evaluate {folder.path}\n"
-        f"      python -m toolagent.explain {folder.path} --stage {task.num_stages - 1}",
+        f"      python -m toolagent.explain {folder.path} --stage {trained[-1]}",
         soft_wrap=True,
     )
 
 
-def _print_samples(console: Console, settings: Any, network: StageGRUNetwork, task: Task) -> None:
+def final_table(task: Task, outcome: Outcome, trained: list[int]) -> Table:
+    """All stages of the task, those that were not trained on too.
+
+    The mean reward is left out where it is the accuracy, so where nothing but right answers is
+    rewarded.
+    """
+    stages = outcome.stages
+    judgements = cli.judgements_of(stages)
+    shaped = any(abs(row.mean_return - row.accuracy) > 1e-9 for row in stages)
+    counted = "certified" if all(row.complete for row in stages) else "solved"
+    first_at = "first at\nenv step" if judgements else "first at env step"
+    right = [counted, "accuracy", *judgements, *["mean reward"] * shaped, first_at]
+    table = cli.table("stage", "problem", *right, right=right)
+    for stage, problem, row in cli.stage_rows(task, stages, trained):
+        first = outcome.state.first_solved.get(stage)
+        table.add_row(
+            stage,
+            problem,
+            f"{row.solved:,}/{row.problems:,}",
+            cli.accuracy_text(row.solved, row.problems),
+            *cli.judged_cells(row),
+            *[f"{row.mean_return:.2f}"] * shaped,
+            f"{int(first['env_steps']):,}" if first else "-" if stage else "",
+        )
+    return table
+
+
+def _print_samples(
+    console: Console, settings: Any, network: AgentNetwork, task: Task, trained: list[int]
+) -> None:
     rng = np.random.default_rng(np.random.SeedSequence((settings.seed, 0x73616D70)))  # 'samp'
-    for stage in range(task.num_stages):
+    for stage in trained:
         for sample in range(settings.run.sample_trajectories):
             if not sample:
-                console.print(f"\nstage {stage}, {task.formulas[stage]}: sample trajectories")
+                console.print(f"\nstage {stage}, {task.formula(stage)}: sample trajectories")
             problem = task.sample(rng, np.array([stage], np.int8))
             console.print(f"  {one_line(trajectory(network, task, problem))}", soft_wrap=True)

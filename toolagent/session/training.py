@@ -1,4 +1,8 @@
-"""The training loop: `Algorithm.train()` until every stage is certified or a stop is reached."""
+"""The training loop: `Algorithm.train()` until every stage is solved or a stop is reached.
+
+A stage whose problems can be listed is *solved* when it is certified, so when every problem there
+is was played and is right; a stage with too many, when all problems of the fixed sample are.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,11 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
 from toolagent.config import Settings, config_sha256
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback, env_steps_of
-from toolagent.rollouts.certification import StageAccuracy, certify, is_certified
+from toolagent.rollouts.certification import SAMPLE_SIZE, StageAccuracy, certify, is_solved
 from toolagent.session.checkpoints import write_checkpoint
 from toolagent.session.display import Display
 from toolagent.session.folder import RunFolder
+from toolagent.tasks import Task
 
 _PIPELINE_FIELDS = (
     "policy_age_mean",
@@ -153,30 +158,39 @@ def _note_solved(
     row: dict[str, Any],
     display: Display,
 ) -> bool:
-    """Certifies stages whose sample was faultless; True if all stages of the curriculum are."""
+    """Certifies stages whose measurement was faultless; True if all stages of the curriculum are
+    solved."""
     if not row["measured"]:
         return False
     network, task = callback.network, callback.task
     assert network is not None
-    faultless = {entry.stage for entry in callback.measured if entry.certified}
+    faultless = {entry.stage for entry in callback.measured if entry.faultless}
     wanted = {level.stage for level in settings.curriculum.levels}
     all_faultless = wanted <= faultless
-    certified = set()
+    solved = set()
     for stage in sorted(faultless):
         first = str(stage) not in state.first_solved
-        # A stage once certified is certified again only when that could end the run.
-        if (first or all_faultless) and is_certified(network, task, stage):
-            certified.add(stage)
+        # A stage once solved is played again only when that could end the run.
+        if (first or all_faultless) and is_solved(network, task, stage):
+            solved.add(stage)
             if first:
                 state.first_solved[str(stage)] = {
                     "env_steps": state.env_steps,
                     "time_s": state.time_s,
                 }
                 display.event(
-                    f"{state.env_steps:>9,} env steps: stage {stage} certified, all "
-                    f"{task.num_problems(stage):,} problems solved ({state.time_s:.1f} s)"
+                    f"{state.env_steps:>9,} env steps: stage {stage} {_in_words(task, stage)} "
+                    f"({state.time_s:.1f} s)"
                 )
-    return wanted <= certified
+    return wanted <= solved
+
+
+def _in_words(task: Task, stage: int) -> str:
+    """What it means that the stage is solved."""
+    total = task.num_problems(stage)
+    if total is None:
+        return f"solved, all {SAMPLE_SIZE:,} problems of the sample"
+    return f"certified, all {total:,} problems solved"
 
 
 def _row(
@@ -235,19 +249,10 @@ def _checkpoint(
         task_name=settings.task,
         env_steps=state.env_steps,
         seed=settings.seed,
-        stages=[stage_figures(stage) for stage in stages],
+        stages=[stage.record() for stage in stages],
+        trained_stages=settings.curriculum.trained_stages(callback.task.stages),
         config_sha256=config_sha256(settings),
     )
-
-
-def stage_figures(stage: StageAccuracy) -> dict[str, Any]:
-    """A stage as JSON files show it."""
-    return {
-        "stage": stage.stage,
-        "problems": stage.problems,
-        "solved": stage.solved,
-        "accuracy": stage.accuracy,
-    }
 
 
 def _tensorboard(folder: RunFolder) -> Any:

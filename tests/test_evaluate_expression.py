@@ -1,0 +1,257 @@
+"""`python -m toolagent.evaluate` on task `expression`: samples, judgements, problem files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from planner import Planner, shortcut, shortest, silent, sums_only
+from trained import is_refusal, run_modules, untrained_expression_network
+
+from toolagent import cli
+from toolagent.errors import UserError
+from toolagent.evaluate import answer_problems, command
+from toolagent.policy import Policy, save_policy
+from toolagent.problem_files import read_problems
+from toolagent.rollouts import certification
+from toolagent.tasks import get_task
+
+EXPRESSION = get_task("expression")
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path, capsys):
+    """Evaluates a network that no checkpoint holds; returns (exit code, stdout, stderr, JSON)."""
+    monkeypatch.setattr(certification, "SAMPLE_SIZE", 50)
+
+    def run(choose, *arguments, metadata=None):
+        policy = Policy(Planner(choose), EXPRESSION, metadata or {}, tmp_path / "checkpoint")
+        monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: policy)
+        file = tmp_path / "out.json"
+        file.unlink(missing_ok=True)
+        flags = ["checkpoint", "--json", str(file), *map(str, arguments)]
+        code = cli.main(command, flags)
+        document = json.loads(file.read_text()) if file.exists() else None
+        return code, *capsys.readouterr(), document
+
+    return run
+
+
+# All stages ----------------------------------------------------------------------------------
+
+
+def test_a_perfect_agent_is_reported_to_be_one(evaluate):
+    code, out, err, document = evaluate(shortest)
+    assert (code, err) == (0, "")
+    assert list(document) == ["task", "stages"]
+    assert [row["stage"] for row in document["stages"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [row["problems"] for row in document["stages"]] == [10, 300, 18_000] + [50] * 5
+    for row in document["stages"]:
+        perfect = {"solved": row["problems"], "accuracy": 1.0}
+        perfect |= {"algebraically_valid": 1.0, "shortest": 1.0}
+        assert perfect.items() <= row.items()
+        assert row["complete"] == (row["stage"] < 4)
+        if row["stage"] < 4:
+            assert "held_out" not in row
+        else:
+            assert row["held_out"] == {"problems": 50, "solved": 50, **perfect}
+    assert "solved 18,310/18,310 (every problem of stages 1, 2, 3)" in out
+    assert "sample, not on all problems:\n50 seen, and below them 50 held out" in out
+    assert out.count("100%") == 3 * (8 + 5)
+    assert "not trained" not in out and "shortest plan" not in out
+    table = out[out.index("stage ") : out.index("\n\nsolved")]
+    assert max(map(len, table.splitlines())) <= 80
+    assert sum(line.startswith("         held out") for line in table.splitlines()) == 5
+
+
+def test_a_shortcut_is_right_but_not_valid(evaluate):
+    _, _, _, document = evaluate(shortcut)
+    assert all(row["accuracy"] == 1.0 for row in document["stages"])
+    first, *others = document["stages"]
+    assert first["algebraically_valid"] == 1.0
+    for row in others:
+        assert row["algebraically_valid"] < 0.9
+        assert row["algebraically_valid"] == row["shortest"]
+
+
+def test_stages_that_were_not_trained_on_are_marked(evaluate):
+    _, out, _, document = evaluate(silent, metadata={"trained_stages": [1, 2, 3]})
+    assert document["trained_stages"] == [1, 2, 3]
+    assert "* not trained on" in out
+    assert "3 operands " in out and "3 operands*" not in out
+    assert "4 operands*" in out and "held out*" in out
+    _, out, _, document = evaluate(silent, metadata={"trained_stages": None})
+    assert "*" not in out and "trained_stages" not in document
+
+
+# Given problems -------------------------------------------------------------------------------
+
+
+def test_given_expressions_are_answered_in_their_order(evaluate, tmp_path):
+    file = tmp_path / "problems.csv"
+    file.write_text("expression\n( 3 + 4 ) * 2\n0*(1*(2+9))\n7\n\n1-2-3\n")
+    code, out, _, document = evaluate(shortcut, "--problems", file)
+    assert code == 0 and "solved 4/4 (the problems in" in out
+    assert list(document) == ["task", "stages", "answers"]
+    assert [(row["stage"], row["problems"]) for row in document["stages"]] == [
+        (1, 1),
+        (3, 2),
+        (4, 1),
+    ]
+    assert [row["algebraically_valid"] for row in document["stages"]] == [1.0, 1.0, 0.0]
+    assert document["answers"] == [
+        {
+            "problem": "(3+4)*2",
+            "tokens": ["3", "4", "ADD", "2", "MUL", "ANS"],
+            "answer": 14,
+            "solved": True,
+            "algebraically_valid": True,
+            "shortest": True,
+        },
+        {
+            "problem": "0*(1*(2+9))",
+            "tokens": ["0", "ANS"],
+            "answer": 0,
+            "solved": True,
+            "algebraically_valid": False,
+            "shortest": False,
+        },
+        {
+            "problem": "7",
+            "tokens": ["7", "ANS"],
+            "answer": 7,
+            "solved": True,
+            "algebraically_valid": True,
+            "shortest": True,
+        },
+        {
+            "problem": "1-2-3",
+            "tokens": ["1", "2", "SUB", "3", "SUB", "ANS"],
+            "answer": -4,
+            "solved": True,
+            "algebraically_valid": True,
+            "shortest": True,
+        },
+    ]
+
+
+def test_wrong_answers_and_none_are_counted_as_wrong(evaluate, tmp_path):
+    file = tmp_path / "problems.csv"
+    file.write_text("expression\n2*2\n3*4\n")
+    _, _, _, document = evaluate(sums_only, "--problems", file)
+    assert [answer["answer"] for answer in document["answers"]] == [4, 7]
+    assert [answer["solved"] for answer in document["answers"]] == [True, False]
+    assert not any(answer["algebraically_valid"] for answer in document["answers"])
+    _, out, _, document = evaluate(silent, "--problems", file)
+    assert [answer["answer"] for answer in document["answers"]] == [None, None]
+    assert "solved 0/2" in out
+
+
+def test_a_stage_column_may_be_there_in_any_place_and_must_agree(tmp_path):
+    file = tmp_path / "problems.csv"
+    file.write_text("stage,expression\n2,3+4\n 1 , 5\n", "utf-8-sig")
+    assert read_problems(file, EXPRESSION).stage.tolist() == [2, 1]
+    file.write_text("expression,stage\n3+4,2\n5,1\n")
+    problems = read_problems(file, EXPRESSION)
+    assert problems.stage.tolist() == [2, 1] and problems.target.tolist() == [7, 5]
+
+
+def test_many_expressions_are_read_and_answered(tmp_path):
+    problems = EXPRESSION.sample(np.random.default_rng(0), np.repeat([2, 8], 3000))
+    texts = EXPRESSION.read(problems.context)["expression"]
+    file = tmp_path / "problems.csv"
+    file.write_text("expression\n" + "\n".join(texts))
+    again = read_problems(file, EXPRESSION)
+    assert (again.context == problems.context).all()
+    stages, answered = answer_problems(Planner(), EXPRESSION, again)
+    assert [answer.answer for answer in answered] == problems.target.tolist()
+    assert [(row.stage, row.solved) for row in stages] == [(2, 3000), (8, 3000)]
+
+
+HEADER = b"expression\n"
+LONG = "((" * 40 + "1" + "))" * 40
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (b"", 1, "empty; expected the header expression"),
+        (HEADER, 2, "no problem after the header"),
+        (b"3+4\n", 1, "unknown column '3+4'"),
+        (b"expresion\n3+4\n", 1, "did you mean 'expression'?"),
+        (b"stage,a,b,c,d,e\n0,1,2,3,,\n", 1, "unknown column 'a'"),
+        (b"stage\n2\n", 1, "no column 'expression'; expected the header expression"),
+        (b"expression,expression\n1,1\n", 1, "occurs 2 times"),
+        (HEADER + b"3+4\n3+\n", 3, "expected a digit or '(' at the end"),
+        (HEADER + b"3+4\n\n\n(3+4\n", 5, "a '(' without its ')'"),
+        (HEADER + b"3+4)\n", 2, "a ')' without its '('"),
+        (HEADER + b"34\n", 2, "single digits"),
+        (HEADER + b"-3+4\n", 2, "expected a digit or '('"),
+        (HEADER + b"8/4\n", 2, "'/'"),
+        (HEADER + b"2**3\n", 2, "expected a digit or '('"),
+        (HEADER + "\uff13+4\n".encode(), 2, "not understood"),
+        (HEADER + b"__import__('os').system('true')\n", 2, "not understood"),
+        (HEADER + b"1+2+3+4+5+6+7+8+9\n", 2, "9 operands; at most 8"),
+        (HEADER + LONG.encode() + b"\n", 2, "digits, operators and parentheses"),
+        (HEADER + b"9" * 100_000 + b"\n", 2, "characters"),
+        (HEADER + b"9" * 200_000 + b"\n", 2, "not CSV"),
+        (HEADER + b"3+4,2\n", 2, "2 values; expected 1: expression"),
+        (HEADER + b'"3+4\n', 2, "not CSV"),
+        (HEADER + b"3+\xff\n", 2, "not UTF-8"),
+        (HEADER + b'3+4\n""\n', 3, "expected a digit or '('"),
+        (b"expression,stage\n3+4,3\n", 2, "is of stage 2"),
+        (b"expression,stage\n3+4,\n", 2, "stage is ''; task 'expression' has stages 1, 2, 3, 4"),
+        (b"expression,stage\n3+4,0\n", 2, "stage is '0'"),
+        (b"expression,stage\n3+4,9\n", 2, "stage is '9'"),
+    ],
+)
+def test_a_faulty_file_of_expressions_is_refused_with_its_line(content, line, words, tmp_path):
+    file = tmp_path / "problems.csv"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_problems(file, EXPRESSION)
+    message = str(caught.value)
+    assert message.startswith(f"{file}, line {line}: ")
+    assert words in message
+    assert len(message) < len(str(file)) + 250 and "\n" not in message
+
+
+# As a user runs it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "3"], "--size: only with --reasoning-gym"),
+        (["--seed", "3"], "--seed: only with --reasoning-gym"),
+        (["--problems", "good.csv", "--reasoning-gym", "chain_sum"], "can't be given with"),
+        (["--reasoning-gym", "chain_sum", "--size", "0"], "0 is not in the range"),
+        (["--reasoning-gym", "chain_sum", "--size", "1000000"], "is not in the range"),
+        (["--reasoning-gym", "chain_sum", "--seed", "-1"], "is not in the range"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_before_any_work(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: pytest.fail("worked"))
+    assert cli.main(command, ["checkpoint", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+def test_the_command_line_as_a_user_runs_it(tmp_path):
+    save_policy(tmp_path / "agent", untrained_expression_network(), "expression")
+    (tmp_path / "good.csv").write_text("expression\n(3+4)*2\n")
+    (tmp_path / "bad.csv").write_text("expression\n3+4\n3+\n")
+    evaluate = ["-m", "toolagent.evaluate", "agent"]
+    good, bad = run_modules(
+        [*evaluate, "--problems", "good.csv", "--json", "good.json"],
+        [*evaluate, "--problems", "bad.csv", "--json", "bad.json"],
+        cwd=tmp_path,
+    )
+    assert (good.returncode, good.stderr) == (0, "")
+    (answer,) = json.loads((tmp_path / "good.json").read_text())["answers"]
+    assert answer["problem"] == "(3+4)*2"
+    assert is_refusal(bad), (bad.stdout, bad.stderr)
+    assert "bad.csv, line 3: " in bad.stderr
+    assert not (tmp_path / "bad.json").exists()

@@ -1,0 +1,192 @@
+"""A run of task `expression` as far as its stages matter: when it is solved, and its report."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from planner import Planner, shortest, silent, wasteful
+from rich.console import Console
+from trained import untrained_expression_network
+
+from toolagent.config import load_settings
+from toolagent.policy import load_policy
+from toolagent.rollouts import certification
+from toolagent.rollouts.certification import certify, measure
+from toolagent.session import training
+from toolagent.session.folder import RunFolder
+from toolagent.session.report import print_report, summarize
+from toolagent.session.training import Outcome, RunState
+from toolagent.tasks import get_task
+
+EXPRESSION = get_task("expression")
+LEVELS = (
+    "task=expression",
+    "curriculum.levels=[{stage: 2, advance_at_accuracy: 0.9}, {stage: 4}]",
+    "curriculum.earlier_stage_share=0",
+    "run.sample_trajectories=2",
+)
+
+
+@pytest.fixture(autouse=True)
+def small_sample(monkeypatch):
+    monkeypatch.setattr(certification, "SAMPLE_SIZE", 100)
+
+
+@pytest.fixture
+def settings():
+    return load_settings(None, LEVELS, check_sections=False)
+
+
+def up_to(operands):
+    """Right on problems with so many operands or fewer, of skeletons that training draws."""
+
+    def choose(task, problems, row):
+        right = problems.stage[row] <= operands and not problems.held_out[row]
+        return (shortest if right else silent)(task, problems, row)
+
+    return Planner(choose)
+
+
+class Events:
+    """A display that keeps what it is told."""
+
+    def __init__(self):
+        self.texts = []
+
+    def event(self, text):
+        self.texts.append(text)
+
+
+def note_solved(settings, network, state, display):
+    measured = measure(network, EXPRESSION, (2, 4), np.random.default_rng(0), 20)
+    callback = SimpleNamespace(network=network, task=EXPRESSION, measured=measured)
+    return training._note_solved(settings, callback, state, {"measured": True}, display)
+
+
+# When a stage is solved ------------------------------------------------------------------------
+
+
+def test_a_listed_stage_is_certified_and_another_solved_on_the_sample(settings):
+    state, display = RunState(env_steps=1234, time_s=5.0), Events()
+    assert not note_solved(settings, up_to(1), state, display)
+    assert state.first_solved == {} and display.texts == []
+    assert not note_solved(settings, up_to(2), state, display)
+    assert state.first_solved == {"2": {"env_steps": 1234, "time_s": 5.0}}
+    assert display.texts == [
+        "    1,234 env steps: stage 2 certified, all 300 problems solved (5.0 s)"
+    ]
+    state.env_steps = 2345
+    assert note_solved(settings, up_to(4), state, display)
+    assert state.first_solved["4"]["env_steps"] == 2345
+    assert display.texts[1:] == [
+        "    2,345 env steps: stage 4 solved, all 10,000 problems of the sample (5.0 s)"
+    ]
+
+
+def test_a_faultless_measurement_is_not_enough(settings):
+    """20 problems are right, one of the fixed sample is not."""
+    (part,) = certification.fixed_sample(EXPRESSION, 4, "seen")
+    (text,) = EXPRESSION.read(part.context[57:58])["expression"]
+
+    def all_but_one(task, problems, row):
+        one = task.read(problems.context[row : row + 1])["expression"][0] == text
+        return (silent if one else shortest)(task, problems, row)
+
+    state, display = RunState(), Events()
+    assert not note_solved(settings, Planner(all_but_one), state, display)
+    assert set(state.first_solved) == {"2"}
+
+
+# The report -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(settings, tmp_path):
+    """A run that solved its stages: settings, outcome, network, folder."""
+    network = up_to(4)
+    folder = RunFolder(tmp_path / "run")
+    state = RunState(3, 4567, 8.0, {"2": {"env_steps": 1234.0, "time_s": 5.0}})
+    stages = certify(network, EXPRESSION)
+    outcome = Outcome(state, "solved", stages, [], folder.checkpoints / "checkpoint_000003")
+    return settings, outcome, network, folder
+
+
+def test_the_table_has_every_stage_and_says_which_were_not_trained_on(finished, capsys):
+    settings, outcome, network, folder = finished
+    console = Console(width=80, markup=False, highlight=False)
+    print_report(console, settings, outcome, network, EXPRESSION, folder)
+    out = capsys.readouterr().out
+    assert "stopped: every stage of the curriculum is solved, as far as it is measured" in out
+    table = out[out.index("stage  problem") :].split("\n\n")[0]
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = {
+        line[7:].split("  ")[0]: line for line in lines if line[:1].isdigit() and line[1] == " "
+    }
+    assert list(rows) == [
+        "1 operand*",  # no level's stage, and none is drawn from earlier stages
+        "2 operands",
+        "3 operands*",
+        "4 operands",
+        "5 operands*",
+        "6 operands*",
+        "7 operands*",
+        "8 operands*",
+    ]
+    assert rows["2 operands"].split()[3:] == ["300/300", "100%", "100%", "100%", "1,234"]
+    assert rows["4 operands"].split()[3:] == ["100/100", "100%", "100%", "100%", "-"]
+    assert rows["5 operands*"].split()[3:] == ["0/100", "0%", "0%", "0%", "-"]
+    held_out = [line.split()[2:] for line in lines if line.strip().startswith("held out")]
+    assert held_out == [["0/100", "0%", "0%", "0%"]] * 5
+    assert "mean reward" not in table  # which is the accuracy here
+    assert "* not trained on" in out and "100 seen, and below them 100 held out" in out
+    assert out.count("stage 2, 2 operands: sample") == out.count("stage 4, 4 operands: sample") == 1
+    assert "stage 1, " not in out and "stage 5, " not in out
+    assert "--stage 4" in out
+
+
+def test_the_summary_has_the_shares_of_every_stage(finished):
+    settings, outcome, _, folder = finished
+    summary = summarize(settings, outcome, folder)
+    assert [stage["stage"] for stage in summary["stages"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    second, fourth = summary["stages"][1], summary["stages"][3]
+    assert second == {
+        "stage": 2,
+        "problems": 300,
+        "solved": 300,
+        "accuracy": 1.0,
+        "algebraically_valid": 1.0,
+        "shortest": 1.0,
+        "complete": True,
+        "first_solved_env_steps": 1234,
+        "first_solved_s": 5.0,
+        "mean_reward": 1.0,
+    }
+    assert (fourth["accuracy"], fourth["complete"]) == (1.0, False)
+    assert fourth["held_out"]["accuracy"] == 0.0
+    assert fourth["first_solved_env_steps"] is None
+
+
+def test_programs_that_are_too_long_are_valid_and_not_shortest(settings, tmp_path):
+    stages = certify(Planner(wasteful), EXPRESSION, (1, 4))
+    outcome = Outcome(RunState(), "time", stages, [], tmp_path / "checkpoints" / "c")
+    summary = summarize(settings, outcome, RunFolder(tmp_path))
+    for stage in summary["stages"]:
+        assert (stage["algebraically_valid"], stage["shortest"]) == (1.0, 0.0)
+
+
+# The checkpoint -----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_says_which_stages_were_trained(settings, tmp_path):
+    class Algorithm:
+        def save_to_path(self, path):
+            pass
+
+    network = untrained_expression_network()
+    callback = SimpleNamespace(task=EXPRESSION, refresh_network=lambda algorithm: network)
+    folder = RunFolder(tmp_path / "run")
+    checkpoint = training._checkpoint(settings, Algorithm(), callback, folder, RunState(), ())
+    assert load_policy(checkpoint).metadata["trained_stages"] == [2, 4]
