@@ -116,7 +116,7 @@ def test_the_batched_machine_does_what_the_scalar_one_does(episodes):
 def test_the_same_on_thousands_of_random_programs(weight_of_digits):
     """Eight times as many digits fill the stack: its end is reached, nothing is written there."""
     rng = np.random.default_rng(1)
-    size = 1500
+    size = 800
     weights = np.array([weight_of_digits] * 10 + [1, 5, 5, 5, 0.2, 3, 3, 1])
     programs = rng.choice(18, (size, 17), p=weights / weights.sum())
     texts = TASK.read(TASK.sample(rng, np.full(size, 8)).context)["expression"].tolist()

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import socket
 import time
 
 import pytest
 import torch
-from trained import is_refusal, run_modules, untrained_network
+from trained import (
+    is_refusal,
+    run_modules,
+    untrained_expression_network,
+    untrained_network,
+)
 
 from toolagent import cli, evaluate, explain, run
+from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.policy import save_policy
 from toolagent.session import ray_session
 
 COMMANDS = {"run": run.command, "evaluate": evaluate.command, "explain": explain.command}
 
 
-def write_run(folder, task="calculator", config="task: calculator\n"):
+def write_run(folder, task="calculator", config="task: calculator\n", network=None):
     """What a run leaves that could be resumed, as far as it is looked at before Ray starts."""
     checkpoint = folder / "checkpoints" / "checkpoint_000003"
-    save_policy(checkpoint, untrained_network(embedding_size=96), task)
+    save_policy(checkpoint, network or untrained_network(embedding_size=96), task)
     (checkpoint / "algorithm").mkdir()
     state = {"iteration": 3, "env_steps": 1000, "time_s": 1.0, "first_solved": {}}
     (checkpoint / "run.json").write_text(json.dumps(state))
@@ -41,6 +48,15 @@ def prepared(tmp_path_factory):
     save_policy(folder / "good", untrained_network(embedding_size=96), "calculator")
     save_policy(folder / "narrow", untrained_network(embedding_size=8), "calculator")
     save_policy(folder / "tutorial", untrained_network(embedding_size=96), "tutorial")
+    # Two networks for one task, and the configuration of the second.
+    other = NetworkSizes(*untrained_expression_network().sizes[:2], embedding_size=96)
+    save_policy(folder / "gru", StageGRUNetwork(other), "expression")
+    save_policy(folder / "planner", untrained_expression_network(), "expression")
+    planner = "task: expression\nrl_module: {model_config: {network: encoder_decoder, "
+    planner += "embedding_size: 8, num_heads: 2, num_counters: 1}}\n"
+    (folder / "planner.yaml").write_text(planner)
+    (folder / "expressions.yaml").write_text("task: expression\n")
+    write_run(folder / "run-of-planner", "expression", planner, untrained_expression_network())
     for name in ("old", "torn", "no-weights"):
         shutil.copytree(folder / "good", folder / name)
     edit_json(folder / "old" / "policy.json", format=99)
@@ -241,6 +257,67 @@ OTHERS = [
 )
 def test_wrong_problems_are_refused(refused, name, arguments, message):
     assert message in refused(name, *arguments.split())
+
+
+# Another network than the configured one: what is asked for, and how it is said.
+MODEL = "rl_module.model_config"
+NETWORKS = [
+    (
+        "--init-from narrow",
+        "--init-from narrow: its network has embedding_size 8, the configuration 96; "
+        f"add --set {MODEL}.embedding_size=8",
+    ),
+    (
+        f"--config planner.yaml --init-from planner --set {MODEL}.reading=operands",
+        "--init-from planner: its network has reading learned, the configuration operands; "
+        f"add --set {MODEL}.reading=learned",
+    ),
+    (
+        f"--config planner.yaml --init-from planner --set {MODEL}.sees_digits=true",
+        "--init-from planner: its network has sees_digits false, the configuration true; "
+        f"add --set {MODEL}.sees_digits=false",
+    ),
+    (
+        f"--config planner.yaml --init-from planner --set {MODEL}.num_heads=5 "
+        f"--set {MODEL}.num_counters=0 --set {MODEL}.max_seq_len=3",
+        "--init-from planner: its network has num_heads 2, the configuration 5; "
+        "num_counters 1, the configuration 0; "
+        f"add --set {MODEL}.num_heads=2 --set {MODEL}.num_counters=1",
+    ),
+    (
+        "--config expressions.yaml --init-from planner",
+        "--init-from planner: its network is encoder_decoder, the configuration's stage_gru; "
+        f"add --set '{MODEL}={{network: encoder_decoder, embedding_size: 8, num_heads: 2, "
+        "num_counters: 1, reading: learned, sees_digits: false}'",
+    ),
+    (
+        "--config planner.yaml --init-from gru",
+        "--init-from gru: its network is stage_gru, the configuration's encoder_decoder; "
+        f"add --set '{MODEL}={{network: stage_gru, embedding_size: 96}}'",
+    ),
+    (
+        f"--resume run-of-planner --set {MODEL}.reading=operands",
+        "--resume run-of-planner/checkpoints/checkpoint_000003: its network has reading learned, "
+        f"the configuration operands; add --set {MODEL}.reading=learned",
+    ),
+    (
+        f"--resume run --set {MODEL}.network=encoder_decoder",
+        "--resume run/checkpoints/checkpoint_000003: its network is stage_gru, the "
+        "configuration's encoder_decoder; "
+        f"add --set '{MODEL}={{network: stage_gru, embedding_size: 96}}'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), NETWORKS, ids=[row[0] for row in NETWORKS])
+def test_another_network_is_refused_and_the_advice_is_right(refused, arguments, message):
+    asked = arguments.split() + ([] if "--resume" in arguments else ["--output-dir", "new"])
+    said = refused("run", *asked).rstrip("\n")
+    assert said == message
+    # With what it says to add there is nothing left to refuse but an address put there to stop it.
+    _, advice = said.split("; add ")
+    asked += shlex.split(advice)
+    assert "no Ray cluster answers there" in refused("run", *asked, "--address", "127.0.0.1:1")
 
 
 def test_more_gpus_than_there_are_by_one(refused):

@@ -164,9 +164,7 @@ def judged_cells(row: StageAccuracy) -> list[str]:
     return [accuracy_text(count, row.problems) for count in row.judged.values()]
 
 
-def stage_notes(
-    task: Task, stages: Sequence[StageAccuracy], trained: Container[int] | None
-) -> list[str]:
+def stage_notes(stages: Sequence[StageAccuracy], trained: Container[int] | None) -> list[str]:
     """What must be said below such a table: which figures are samples, and what the star means."""
     notes = []
     sampled = [row for row in stages if row.split is not None]

@@ -12,7 +12,7 @@ besides
 
 - a share 0..1 for each judgement: `algebraically_valid`, `shortest`;
 - `complete`: the problems are all there are. If not, they are a fixed sample of the *seen* split,
-  which training draws from;
+  the only one that training draws from;
 - a record of the same figures for each other split, such as `held_out`, where the stage has one.
 
 With `--problems` there is `"answers": [{"problem", "tokens", "answer", "solved"}]` in the file's
@@ -160,7 +160,7 @@ def _reasoning_gym(
     _print_head(console, policy)
     cli.print_table(console, score_table(result, stages, trained))
     console.print(f"\n{score_text(result)}", soft_wrap=True)
-    for note in cli.stage_notes(task, stages, trained):
+    for note in cli.stage_notes(stages, trained):
         console.print(note, soft_wrap=True)
     return _document(policy, stages) | {"reasoning_gym": result.record()}
 
@@ -172,13 +172,15 @@ def _report(
     counted: Sequence[StageAccuracy],
     whose: str,
 ) -> dict[str, Any]:
-    """Prints the table of the stages and what is counted in all; returns what JSON says of it."""
+    """Prints the table of the stages and the sum of those `counted`; returns the JSON document."""
     task, trained = policy.task, policy.metadata.get("trained_stages")
     _print_head(console, policy)
     cli.print_table(console, cli.stage_table(task, stages, trained))
-    solved, total = sum(row.solved for row in counted), sum(row.problems for row in counted)
-    console.print(f"\n{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
-    for note in cli.stage_notes(task, stages, trained):
+    console.print()
+    if counted:
+        solved, total = sum(row.solved for row in counted), sum(row.problems for row in counted)
+        console.print(f"{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
+    for note in cli.stage_notes(stages, trained):
         console.print(note, soft_wrap=True)
     console.print()
     return _document(policy, stages)

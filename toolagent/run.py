@@ -19,6 +19,7 @@ from toolagent.session.folder import RunFolder
 from toolagent.session.ray_session import Cluster, listen_on_loopback, quiet, ray_session
 
 if TYPE_CHECKING:
+    from toolagent.models.base import AgentNetwork
     from toolagent.policy import Policy
 
 # What --num-env-runners and its like mean in the configuration.
@@ -241,18 +242,45 @@ def _resumed(folder: RunFolder, settings: Any, before: Any, algorithm_config: An
 
 
 def _policy(flag: str, path: str | Path, settings: Any, algorithm_config: Any) -> Policy:
-    """The policy at the path: sound, of the settings' task, and of the configured size."""
+    """The policy at the path: sound, of the settings' task, and of the configured network."""
     from toolagent.policy import load_policy
 
     policy = load_policy(path, expected_task=settings.task)
-    width = algorithm_config.rl_module_spec.model_config["embedding_size"]
-    if policy.network.sizes.embedding_size != width:
-        raise UserError(
-            f"{flag} {policy.folder}: its network has embedding_size "
-            f"{policy.network.sizes.embedding_size}, the configuration {width}; add "
-            f"--set rl_module.model_config.embedding_size={policy.network.sizes.embedding_size}"
-        )
+    _check_network(f"{flag} {policy.folder}", policy.network, algorithm_config.rl_module_spec)
     return policy
+
+
+def _check_network(label: str, network: AgentNetwork, spec: Any) -> None:
+    """Refuses a network of another class, or with other options, than the configured one."""
+    from toolagent.models.rl_module import MODULES
+
+    options = {name: getattr(network.sizes, name) for name in network.sizes._fields[2:]}
+    if spec.module_class.network_class is not type(network):
+        names = {module.network_class: name for name, module in MODULES.items()}
+        name = names[type(network)]
+        # As a whole: it takes the place of the other network's options, which this one has not.
+        right = ", ".join(f"{key}: {_as_yaml(value)}" for key, value in options.items())
+        raise UserError(
+            f"{label}: its network is {name}, the configuration's "
+            f"{names[spec.module_class.network_class]}; add "
+            f"--set 'rl_module.model_config={{network: {name}, {right}}}'"
+        )
+    differing = [name for name in options if options[name] != spec.model_config[name]]
+    if differing:
+        faults = [
+            f"{name} {_as_yaml(options[name])}, the configuration "
+            f"{_as_yaml(spec.model_config[name])}"
+            for name in differing
+        ]
+        right = [
+            f"--set rl_module.model_config.{name}={_as_yaml(options[name])}" for name in differing
+        ]
+        raise UserError(f"{label}: its network has {'; '.join(faults)}; add {' '.join(right)}")
+
+
+def _as_yaml(value: Any) -> str:
+    """An option's value as `--set` takes it: a number, a word, true or false."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _load_weights(algorithm: Any, policy: Policy) -> None:

@@ -83,18 +83,17 @@ class BareLoop:
         steps = int(batch.lengths.max())
         actions = torch.from_numpy(batch.actions[:, :steps])  # (B, T)
         previous = torch.cat([torch.full_like(actions[:, :1], CTX), actions[:, :-1]], 1)
-        hidden = self.network.initial_hidden(
+        encoding, hidden = self.network.begin(
             torch.from_numpy(batch.context), torch.from_numpy(batch.stage)
         )
-        outputs, _ = self.network.unroll(previous, hidden)  # (B, T, D)
-        values = self.network.values(outputs)  # (B, T)
+        logits, values, _ = self.network.unroll(previous, encoding, hidden)
         mask = step_mask(torch.from_numpy(batch.lengths), steps)  # (B, T)
         advantages, targets = generalized_advantages(
             torch.from_numpy(batch.rewards[:, :steps]), values, mask, 1.0, 1.0
         )
         if self.normalize_advantages:
             advantages = normalize(advantages, mask)
-        step = policy_step(self.network.logits(outputs), actions)
+        step = policy_step(logits, actions)
         policy, _ = policy_loss(
             step.log_probabilities,
             torch.from_numpy(batch.log_probabilities[:, :steps]),

@@ -74,7 +74,7 @@ class ToolVectorEnv(VectorEnv):
         """Episodes that start from now on are of this stage, or (a share) of an earlier one."""
         self.stage = int(self.task.check_stage(stage))
 
-    def fresh_problems(self, count: int, current: int = 0) -> Any:
+    def fresh_problems(self, count: int, current: int = 0, practice: bool = False) -> Any:
         """The next `count` problems of this environment's stream and stage mix.
 
         For a batched rollout, which plays whole episodes itself and needs the problems only.
@@ -82,10 +82,12 @@ class ToolVectorEnv(VectorEnv):
         Args:
             count: how many.
             current: how many of them, the last ones, are of `stage` and not of the mix.
+            practice: draw them as the task's `practice` does, not as its `sample`.
         """
         stages = self._draw_stages(count)
         stages[count - current :] = self.stage
-        return self.task.sample(self.np_random, stages)
+        draw = self.task.practice if practice else self.task.sample
+        return draw(self.np_random, stages)
 
     @property
     def stages(self) -> np.ndarray:

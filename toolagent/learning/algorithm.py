@@ -61,10 +61,12 @@ class ToolAgentConfig(AlgorithmConfig):
         self.episodes_per_problem = 1
         self.advantage_estimator = "gae"
         self.failed_problem_share = 0.0
+        self.practice_problems = False
         self.updates_per_iteration = 20
         self.lambda_ = 1.0
         self.vf_loss_coeff = 0.5
         self.entropy_coeff = 0.01
+        self.entropy_follows_return = False
         self.normalize_advantages = True
         self.clip_param: float | None = 0.2
         self.max_policy_age = 1
@@ -86,10 +88,12 @@ class ToolAgentConfig(AlgorithmConfig):
         episodes_per_problem: int = _UNSET,
         advantage_estimator: Literal["gae", "leave_one_out"] = _UNSET,
         failed_problem_share: float = _UNSET,
+        practice_problems: bool = _UNSET,
         updates_per_iteration: int = _UNSET,
         lambda_: float = _UNSET,
         vf_loss_coeff: float = _UNSET,
         entropy_coeff: float = _UNSET,
+        entropy_follows_return: bool = _UNSET,
         normalize_advantages: bool = _UNSET,
         clip_param: float | None = _UNSET,
         max_policy_age: int = _UNSET,
@@ -112,10 +116,14 @@ class ToolAgentConfig(AlgorithmConfig):
                 other episodes of the same problem; then episodes_per_problem is at least 2.
             failed_problem_share: share of the current stage's problems that are drawn from those
                 that were mostly failed before (`FailedProblems`).
+            practice_problems: train on the problems that the task recommends (`Task.practice`);
+                accuracy is always measured on all kinds.
             updates_per_iteration: gradient steps in one `train()` call.
             lambda_: trace decay of the advantage estimates; 1 uses whole returns.
             vf_loss_coeff: weight of the value loss.
             entropy_coeff: weight of the entropy bonus.
+            entropy_follows_return: once a stage is mostly solved, no bonus where nothing succeeds
+                (`Exploration`).
             normalize_advantages: mean 0, standard deviation 1 over the batch.
             clip_param: clip of the probability ratio that corrects older data; None: no
                 correction (plain A2C; then max_policy_age must be 0 and num_epochs 1).
@@ -142,6 +150,8 @@ class ToolAgentConfig(AlgorithmConfig):
             ("episodes_per_problem", episodes_per_problem),
             ("advantage_estimator", advantage_estimator),
             ("failed_problem_share", failed_problem_share),
+            ("practice_problems", practice_problems),
+            ("entropy_follows_return", entropy_follows_return),
             ("updates_per_iteration", updates_per_iteration),
             ("lambda_", lambda_),
             ("vf_loss_coeff", vf_loss_coeff),
@@ -228,6 +238,11 @@ class ToolAgentConfig(AlgorithmConfig):
         if self.advantage_estimator == "leave_one_out" and group < 2:
             raise ValueError(
                 "advantage_estimator 'leave_one_out' compares episodes of one problem; set "
+                f"episodes_per_problem to 2 or more, not {group}"
+            )
+        if self.entropy_follows_return and group < 2:
+            raise ValueError(
+                "entropy_follows_return looks at the other episodes of a problem; set "
                 f"episodes_per_problem to 2 or more, not {group}"
             )
         if self.explorer_kind not in EXPLORER_KINDS:

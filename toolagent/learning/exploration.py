@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Exploration:
     def __init__(self, config: Any, num_stages: int, num_statuses: int):
         self.explorer_share = config.explorer_share
         self.until_solved = config.explore_until_solved
+        self.entropy_follows_return = config.entropy_follows_return
         self.replay_episodes = config.replay_episodes if config.replay_coefficient > 0 else 0
         self.stage = 0  # the highest seen
         self.solved_share = np.zeros(num_stages)
@@ -69,15 +71,17 @@ class Exploration:
     def for_runners(self) -> tuple[float, np.ndarray]:
         """What env runners need: the share of explorers, and their log-weights."""
         solved = self.solved_share[self.stage]
-        share = self.explorer_share * (1 - solved) if solved < self.until_solved else 0.0
+        share = self.explorer_share if solved < self.until_solved else 0.0
+        if self.trials:  # fewer on the way; on detours the last missing plans are the rarest
+            share *= 1 - solved
         return share, self.table.log_weights()
 
     def learner_columns(self, batch: EpisodeBatch) -> dict[str, np.ndarray]:
         """The columns of an update: what the policy played, and replayed episodes behind it.
 
         Returns:
-            The batch's columns that are learned from, `intrinsic_rewards` (B, T) and `replayed`
-            (B,) bool.
+            The batch's columns that are learned from, `intrinsic_rewards` (B, T), `replayed`
+            (B,) bool and `entropy_weight` (B,) float32.
         """
         self.stage = int(batch.stage.max())
         self._count(batch)
@@ -98,8 +102,22 @@ class Exploration:
         columns = {name: getattr(batch, name) for name in (*_EPISODE_COLUMNS, *_PLAYED_COLUMNS)}
         return columns | {
             "intrinsic_rewards": intrinsic,
+            "entropy_weight": self._entropy_weight(batch),
             "replayed": np.arange(len(batch)) >= played,
         }
+
+    def _entropy_weight(self, batch: EpisodeBatch) -> np.ndarray:
+        """(B,) float32: how much of the entropy bonus each episode gets.
+
+        All of it, or with `entropy_follows_return` as much as the others of its group succeed. The
+        bonus stands against the reward; where there is none, nothing does, and it makes the policy
+        random there and undoes what was learned elsewhere. At the start of a stage that is as it
+        should be; the least weight falls from 1 to 0 until half of the episodes are solved.
+        """
+        if not self.entropy_follows_return:
+            return np.ones(len(batch), np.float32)
+        least = max(0.0, 1 - 2 * self.solved_share[self.stage])
+        return np.maximum(batch.peer_return, least).astype(np.float32)
 
     def _count(self, batch: EpisodeBatch) -> None:
         if self.explorer_share > 0 and self.trials:
@@ -114,14 +132,16 @@ class Exploration:
             )
 
     def get_state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {
-            "stage": self.stage,
-            "solved_share": self.solved_share,
-            "table": self.table.get_state(),
-            "replay": [store.get_state() for store in self.replay],
-            "bonus": self.bonus.get_state(),
-        }
+        """For a checkpoint; a copy, since all of it goes on changing in place."""
+        return copy.deepcopy(
+            {
+                "stage": self.stage,
+                "solved_share": self.solved_share,
+                "table": self.table.get_state(),
+                "replay": [store.get_state() for store in self.replay],
+                "bonus": self.bonus.get_state(),
+            }
+        )
 
     def set_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_state`."""

@@ -90,6 +90,7 @@ class EpisodeColumnsLearner(TorchLearner):
         )
         value_loss = masked_mean((values - targets).square(), mask)
         entropy = masked_mean(step.entropy, mask)
+        bonus = masked_mean(step.entropy * batch["entropy_weight"].unsqueeze(1), mask)
         imitation = imitation_loss(
             step.log_probabilities, rewards, values, happened & replayed, config.gamma
         )
@@ -108,7 +109,7 @@ class EpisodeColumnsLearner(TorchLearner):
         return (
             policy
             + config.vf_loss_coeff * value_loss
-            - config.entropy_coeff * entropy
+            - config.entropy_coeff * bonus
             + config.replay_coefficient * imitation
         )
 

@@ -115,8 +115,8 @@ def program_keys(batch: EpisodeBatch) -> np.ndarray:
     this a lucky answer comes in thousands of spellings with a useless token here or there, each
     tried once and right once.
 
-    A key is a polynomial in those actions, modulo 2^63: of two different programs one in about
-    10^18 is taken for the other.
+    A key is the upper 63 bits of a polynomial in those actions, modulo 2^64: of two different
+    programs one in about 10^18 is taken for the other.
     """
     did = batch.effective
     # The n-th effective action is the n-th coefficient.

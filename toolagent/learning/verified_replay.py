@@ -8,7 +8,7 @@ import numpy as np
 
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
-CAPACITY = 1024  # episodes; the oldest make way
+CAPACITY = 256  # episodes; the oldest make way
 PEERS_AS_GOOD = 0.7  # the others' mean return, as a share of an episode's own
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-FIRST_CHOICES = 6  # a detour takes any of the policy's so many most probable tokens
+from toolagent.tokens import NUM_TOKENS
+
+FIRST_CHOICES = 4  # every other detour takes one of the policy's most probable tokens only
 LONGEST = 3  # steps
 
 
@@ -42,8 +44,8 @@ class Detours:
         on_detour = (since >= 0) & (since < LONGEST)
         choice = self.choices[rows].gather(1, since.clamp(0, LONGEST - 1).unsqueeze(1))
         choice = choice * on_detour.unsqueeze(1)  # (N, 1)
-        best = logits.topk(FIRST_CHOICES, 1).indices  # (N, FIRST_CHOICES)
-        return best.gather(1, choice).squeeze(1)
+        by_probability = logits.argsort(1, descending=True)  # (N, 18)
+        return by_probability.gather(1, choice).squeeze(1)
 
 
 def draw_detours(rng: np.random.Generator, longest: np.ndarray, group_size: int) -> Detours:
@@ -55,8 +57,11 @@ def draw_detours(rng: np.random.Generator, longest: np.ndarray, group_size: int)
         group_size: episodes in a group.
     """
     groups = len(longest)
-    choices = rng.integers(0, FIRST_CHOICES, (groups, LONGEST))
-    choices[:, 0] = rng.integers(1, FIRST_CHOICES, groups)  # or it would be none
+    # Half stay with what the policy thinks likely, half may do anything: a policy that has
+    # learned to stop early thinks nothing likely of what it should do instead.
+    widest = np.where(rng.random(groups) < 0.5, FIRST_CHOICES, NUM_TOKENS)
+    choices = rng.integers(0, widest[:, None], (groups, LONGEST))
+    choices[:, 0] = rng.integers(1, widest)  # not 0, or it would be none
     steps = rng.integers(1, LONGEST + 1, groups)
     choices[np.arange(LONGEST) >= steps[:, None]] = 0
     start = rng.integers(0, np.maximum(longest - 1, 1))

@@ -39,6 +39,7 @@ class ProblemDraw:
         failed_share: how many of the current stage's problems are drawn from the failed ones.
         explorer_kind: one of `EXPLORER_KINDS`.
         gamma: the discount of what a group's episodes are compared by.
+        practice: problems are drawn as the task's `practice` does.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class ProblemDraw:
         failed_share: float = 0.0,
         explorer_kind: str = "trials",
         gamma: float = 1.0,
+        practice: bool = False,
     ):
         self.group_size, self.failed_share = group_size, failed_share
         self.explorer_kind, self.gamma = explorer_kind, gamma
+        self.practice = practice
         self.failed = FailedProblems()
 
     def draw(
@@ -61,14 +64,15 @@ class ProblemDraw:
             env: whose stream, stage and stage mix are used.
             count: of episodes, explorers included; a number that is no multiple of the group's
                 size is played without groups.
-            explorer_share: of the count.
+            explorer_share: of the count; at least one group is the policy's.
             log_weights: for explorers that try tokens, see `Explorers`.
         """
         size = self.group_size if count % self.group_size == 0 else 1
-        exploring = size * round(count * explorer_share / size)
+        exploring = size * min(round(count * explorer_share / size), count // size - 1)
         groups = (count - exploring) // size
         detours = exploring > 0 and self.explorer_kind == "detours"
-        problems = env.fresh_problems(groups + (0 if detours else exploring), current=exploring)
+        own = 0 if detours else exploring  # explorers' problems behind the policy's
+        problems = env.fresh_problems(groups + own, current=own, practice=self.practice)
         fresh = np.ones(groups, bool)
         if self.failed_share > 0:
             fresh = self.failed.mix_in(
@@ -80,7 +84,7 @@ class ProblemDraw:
         if not detours:
             explorers = Explorers(exploring, log_weights) if exploring else None
             return Drawn(problems.take(rows), size, fresh, explorers)
-        structures = self._worth_a_detour(env, problems, exploring // size)
+        structures = self._worth_a_detour(env, exploring // size)
         variants = env.task.variants(
             structures.take(np.repeat(np.arange(len(structures)), size)), env.np_random
         )
@@ -89,12 +93,12 @@ class ProblemDraw:
         every.put(np.arange(len(rows), len(rows) + exploring), variants)
         return Drawn(every, size, fresh, taken)
 
-    def _worth_a_detour(self, env: ToolVectorEnv, problems: Any, count: int) -> Any:
-        """Failed problems, or as long as there are few of them, those to be played now."""
+    def _worth_a_detour(self, env: ToolVectorEnv, count: int) -> Any:
+        """Failed problems, or as long as there are few of them, fresh ones of the stage."""
         drawn = self.failed.sample(count, env.stage, env.np_random)
-        if drawn is not None:
-            return drawn
-        return problems.take(env.np_random.integers(0, len(problems), count))
+        if drawn is None:
+            return env.fresh_problems(count, current=count, practice=self.practice)
+        return drawn
 
     def compare(self, batch: EpisodeBatch, drawn: Drawn, stage: int) -> None:
         """Tells each episode how the others of its group went, and keeps what was failed."""

@@ -98,6 +98,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             float(getattr(config, "failed_problem_share", 0.0)),
             str(getattr(config, "explorer_kind", "trials")),
             float(config.gamma),
+            bool(getattr(config, "practice_problems", False)),
         )
         self.make_env()
         self.make_module()

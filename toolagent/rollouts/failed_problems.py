@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -94,10 +95,10 @@ class FailedProblems:
             "stage": self._stage,
             "added": self._added,
             "solved": self._solved,
-            "ring": self._ring,
+            "ring": copy.deepcopy(self._ring),  # it goes on changing
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_state`."""
-        self._stage, self._added, self._ring = state["stage"], state["added"], state["ring"]
-        self._solved = state["solved"]
+        self._stage, self._added = state["stage"], state["added"]
+        self._ring, self._solved = copy.deepcopy(state["ring"]), state["solved"]

@@ -94,7 +94,7 @@ def print_report(
     )
     console.print(pipeline_line(outcome.rows))
     cli.print_table(console, final_table(task, outcome, trained))
-    for note in cli.stage_notes(task, outcome.stages, trained):
+    for note in cli.stage_notes(outcome.stages, trained):
         console.print(note, soft_wrap=True)
     if settings.task == "tutorial":
         console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")

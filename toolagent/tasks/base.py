@@ -183,12 +183,20 @@ class Task(abc.ABC):
         For exploration bonuses only; the agent never observes it.
         """
 
+    def practice(self, rng: np.random.Generator, stage: np.ndarray) -> Any:
+        """Problems to learn from, one for each of (B,) stages, of those that training may see.
+
+        They may be drawn otherwise than `sample` draws: such that a wrong plan is seldom right by
+        coincidence. Here: as `sample` does.
+        """
+        return self.sample(rng, stage)
+
     def variants(self, problems: Any, rng: np.random.Generator) -> Any:
-        """Problems that the same plan solves, with other numbers in it.
+        """Problems to practise that the same plan solves, with other numbers in it.
 
         Here: any of the same stage, for tasks in which one program solves a stage.
         """
-        return self.sample(rng, problems.stage)
+        return self.practice(rng, problems.stage)
 
     def action_limit(self, stage: np.ndarray) -> np.ndarray:
         """(B,) actions after which an episode of that stage is truncated."""

@@ -44,6 +44,8 @@ from toolagent.tasks.stack_machine import (
 from toolagent.tokens import ANS
 
 EXAMPLE = "(3+4)*2"
+# By the number of operands: the smallest digit of a problem to practise.
+SMALLEST_DIGITS = np.where(np.arange(MAX_OPERANDS + 1) < 3, 0, 2)
 LISTED_STAGES = (1, 2, 3)  # 10, 300 and 18,000 problems; with 4 operands 1,350,000
 
 
@@ -127,10 +129,20 @@ class ExpressionTask(Task):
     def describe(self, problems: ExpressionProblems, row: int) -> str:
         return f"{text_of(problems.context[row])} = {problems.target[row]}"
 
+    def practice(self, rng: np.random.Generator, stage: np.ndarray) -> ExpressionProblems:
+        """As `sample`, but from three operands on without the digits 0 and 1.
+
+        With them `a*(b+c)` is right as `0` and `a*b+c` as `a+c` every so often: rewards for wrong
+        plans, found first. Two operands have so few plans that such steps help to find the right
+        ones.
+        """
+        stage = np.asarray(stage, np.int8)
+        return draw(rng, stage, smallest=SMALLEST_DIGITS)
+
     def variants(
         self, problems: ExpressionProblems, rng: np.random.Generator
     ) -> ExpressionProblems:
-        return with_other_digits(problems, rng)
+        return with_other_digits(problems, rng, SMALLEST_DIGITS)
 
     def action_limit(self, stage: np.ndarray) -> np.ndarray:
         return 2 * np.asarray(stage) + 1

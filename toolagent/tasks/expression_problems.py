@@ -24,6 +24,7 @@ from toolagent.tokens import CTX, EOS
 MAX_OPERANDS = 8
 MAX_TOKENS = 4 * MAX_OPERANDS - 3  # k digits, k-1 operators, 2(k-1) parentheses
 CONTEXT_LENGTH = MAX_TOKENS + 1  # CTX behind them
+FROM_0 = np.zeros(MAX_OPERANDS + 1, np.int64)  # the smallest digit, by the number of operands
 # Of the problems drawn, this share may have parentheses that change nothing; each possible pair
 # is then written or not with equal chance.
 SPARE_PARENTHESES_SHARE = 0.2
@@ -39,11 +40,14 @@ class ExpressionProblems(Problems):
 
 
 def draw(
-    rng: np.random.Generator, stage: np.ndarray, from_held_out: bool = False
+    rng: np.random.Generator,
+    stage: np.ndarray,
+    from_held_out: bool = False,
+    smallest: np.ndarray = FROM_0,
 ) -> ExpressionProblems:
     """A problem for each of (B,) stages, of skeletons that are held out or of the others.
 
-    Skeletons are equally likely, and so are digits.
+    Skeletons are equally likely, and so are the digits: from `smallest[k]` to 9 for k operands.
 
     Raises:
         ValueError: no skeleton of a stage is held out.
@@ -58,7 +62,7 @@ def draw(
         rows = np.flatnonzero(stage == operands)
         known = numbers(operands, from_held_out)
         number = known[rng.integers(0, len(known), len(rows))]
-        digits = rng.integers(0, 10, (len(rows), operands), dtype=np.int8)
+        digits = rng.integers(smallest[operands], 10, (len(rows), operands), dtype=np.int8)
         spare = rng.random((len(rows), operands - 1)) < 0.5
         spare &= rng.random((len(rows), 1)) < SPARE_PARENTHESES_SHARE
         problems.put(rows, compose(operands, number, digits, spare))
@@ -104,11 +108,14 @@ def compose(
     return problems
 
 
-def with_other_digits(problems: ExpressionProblems, rng: np.random.Generator) -> ExpressionProblems:
-    """The same expressions, parentheses and all, with fresh digits in them."""
+def with_other_digits(
+    problems: ExpressionProblems, rng: np.random.Generator, smallest: np.ndarray = FROM_0
+) -> ExpressionProblems:
+    """The same expressions, parentheses and all, with fresh digits (see `draw`)."""
     others = problems.take(np.arange(len(problems)))
     at = others.context < 10
-    others.context[at] = rng.integers(0, 10, np.count_nonzero(at), dtype=np.int8)
+    least = np.broadcast_to(smallest[others.stage][:, None], at.shape)[at]
+    others.context[at] = rng.integers(least, 10, dtype=np.int8)
     for operands in np.unique(others.stage).tolist():
         rows = np.flatnonzero(others.stage == operands)
         digits = others.context[rows][at[rows]].reshape(len(rows), operands)
