@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import sys
 import time
@@ -19,7 +20,10 @@ from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.envs.registration import env_id, register_with_rllib
 from toolagent.learning.algorithm import ToolAgentConfig, _learner_batch
-from toolagent.models.rl_module import StageGRUModule
+from toolagent.learning.exploration import Exploration
+from toolagent.learning.returns import leave_one_out_advantages, step_mask
+from toolagent.models.rl_module import EncoderDecoderModule, StageGRUModule
+from toolagent.rollouts.env_runner import BatchedEnvRunner
 from toolagent.rollouts.play import play
 from toolagent.session.ray_session import quiet
 from toolagent.tasks import get_task
@@ -41,6 +45,17 @@ def cluster():
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     ray.shutdown()
+
+
+GROUPS = {
+    "episodes_per_problem": 8,
+    "advantage_estimator": "leave_one_out",
+    "normalize_advantages": False,
+    "failed_problem_share": 0.6,
+    "explorer_kind": "detours",
+    "explorer_share": 0.2,
+    "replay_coefficient": 0.3,
+}
 
 
 def config_of(num_env_runners=0, num_learners=0, seed=0, **training):
@@ -244,6 +259,92 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(build):
     assert not equal(trained[0], trained[2])
 
 
+# Groups, failed problems and detours: the settings of the task `expression` ---------------------
+
+
+def expression_config(seed, **training):
+    """Small, and otherwise as `rllib_configs/expression.yaml`: single digits, then `a+b`."""
+    curriculum = CurriculumSettings.model_validate(
+        {
+            "levels": [{"stage": 1, "advance_at_accuracy": 0.9}, {"stage": 2}],
+            "measure_problems": 400,
+        }
+    )
+    settings = {
+        "episodes_per_update": 512,
+        "updates_per_iteration": 20,
+        "practice_problems": True,
+        "replay_episodes": 32,
+        "explore_until_solved": 0.98,
+        "lr": 3e-3,
+        "gamma": 0.95,
+        "entropy_coeff": 0.015,
+        "entropy_follows_return": True,
+        "max_policy_age": 0,
+    }
+    return (
+        config_of(seed=seed, **(GROUPS | settings | training))
+        .environment(
+            env_id("expression"),
+            env_config={"task": "expression", "stage": 1, "earlier_stage_share": 0.3},
+        )
+        .callbacks(callbacks_class=[functools.partial(CurriculumCallback, curriculum)])
+        .rl_module(
+            rl_module_spec=RLModuleSpec(
+                module_class=EncoderDecoderModule,
+                model_config={"embedding_size": 32, "num_heads": 4, "num_counters": 2},
+            )
+        )
+    )
+
+
+def test_expressions_of_one_and_two_operands_are_learned_by_reward_alone(cluster):
+    """Two operands have 300 problems of 3 skeletons; a number that was learned by heart, or one
+    plan for all three, solves a third of them at best."""
+    algorithm = expression_config(seed=0).build_algo()
+    try:
+        for _ in range(15):
+            measured = algorithm.train()["curriculum"]
+            if measured["stage"] == 2 and measured["accuracy"]["2"] >= 0.8:
+                break
+        assert measured["accuracy"]["1"] >= 0.95
+        assert measured["accuracy"]["2"] >= 0.8
+        found = algorithm._exploration.replay
+        assert len(found[1]) > 0 and len(found[2]) > 0
+    finally:
+        algorithm.stop()
+
+
+def test_a_restored_run_has_its_failed_problems_and_verified_successes(cluster):
+    settings = {"episodes_per_update": 256, "updates_per_iteration": 10}
+    first, second = (expression_config(seed, **settings).build_algo() for seed in (0, 5))
+    try:
+        for _ in range(3):
+            first.train()
+        state = first.get_state()
+        failed = state["env_runner"]["failed_problems"]
+        verified = state["exploration"]["replay"][1]
+        assert failed["added"] > 256 and failed["solved"] > 0 and verified["added"] > 0
+        results = [steps_of(first.train()), steps_of(first.train())]
+        trained = weights_of(first), first.get_state()
+        second.set_state(state)
+        assert results == [steps_of(second.train()), steps_of(second.train())]
+        assert equal(weights_of(second), trained[0])
+        one, two = (
+            (side["env_runner"]["failed_problems"], side["exploration"]["replay"])
+            for side in (trained[1], second.get_state())
+        )
+        assert one[0]["added"] == two[0]["added"] and one[0]["solved"] == two[0]["solved"]
+        assert equal(dict(one[0]["ring"].columns()), dict(two[0]["ring"].columns()))
+        for mine, others in zip(one[1], two[1], strict=True):
+            assert mine["added"] == others["added"]
+            assert (mine["store"] is None) == (others["store"] is None)
+            assert mine["store"] is None or equal(mine["store"], others["store"])
+    finally:
+        first.stop()
+        second.stop()
+
+
 # Remote learners -----------------------------------------------------------------------------
 
 
@@ -272,11 +373,7 @@ def learner_batch(shard, shards):
         )
         network = spec.build().network
     batch = play(network, task, problems, torch.Generator().manual_seed(0))
-    names = ("stage", "context", "actions", "lengths", "rewards", "log_probabilities")
-    columns = {name: getattr(batch, name) for name in names}
-    columns["intrinsic_rewards"] = np.zeros_like(batch.rewards)
-    columns["replayed"] = np.zeros(len(batch), bool)
-    return _learner_batch(columns, shard, shards)
+    return _learner_batch(Exploration(config_of(), 3, 36).learner_columns(batch), shard, shards)
 
 
 def _spaces():
@@ -324,6 +421,37 @@ def test_remote_learners_train_and_average_their_gradients(build, num_learners):
     assert ours @ one > 0.9 * np.linalg.norm(ours) * np.linalg.norm(one)
 
 
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shares_have_the_advantages_of_the_whole(shards):
+    """A group may be divided among learners: how its others went travels with each episode."""
+    config = config_of(**GROUPS)
+    runner = BatchedEnvRunner(config=config, worker_index=0)
+    exploration = Exploration(config, 3, runner.env.task.num_statuses)
+    batch = runner.sample(num_episodes=320, explore=True)
+    batch.rewards[:, 0] = np.random.default_rng(0).random(320)
+    group = batch.returns.reshape(40, 8)
+    batch.peer_return[:] = ((group.sum(1, keepdims=True) - group) / 7).reshape(-1)
+    columns = exploration.learner_columns(batch)
+
+    def advantages(shard, shards):
+        part = _learner_batch(columns, shard, shards)[DEFAULT_MODULE_ID]
+        rewards, peers, lengths = (
+            torch.from_numpy(part[name]) for name in ("rewards", "peer_return", "lengths")
+        )
+        mask = step_mask(lengths, rewards.shape[1])
+        return leave_one_out_advantages(rewards, peers, mask, 1.0)
+
+    whole = advantages(0, 1)
+    parts = [advantages(shard, shards) for shard in range(shards)]
+    for shard, part in enumerate(parts):
+        expected = whole[shard::shards]
+        torch.testing.assert_close(part, expected[:, : part.shape[1]])
+        assert not expected[:, part.shape[1] :].any()
+    # By episode they cancel out in every group, so over all shares too.
+    assert abs(sum(float(part[:, 0].sum()) for part in parts)) < 1e-3
+    assert float(whole[:, 0].abs().sum()) > 10
+
+
 # Settings ------------------------------------------------------------------------------------
 
 
@@ -343,6 +471,53 @@ def test_remote_learners_train_and_average_their_gradients(build, num_learners):
 def test_wrong_settings_are_refused_with_what_would_be_right(training, message):
     with pytest.raises(ValueError, match=message):
         config_of(**training).validate()
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"episodes_per_problem": 0}, "episodes_per_problem is 0; it must be at least 1"),
+        (
+            {"episodes_per_problem": 8, "episodes_per_update": 100},
+            "episodes_per_update is 100; it must be a multiple of episodes_per_problem, 8",
+        ),
+        (
+            {"episodes_per_problem": 5, "episodes_per_update": 100},
+            "num_envs_per_env_runner is 64; it must be a multiple of episodes_per_problem, 5",
+        ),
+        (
+            {"advantage_estimator": "rloo"},
+            "advantage_estimator is 'rloo'; expected one of gae, leave_one_out",
+        ),
+        (
+            {"advantage_estimator": "leave_one_out"},
+            "'leave_one_out' compares episodes of one problem; set episodes_per_problem to 2 or "
+            "more, not 1",
+        ),
+        (
+            {"entropy_follows_return": True},
+            "entropy_follows_return looks at the other episodes of a problem; set "
+            "episodes_per_problem to 2 or more, not 1",
+        ),
+        ({"explorer_kind": "scouts"}, "explorer_kind is 'scouts'; expected one of trials, detours"),
+        (
+            {"explorer_kind": "detours", "explorer_share": 0.2, "replay_coefficient": 0.5},
+            "'detours' tries a plan on several problems; set episodes_per_problem to 2 or more, "
+            "not 1",
+        ),
+        ({"failed_problem_share": 1.5}, "failed_problem_share is 1.5; it must be in 0..1"),
+        ({"failed_problem_share": -0.1}, "failed_problem_share is -0.1; it must be in 0..1"),
+    ],
+)
+def test_settings_of_groups_that_cannot_work_are_refused(training, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config_of(**training).validate()
+
+
+def test_settings_of_groups_that_work_are_accepted():
+    config_of(explorer_kind="detours").validate()  # nobody explores
+    config_of(episodes_per_problem=EPISODES, advantage_estimator="leave_one_out").validate()
+    config_of(**GROUPS).validate()
 
 
 def test_more_learners_than_episodes_are_refused():

@@ -185,10 +185,9 @@ def test_a_network_is_chosen_by_name_and_configured_by_its_own_options(load):
     spec = config.rl_module_spec
     assert spec.module_class is MODULES["encoder_decoder"]
     assert spec.model_config == {
+        **MODULES["encoder_decoder"].network_class.Sizes._field_defaults,
         "network": "encoder_decoder",
-        "embedding_size": 64,
         "num_heads": 2,
-        "num_counters": 4,
         "reading": "operands",
         "sees_digits": True,
         "max_seq_len": TASKS["expression"].max_actions + 1,

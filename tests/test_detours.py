@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolagent.models.base import AgentNetwork, Beginning
-from toolagent.rollouts.detours import LONGEST, Detours, draw_detours
+from toolagent.rollouts.detours import FIRST_CHOICES, LONGEST, Detours, draw_detours
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
 from toolagent.tokens import ANS, EOS, NUM_TOKENS
@@ -111,7 +111,8 @@ def test_a_drawn_detour_is_one_for_its_group_and_begins_before_the_last_action()
     assert not start[longest <= 2].any()
     # Any token is tried, and what the policy thinks likely more often than the rest.
     counts = np.bincount(choices[:, 0], minlength=NUM_TOKENS)
-    assert (counts[1:] > 0).all() and counts[1:6].min() > 2 * counts[6:].max()
+    likely, others = counts[1:FIRST_CHOICES], counts[FIRST_CHOICES:]
+    assert (counts[1:] > 0).all() and likely.min() > 2 * others.max()
     # One to three steps, evenly: of the third steps a third is part of the detour (0 or not), of
     # the second ones two thirds.
     assert 0.2 < (choices[:, 2] > 0).mean() < 1 / 3 < 0.45 < (choices[:, 1] > 0).mean() < 2 / 3

@@ -15,12 +15,14 @@ from toolagent.envs.registration import env_id, register_with_rllib
 from toolagent.envs.single import ToolEnv
 from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.models.rl_module import StageGRUModule
-from toolagent.rollouts.env_runner import BatchedEnvRunner
+from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import concatenate
 from toolagent.tokens import EOS, NUM_TOKENS
 
+GROUPS = {"episodes_per_problem": 8, "failed_problem_share": 0.8, "explorer_kind": "detours"}
 
-def make_runner(worker_index=0, seed=0, evaluation=False, episodes=64, **env_config):
+
+def make_runner(worker_index=0, seed=0, evaluation=False, episodes=64, training=None, **env_config):
     register_with_rllib()
     config = (
         ToolAgentConfig()
@@ -29,6 +31,7 @@ def make_runner(worker_index=0, seed=0, evaluation=False, episodes=64, **env_con
             env_config={"task": "calculator", "stage": 2, "earlier_stage_share": 0.5} | env_config,
         )
         .env_runners(num_envs_per_env_runner=episodes)
+        .training(**(training or {}))
         .framework("torch")
         .debugging(seed=seed)
         .rl_module(
@@ -109,6 +112,89 @@ def test_another_runner_s_state_brings_everything_but_its_random_streams():
     twin.set_stage(1)
     assert runner.env.stage == 1
     assert same(runner.sample(), twin.sample())
+
+
+# Groups, failed problems and explorers -------------------------------------------------------
+
+
+def experienced_runner(solved=0.9, **kwargs):
+    """A runner with failed problems, told that its policy solves most of the fresh ones."""
+    runner = make_runner(training=GROUPS, **kwargs)
+    runner.set_state({EXPLORERS: (0.25, np.zeros((runner.env.task.num_statuses, 18)))})
+    runner.sample(num_episodes=8 * 800)
+    state = runner.get_state()
+    assert state["failed_problems"]["added"] > 256
+    runner.set_state({**state, "failed_problems": {**state["failed_problems"], "solved": solved}})
+    return runner
+
+
+def test_a_group_is_one_problem_and_knows_how_its_others_went():
+    runner = make_runner(training=GROUPS)
+    batch = runner.sample(num_episodes=400)
+    assert not batch.explored.any()  # the algorithm has asked for none
+    contexts = batch.context.reshape(50, 8, -1)
+    assert (contexts == contexts[:, :1]).all()
+    assert len(np.unique(contexts[:, 0], axis=0)) > 40
+    returns = batch.returns
+    for row in range(400):
+        others = [other for other in range(row // 8 * 8, row // 8 * 8 + 8) if other != row]
+        assert batch.peer_return[row] == pytest.approx(returns[others].mean(), abs=1e-6)
+    assert batch.peer_return.any()
+    assert len(np.unique(batch.actions[:8], axis=0)) > 1  # one problem, not one episode
+
+
+@pytest.mark.parametrize("how", [{"explore": False}, {"random_actions": True}])
+def test_where_nothing_is_learned_there_are_no_groups_explorers_or_failed_problems(how):
+    runner = experienced_runner()
+    before = runner.get_state()["failed_problems"]
+    batch = runner.sample(num_episodes=400, **how)
+    assert not batch.explored.any() and not batch.peer_return.any()
+    neighbours = (batch.context[1:] == batch.context[:-1]).all(1)
+    assert neighbours.mean() < 0.1
+    after = runner.get_state()["failed_problems"]
+    assert same(before.pop("ring"), after.pop("ring")) and before == after
+
+
+def test_failed_problems_are_played_again_by_the_policy():
+    runner = experienced_runner()
+    state = runner.get_state()["failed_problems"]
+    known = {tuple(context) for context in state["ring"].context[: state["added"]].tolist()}
+    batch = runner.sample(num_episodes=800)
+    policy = batch.take(~batch.explored)
+    assert len(policy) == 600
+    again = [tuple(context) in known for context in policy.context[::8].tolist()]
+    current = policy.stage[::8] == 2
+    assert 0.5 < np.mean(np.array(again)[current]) < 0.9  # 0.8 * 0.9
+
+
+def test_explorers_on_detours_are_counted_but_their_returns_are_not():
+    runner = experienced_runner()
+    runner.get_metrics()
+    batch = runner.sample(num_episodes=400)
+    assert batch.explored.tolist() == [False] * 304 + [True] * 96
+    metrics = runner.get_metrics()
+    assert metrics["num_env_steps_sampled"].peek() == batch.env_steps
+    assert metrics["num_episodes"].peek() == 400
+    policy = batch.take(~batch.explored)
+    assert metrics["episode_len_mean"].peek() == pytest.approx(policy.lengths.mean())
+
+
+def test_a_restored_state_continues_with_its_failed_problems_exactly():
+    runner = experienced_runner()
+    state = runner.get_state()
+    expected = [runner.sample(num_episodes=160) for _ in range(3)]
+    other = make_runner(seed=99, training=GROUPS)
+    other.set_state({EXPLORERS: (0.25, np.zeros((runner.env.task.num_statuses, 18)))} | state)
+    assert all(same(other.sample(num_episodes=160), batch) for batch in expected)
+    one, two = (side.get_state()["failed_problems"] for side in (runner, other))
+    assert same(one.pop("ring"), two.pop("ring")) and one == two
+
+
+def test_another_runner_s_failed_problems_stay_its_own():
+    state = experienced_runner(worker_index=1).get_state()
+    runner = make_runner(worker_index=2, training=GROUPS)
+    runner.set_state(state)
+    assert runner.get_state()["failed_problems"]["added"] == 0
 
 
 def weights_of(runner, add=0.0):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.learning.exploration import Exploration
@@ -155,6 +157,67 @@ def test_keys_differ_wherever_effective_programs_do():
     assert len(set(zip(spelt, keys.tolist(), strict=True))) == len(set(spelt))
 
 
+@st.composite
+def spelt_programs(draw):
+    """Two programs of up to 17 actions as lists of (token, did something), often the same."""
+    token = st.integers(0, 17)
+    one = draw(st.lists(token, max_size=17))
+    kind = draw(st.sampled_from(["same", "changed", "shorter", "swapped", "other"]))
+    other = list(one)
+    if kind == "changed" and one:
+        other[draw(st.integers(0, len(one) - 1))] = draw(token)
+    elif kind == "shorter":
+        other = one[: draw(st.integers(0, len(one)))]
+    elif kind == "swapped":
+        other = draw(st.permutations(one))
+    elif kind == "other":
+        other = draw(st.lists(token, max_size=17))
+    # Tokens that do nothing, anywhere; ANS always does something.
+    nothing = st.integers(0, 17).filter(lambda token: token != ANS)
+    spelt = []
+    for program in (one, other):
+        actions = [(token, True) for token in program]
+        for _ in range(draw(st.integers(0, 17 - len(actions)))):
+            actions.insert(draw(st.integers(0, len(actions))), (draw(nothing), False))
+        spelt.append(actions)
+    return spelt
+
+
+@settings(max_examples=300, deadline=None)
+@given(spelt=spelt_programs())
+def test_keys_are_equal_if_and_only_if_what_did_something_is(spelt):
+    task = get_task("expression")
+    problems = task.sample(np.random.default_rng(0), np.full(2, 8, np.int8))
+    batch = empty_batch(task, problems.context, problems.stage)
+    for row, program in enumerate(spelt):
+        status = 0
+        batch.lengths[row] = len(program)
+        for step, (token, did) in enumerate(program):
+            status = (status + did) % 7
+            batch.actions[row, step], batch.status[row, step] = token, status
+    one, other = ([token for token, did in program if did] for program in spelt)
+    keys = program_keys(batch)
+    assert (keys >= 0).all()  # -1 marks an empty slot
+    assert (keys[0] == keys[1]) == (one == other)
+
+
+def test_keys_of_long_programs_differ_wherever_effective_programs_do():
+    """On the stack machine, where nearly everything does something."""
+    task = get_task("expression")
+    rng = np.random.default_rng(0)
+    problems = task.sample(rng, np.full(3000, 8, np.int8))
+    torch.manual_seed(0)
+    network = StageGRUNetwork(NetworkSizes(task.context_vocabulary, task.stages.stop, 8))
+    generator = torch.Generator().manual_seed(0)
+    batch = play(network, task, problems, generator, random_actions=True)
+    spelt = {
+        tuple(int(a) for a, did in zip(actions, effective, strict=True) if did)
+        for actions, effective in zip(batch.actions, batch.effective, strict=True)
+    }
+    assert max(map(len, spelt)) > 10
+    assert len(spelt) == len(set(program_keys(batch).tolist())) > 2000
+
+
 def test_weights_count_successes_against_all_attempts():
     store = SuccessReplay(slots=8, examples=4, rng=np.random.default_rng(0))
     lucky = (MUL, ADD, ANS)
@@ -260,18 +323,139 @@ def test_what_explorers_played_is_not_learned_from_but_replayed_if_right():
     assert not columns["replayed"].any()
 
 
-def test_state_round_trip():
+def on_detours(programs, digits, peers, stage=2) -> EpisodeBatch:
+    """Explorers' episodes, and how well the others of each one's group did."""
+    batch = episodes(programs, digits, stage)
+    batch.explored[:] = True
+    batch.peer_return[:] = peers
+    return batch
+
+
+def test_explorers_on_detours_feed_the_replay_with_what_was_verified_and_nothing_else():
     config = ToolAgentConfig().training(
-        explorer_share=0.5, replay_coefficient=0.5, novelty_coefficient=0.1
+        explorer_kind="detours", explorer_share=0.4, replay_coefficient=0.5, replay_episodes=16
+    )
+    exploration = Exploration(config, 3, TASK.num_statuses)
+    by_policy = random_play(30)
+    by_policy.peer_return[:] = np.random.default_rng(0).random(30)
+    lucky = (MUL, ADD, ANS)  # right, since d*e = 0, and wrong for the rest of its group
+    found = on_detours([lucky, lucky], [[3, 4, 5, 0, 7]] * 2, 0.0)
+    columns = exploration.learner_columns(concatenate([by_policy, found]))
+    # Nothing is replayed yet: not the coincidence, and nothing that the policy solved.
+    assert not columns["replayed"].any()
+    for name in ("stage", "context", "actions", "lengths", "rewards", "peer_return"):
+        np.testing.assert_array_equal(columns[name], getattr(by_policy, name), err_msg=name)
+    solved_by_policy = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4)
+    solved_by_policy.peer_return[:] = 1.2
+    exploration.learner_columns(concatenate([by_policy, solved_by_policy]))
+    plans = on_detours([PLAN, lucky, PLAN], [[3, 4, 5, 6, 7], [3, 4, 5, 0, 7], [1] * 5], 1.2)
+    plans.peer_return[1] = 0.0
+    columns = exploration.learner_columns(concatenate([by_policy, plans]))
+    assert columns["replayed"].tolist() == [False] * 30 + [True] * 16
+    replayed = columns["actions"][30:]
+    assert (replayed == PLAN).all()
+    assert {tuple(context[:5]) for context in columns["context"][30:].tolist()} == {
+        (3, 4, 5, 6, 7),
+        (1, 1, 1, 1, 1),
+    }
+    assert not columns["intrinsic_rewards"].any()
+
+
+def test_explorers_on_detours_and_their_replay_end_when_the_policy_is_good_enough():
+    config = ToolAgentConfig().training(
+        explorer_kind="detours",
+        explorer_share=0.4,
+        explore_until_solved=0.7,
+        replay_coefficient=0.5,
+        replay_episodes=5,
+    )
+    exploration = Exploration(config, 3, TASK.num_statuses)
+    found = on_detours([PLAN], [[3, 4, 5, 6, 7]], 1.2)
+    failed = on_detours([(ANS,)] * 9, [[3, 4, 5, 6, 7]] * 9, 0.0)
+    solved = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4)
+    share = 0.0
+    for _ in range(60):
+        columns = exploration.learner_columns(concatenate([solved, found, failed]))
+        share += 0.05 * (1 - share)  # explorers' failures are not the policy's
+        explorer_share, _ = exploration.for_runners()
+        over = share >= 0.7
+        assert explorer_share == (0.0 if over else 0.4)  # as many to the end: the rarest are left
+        assert columns["replayed"].sum() == (0 if over else 5)
+        assert len(columns["lengths"]) == 4 + (0 if over else 5)
+    assert over
+    # Another stage begins anew.
+    columns = exploration.learner_columns(
+        on_detours([(MUL, ADD, ANS)] * 2, [[3, 4, 5, 0, 0]] * 2, 1.2, stage=0)
+    )
+    assert exploration.for_runners()[0] == 0.4
+    assert columns["replayed"].all() and len(columns["lengths"]) == 5
+
+
+def test_explorers_that_try_tokens_get_fewer_until_the_policy_is_good_enough():
+    config = ToolAgentConfig().training(
+        explorer_share=0.4, explore_until_solved=0.7, replay_coefficient=0.5
+    )
+    exploration = Exploration(config, 3, TASK.num_statuses)
+    solved, share = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4), 0.0
+    for _ in range(30):
+        exploration.learner_columns(solved)
+        share += 0.05 * (1 - share)
+        expected = 0.0 if share >= 0.7 else 0.4 * (1 - share)
+        assert exploration.for_runners()[0] == pytest.approx(expected)
+    assert share > 0.7
+
+
+def test_the_entropy_bonus_follows_the_others_of_the_group_once_a_stage_is_half_solved():
+    config = ToolAgentConfig().training(
+        episodes_per_problem=2, entropy_follows_return=True, replay_coefficient=0.5
+    )
+    exploration = Exploration(config, 3, TASK.num_statuses)
+    plain = Exploration(ToolAgentConfig(), 3, TASK.num_statuses)
+    batch = episodes([PLAN, (ANS,), PLAN, PLAN], [[3, 4, 5, 6, 7]] * 4)
+    batch.peer_return[:] = [0.0, 1.2, 0.5, 0.25]
+    share = 0.0
+    for _ in range(40):
+        weight = exploration.learner_columns(batch)["entropy_weight"]
+        share += 0.05 * (0.75 - share)
+        expected = [max(peers, 1 - 2 * share, 0.0) for peers in batch.peer_return.tolist()]
+        np.testing.assert_allclose(weight[:4], expected, rtol=1e-5)
+        assert weight.dtype == np.float32
+        assert (plain.learner_columns(batch)["entropy_weight"] == 1).all()
+    assert share > 0.5 and weight[0] == 0
+
+
+def test_only_the_curriculum_s_stage_is_replayed_from_detours():
+    config = ToolAgentConfig().training(
+        explorer_kind="detours", explorer_share=0.4, replay_coefficient=0.5
+    )
+    exploration = Exploration(config, 3, TASK.num_statuses)
+    early = on_detours([(MUL, ADD, ANS)] * 2, [[3, 4, 5, 0, 0]] * 2, 1.2, stage=0)
+    late = episodes([(ANS,)], [[3, 4, 5, 6, 7]])
+    columns = exploration.learner_columns(concatenate([early, late]))
+    assert len(columns["lengths"]) == 1 and not columns["replayed"].any()
+
+
+@pytest.mark.parametrize("kind", ["trials", "detours"])
+def test_state_round_trip(kind):
+    config = ToolAgentConfig().training(
+        explorer_kind=kind, explorer_share=0.5, replay_coefficient=0.5, novelty_coefficient=0.1
     )
     first, second = (Exploration(config, 3, TASK.num_statuses) for _ in range(2))
-    warm = concatenate([random_play(), episodes([PLAN] * 3, [[3, 4, 5, 6, 7]] * 3)])
+    found = episodes([PLAN] * 3, [[3, 4, 5, 6, 7], [1] * 5, [2] * 5])
+    found.explored[:], found.peer_return[:] = True, 1.2
+    warm = concatenate([random_play(), found])
     first.learner_columns(warm)
-    second.set_state(first.get_state())
-    one, two = (side.learner_columns(warm) for side in (first, second))
-    for name in one:
-        np.testing.assert_array_equal(one[name], two[name])
-    np.testing.assert_array_equal(first.for_runners()[1], second.for_runners()[1])
+    state = first.get_state()
+    outcomes = []
+    for side in (first, second):
+        if side is second:
+            side.set_state(state)  # the first has gone on meanwhile
+        outcomes.append([side.learner_columns(warm) for _ in range(3)])
+        outcomes[-1].append(dict(zip(("share", "table"), side.for_runners(), strict=True)))
+    for one, two in zip(*outcomes, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+    assert outcomes[0][0]["replayed"].any()
 
 
 @pytest.mark.parametrize(

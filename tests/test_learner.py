@@ -28,7 +28,15 @@ from toolagent.tokens import ANS, CTX, EOS
 
 TASK = get_task("calculator")
 SPACES = {DEFAULT_MODULE_ID: (observation_space(TASK), action_space())}
-COLUMNS = ("stage", "context", "actions", "lengths", "rewards", "log_probabilities")
+COLUMNS = (
+    "stage",
+    "context",
+    "actions",
+    "lengths",
+    "rewards",
+    "log_probabilities",
+    "peer_return",
+)
 WIDTH = 12
 
 
@@ -72,6 +80,7 @@ def learner_columns(batch, **changed):
     """What the learner is given where nothing is explored, shaped or replayed."""
     columns = {name: getattr(batch, name).copy() for name in COLUMNS}
     columns["intrinsic_rewards"] = np.zeros_like(batch.rewards)
+    columns["entropy_weight"] = np.ones(len(batch), np.float32)
     columns["replayed"] = np.zeros(len(batch), bool)
     return columns | changed
 
@@ -121,7 +130,8 @@ def slow_steps(network, context, stage, actions):
 
 
 def slow_loss(network, columns, config):
-    """The loss as `EpisodeColumnsLearner` documents it, for lambda = 1, and its three parts."""
+    """The loss as `EpisodeColumnsLearner` documents it, for lambda = 1 and the value head's
+    advantages, and its three parts."""
     episodes, everything = [], []
     for row, length in enumerate(columns["lengths"].tolist()):
         steps = slow_steps(
@@ -140,7 +150,7 @@ def slow_loss(network, columns, config):
         ]
     mean, deviation = np.mean(everything), np.std(everything)
     count = len(everything)
-    policy = value_loss = entropy = 0.0
+    policy = value_loss = entropy = bonus = 0.0
     for row, steps, returns in episodes:
         for step, ((logs, value), to_go) in enumerate(zip(steps, returns, strict=True)):
             advantage = to_go - float(value)
@@ -154,8 +164,10 @@ def slow_loss(network, columns, config):
                 objective = torch.min(ratio * advantage, near * advantage)
             policy = policy - objective / count
             value_loss = value_loss + (value - to_go) ** 2 / count
-            entropy = entropy - (logs.exp() * logs).sum() / count
-    total = policy + config.vf_loss_coeff * value_loss - config.entropy_coeff * entropy
+            of_step = -(logs.exp() * logs).sum() / count
+            entropy = entropy + of_step
+            bonus = bonus + float(columns["entropy_weight"][row]) * of_step
+    total = policy + config.vf_loss_coeff * value_loss - config.entropy_coeff * bonus
     return total, policy, value_loss, entropy
 
 
@@ -165,13 +177,15 @@ def slow_loss(network, columns, config):
         {},
         {"clip_param": None, "max_policy_age": 0},
         {"normalize_advantages": False, "gamma": 0.9},
+        {"entropy_coeff": 0.5},
     ],
-    ids=["default", "plain A2C", "discounted, raw advantages"],
+    ids=["default", "plain A2C", "discounted, raw advantages", "mostly entropy"],
 )
 def test_loss_and_gradients_are_those_of_a_plain_loop(training):
     config = config_of(**training)
     group, network = group_of(config)
     columns = learner_columns(played(network))
+    columns["entropy_weight"] = np.random.default_rng(1).random(40).astype(np.float32)
     # Weights that moved on since the episodes were played, so that the ratio is not 1.
     columns["log_probabilities"] += (
         np.random.default_rng(0)
@@ -190,6 +204,93 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(training):
     for name, gradient in gradients_of(network).items():
         torch.testing.assert_close(gradient, expected[name], atol=2e-5, rtol=1e-3, msg=name)
         assert gradient.abs().max() > 0, name
+
+
+def played_in_groups(network, groups=5, size=4, seed=0):
+    """Episodes of `groups` problems, `size` times each, with the others' mean return by a loop."""
+    rng = np.random.default_rng(seed)
+    problems = TASK.sample(rng, np.zeros(groups, np.int8)).take(np.repeat(np.arange(groups), size))
+    batch = play(network, TASK, problems, torch.Generator().manual_seed(seed))
+    # Untrained as it is the policy earns nothing: rewards of its own for whatever it did.
+    ends = (np.arange(len(batch)), batch.lengths - 1)
+    batch.rewards[ends] = rng.integers(0, 3, len(batch)) / 2
+    for row in range(len(batch)):
+        first = row // size * size
+        others = [other for other in range(first, first + size) if other != row]
+        batch.peer_return[row] = sum(float(batch.returns[other]) for other in others) / len(others)
+    return batch
+
+
+LEAVE_ONE_OUT = {
+    "episodes_per_problem": 4,
+    "advantage_estimator": "leave_one_out",
+    "normalize_advantages": False,
+    "vf_loss_coeff": 0.0,
+    "entropy_coeff": 0.0,
+}
+
+
+@pytest.mark.parametrize("clip_param", [None, 0.2])
+def test_leave_one_out_is_reinforce_with_the_other_episodes_as_the_baseline(clip_param):
+    group, network = group_of(config_of(clip_param=clip_param, max_policy_age=0, **LEAVE_ONE_OUT))
+    batch = played_in_groups(network)
+    slow = copy.deepcopy(network)
+    loss, steps = 0.0, int(batch.lengths.sum())
+    for first in range(0, 20, 4):
+        returns = [float(batch.rewards[row].sum()) for row in range(first, first + 4)]
+        for place, own in enumerate(returns):
+            row = first + place
+            baseline = (sum(returns) - own) / 3
+            actions = batch.actions[row, : batch.lengths[row]]
+            played_steps = slow_steps(slow, batch.context[row], batch.stage[row], actions)
+            log_probability = sum(
+                logs[int(action)] for action, (logs, _) in zip(actions, played_steps, strict=True)
+            )
+            loss = loss - (own - baseline) * log_probability / steps
+    loss.backward()
+    update(group, learner_columns(batch))
+    expected = gradients_of_used(slow)
+    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e-3
+    for name, gradient in gradients_of(network).items():
+        if name in expected:
+            torch.testing.assert_close(gradient, expected[name], atol=2e-6, rtol=1e-3, msg=name)
+        else:  # the value head has no part in it
+            assert name.startswith("value_head") and not gradient.any()
+
+
+def gradients_of_used(network):
+    named = network.named_parameters()
+    return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+
+
+def test_a_group_that_goes_alike_moves_nothing():
+    group, network = group_of(config_of(**LEAVE_ONE_OUT))
+    batch = played_in_groups(network)
+    batch.rewards[:] = 0
+    batch.rewards[:8, 0] = 1.0
+    batch.peer_return[:] = batch.returns
+    update(group, learner_columns(batch))
+    assert not any(gradient.any() for gradient in gradients_of(network).values())
+
+
+def test_replayed_episodes_are_imitated_and_have_no_leave_one_out_advantage():
+    settings = LEAVE_ONE_OUT | {"replay_coefficient": 0.5}
+    group, network = group_of(config_of(**settings))
+    batch = played_in_groups(network)
+    replayed = np.arange(20) >= 12
+    results = update(group, learner_columns(batch, replayed=replayed))[DEFAULT_MODULE_ID]
+    played_only = update(group, learner_columns(batch.take(~replayed)))[DEFAULT_MODULE_ID]
+    assert results["policy_loss"] == pytest.approx(played_only["policy_loss"], abs=1e-6)
+    assert played_only["imitation_loss"] == 0
+    total, count = 0.0, 0
+    for row in range(12, 20):
+        actions = batch.actions[row, : batch.lengths[row]]
+        steps = slow_steps(network, batch.context[row], batch.stage[row], actions)
+        for step, (logs, value) in enumerate(steps):
+            surplus = max(0.0, float(batch.rewards[row, step:].sum()) - float(value))
+            total -= float(logs[int(actions[step])]) * surplus
+            count += 1
+    assert results["imitation_loss"] == pytest.approx(total / count, rel=1e-4)
 
 
 def test_what_stands_after_an_episode_s_end_teaches_nothing():

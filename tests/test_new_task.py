@@ -1,5 +1,5 @@
-"""A task is one file, its line in `tasks/__init__.py` and one config: here a tiny one is added to a
-copy of the checkout, and every command works on it. `TASK` below is also an example to begin with.
+"""A task is one file, its name in `tasks/__init__.py` and one config: here a tiny one is added to a
+copy of the checkout, and every command works on it. `TASK` below is also an example to start from.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from trained import ROOT
 
@@ -238,6 +239,9 @@ def test_a_run_certifies_every_stage(checkout):
     summary = json.loads((checkout.parent / "run" / "summary.json").read_text())
     assert (summary["task"], summary["stopped_by"]) == ("largest", "solved")
     assert [(row["problems"], row["solved"]) for row in summary["stages"]] == [(10, 10), (100, 100)]
+    episodes = pq.read_table(checkout.parent / "episodes")
+    assert sum(map(len, episodes["actions"].to_pylist())) >= 0.9 * summary["env_steps"]
+    assert set(map(len, episodes["digits"].to_pylist())) == {2}
 
 
 def test_the_agent_is_evaluated(checkout):

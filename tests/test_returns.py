@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from toolagent.learning.returns import (
     generalized_advantages,
+    leave_one_out_advantages,
     masked_mean,
     normalize,
     step_mask,
@@ -124,6 +125,89 @@ def test_shapes_that_differ_are_refused():
         generalized_advantages(
             torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool), 1.0, 1.0
         )
+
+
+# Leave one out -------------------------------------------------------------------------------
+
+
+def episode_return(rewards, gamma):
+    """One episode in plain Python."""
+    return sum(gamma**step * reward for step, reward in enumerate(rewards))
+
+
+def groups_of(seed, groups, size):
+    """Rewards (B, T) and lengths of `groups` groups of `size` episodes."""
+    rewards, _, lengths = random_batch(seed, size=groups * size)
+    return rewards, lengths
+
+
+def peers_of(rewards, lengths, size, gamma):
+    """Each episode's return, and (B,) the mean return of its group's others, by a loop."""
+    returns = [
+        episode_return(row[:length], gamma)
+        for row, length in zip(rewards.tolist(), lengths.tolist(), strict=True)
+    ]
+    peers = []
+    for row in range(len(returns)):
+        first = row // size * size
+        others = [returns[other] for other in range(first, first + size) if other != row]
+        peers.append(sum(others) / len(others))
+    return returns, torch.tensor(peers, dtype=torch.float64)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=batches, groups=st.integers(1, 4), size=st.integers(2, 5), gamma=unit)
+def test_leave_one_out_advantages_are_those_of_a_loop_over_the_others(seed, groups, size, gamma):
+    rewards, lengths = groups_of(seed, groups, size)
+    returns, peers = peers_of(rewards, lengths, size, gamma)
+    advantages = leave_one_out_advantages(rewards, peers, step_mask(lengths, 5), gamma)
+    for row, length in enumerate(lengths.tolist()):
+        first = row // size * size
+        others = [returns[other] for other in range(first, first + size) if other != row]
+        expected = returns[row] - sum(others) / (size - 1)
+        np.testing.assert_allclose(advantages[row, :length], expected, atol=1e-6)
+        assert (advantages[row, length:] == 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=batches, groups=st.integers(1, 4), size=st.integers(2, 5), gamma=unit)
+def test_leave_one_out_advantages_sum_to_zero_in_every_group(seed, groups, size, gamma):
+    rewards, lengths = groups_of(seed, groups, size)
+    _, peers = peers_of(rewards, lengths, size, gamma)
+    advantages = leave_one_out_advantages(rewards, peers, step_mask(lengths, 5), gamma)
+    # Every episode has a first step, and all its steps have the same advantage.
+    np.testing.assert_allclose(advantages[:, 0].view(groups, size).sum(1), 0, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=batches, garbage=st.floats(-1e6, 1e6))
+def test_nothing_after_the_end_is_part_of_a_leave_one_out_advantage(seed, garbage):
+    rewards, lengths = groups_of(seed, 2, 3)
+    mask = step_mask(lengths, 5)
+    peers = torch.arange(6.0, dtype=torch.float64)
+    clean = leave_one_out_advantages(rewards, peers, mask, 0.9)
+    dirty = leave_one_out_advantages(torch.where(mask, rewards, garbage), peers, mask, 0.9)
+    assert torch.equal(clean, dirty)
+
+
+def test_leave_one_out_advantages_by_hand():
+    # Returns 1, 0, 0, 1: the others' means are 1/3, 2/3, 2/3, 1/3. Discounted by 1/2, what is won
+    # at the second step is worth 1/2.
+    rewards = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 9.0], [1.0, 0.0]])
+    mask = torch.tensor([[True, True], [True, True], [True, False], [True, False]])
+    advantages = leave_one_out_advantages(rewards, torch.tensor([1, 2, 2, 1]) / 3, mask, 1.0)
+    expected = torch.tensor([[2.0, 2.0], [-2.0, -2.0], [-2.0, 0.0], [2.0, 0.0]]) / 3
+    torch.testing.assert_close(advantages, expected)
+    halved = leave_one_out_advantages(rewards, torch.zeros(4), mask, 0.5)
+    assert halved.tolist() == [[0.5, 0.5], [0, 0], [0, 0], [1.0, 0]]
+
+
+def test_where_all_of_a_group_go_alike_there_is_nothing_to_learn():
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    rewards = torch.zeros(4, 3)
+    rewards[:2, 2] = 1.0
+    peers = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    assert not leave_one_out_advantages(rewards, peers, mask, 1.0).any()
 
 
 def test_the_mask_is_a_prefix_of_each_row():

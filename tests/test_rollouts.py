@@ -212,8 +212,17 @@ def played(seed, size=60):
     return play(network, task, problems_of_all_stages(task, seed, size), generator)
 
 
+def compared(seed, size=60):
+    """With the one column that `play` leaves at 0, see `ProblemDraw.compare`."""
+    batch = played(seed, size)
+    assert batch.peer_return.dtype == np.float32 and not batch.peer_return.any()
+    batch.peer_return[:] = np.random.default_rng(seed).random(size)
+    batch.explored[::3] = True
+    return batch
+
+
 def test_a_batch_travels_through_arrow_unchanged():
-    batch = played(1)
+    batch = compared(1)
     record = batch.to_arrow()
     assert record.schema == arrow_schema(6, 7)
     sink = pa.BufferOutputStream()
@@ -227,21 +236,32 @@ def test_a_batch_travels_through_arrow_unchanged():
 
 
 def test_a_slice_of_an_arrow_batch_is_those_episodes():
-    batch = played(2)
+    batch = compared(2)
     again = EpisodeBatch.from_arrow(batch.to_arrow().slice(7, 20))
     for (name, one), (_, other) in zip(batch.columns(), again.columns(), strict=True):
         assert np.array_equal(one[7:27], other), name
 
 
 def test_batches_are_joined_in_order():
-    first, second = played(3), played(4, size=10)
+    first, second = compared(3), compared(4, size=10)
     joined = concatenate([first, second])
     assert len(joined) == 70
     assert joined.env_steps == first.env_steps + second.env_steps
     assert np.array_equal(joined.actions[60:], second.actions)
     assert np.array_equal(joined.returns[:60], first.returns)
+    assert np.array_equal(joined.peer_return[60:], second.peer_return)
     with pytest.raises(ValueError, match="no episode batches"):
         concatenate([])
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
+def test_discounted_returns_are_those_of_a_loop(gamma):
+    batch = played(6)
+    batch.rewards[:] = np.random.default_rng(0).normal(size=batch.rewards.shape)
+    for row, value in enumerate(batch.discounted_returns(gamma)):
+        rewards = batch.rewards[row].tolist()
+        expected = sum(gamma**step * reward for step, reward in enumerate(rewards))
+        assert value == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_episode_costs_about_90_bytes():

@@ -261,6 +261,10 @@ def test_wrong_problems_are_refused(refused, name, arguments, message):
 
 # Another network than the configured one: what is asked for, and how it is said.
 MODEL = "rl_module.model_config"
+PLANNER = ", ".join(
+    f"{name}: {json.dumps(value) if isinstance(value, bool) else value}"
+    for name, value in list(untrained_expression_network().sizes._asdict().items())[2:]
+)
 NETWORKS = [
     (
         "--init-from narrow",
@@ -287,8 +291,7 @@ NETWORKS = [
     (
         "--config expressions.yaml --init-from planner",
         "--init-from planner: its network is encoder_decoder, the configuration's stage_gru; "
-        f"add --set '{MODEL}={{network: encoder_decoder, embedding_size: 8, num_heads: 2, "
-        "num_counters: 1, reading: learned, sees_digits: false}'",
+        f"add --set '{MODEL}={{network: encoder_decoder, {PLANNER}}}'",
     ),
     (
         "--config planner.yaml --init-from gru",

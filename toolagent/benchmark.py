@@ -10,6 +10,11 @@ that of a fresh network.
 The rows take turns, block by block, so a noise of the machine hits all of them; the table shows
 the median of the blocks, the ratios are medians of the ratios within a turn. A warm-up block of
 each row is not counted. *Steps/s* are env steps sampled and learned from, divided by wall time.
+
+With `--run DIR` the rows are those of a finished run: its task and configuration on the stages of
+its curriculum's last level, and its trained weights, which stay because of learning rate 0. Here
+the `batched` rows explore and replay as configured, without end (a fresh network's explorers may
+find nothing to replay), and the `plain` rows do neither.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,10 @@ from toolagent.session.ray_session import quiet, ray_session
 # `toolagent.benchmarks.rows.ROWS`, which can't be imported before `quiet()`.
 _DEFAULT_ROWS = ("bare_loop", "stock_rllib", "batched_local", "batched_runners")
 _ROWS = (*_DEFAULT_ROWS, "plain_local", "plain_runners")
+_DEFAULT_RUN_ROWS = ("batched_runners", "plain_runners")
+_RUN_ROWS = tuple(name for name in _ROWS if name not in ("bare_loop", "stock_rllib"))
+
+RowMaker = Callable[[float], Any]  # from the CPUs that its actors may ask for to a row
 
 _BUSY = 0.5  # load per core from which the figures are not to be trusted
 
@@ -46,8 +55,13 @@ _BUSY = 0.5  # load per core from which the figures are not to be trusted
     help="Least length of a block.",
 )
 @click.option(
+    "--run",
+    "run_folder",
+    metavar="DIR",
+    help="The configuration and the trained weights of the run in DIR; rows only.",
+)
+@click.option(
     "--rows",
-    default=",".join(_DEFAULT_ROWS),
     metavar="A,B",
     help="Which rows; plain_local and plain_runners are without exploration.",
 )
@@ -60,7 +74,8 @@ def command(
     json_file: str | None,
     repeats: int,
     seconds: float,
-    rows: str,
+    run_folder: str | None,
+    rows: str | None,
     scaling: bool,
     startup: bool,
     learning: bool,
@@ -69,9 +84,11 @@ def command(
 ) -> int:
     """Measure training throughput: bare PyTorch, stock RLlib and the batched pipeline."""
     quiet()
-    names = _chosen(rows)
+    names = _chosen(rows, run_folder is not None)
     output = _writable(json_file)
     if learning or ablations:
+        if run_folder is not None:
+            raise UserError("--run: can't be given with --learning or --ablations")
         _write(output, _learning(ablations, _writable(plot)))
         return 0
     import torch
@@ -81,9 +98,15 @@ def command(
     from toolagent.benchmarks.progress import BenchmarkProgress
     from toolagent.benchmarks.report import print_benchmark
 
+    if run_folder is not None:
+        makers, record = _rows_of_run(run_folder, names)
+        scaling = startup = False
+    else:
+        makers, record = _shipped_rows(names), None
     steps = 1 + repeats + startup + 5 * scaling
     with BenchmarkProgress(console, steps) as progress:
-        result = _measure(names, repeats, seconds, scaling, startup, progress)
+        result = _measure(names, makers, repeats, seconds, scaling, startup, progress)
+    result["run"] = record
     result["options"] = {"repeats": repeats, "seconds": seconds, "rows": list(names)}
     print_benchmark(console, result)
     if result["load_before"] > _BUSY * result["cores"]:
@@ -111,11 +134,18 @@ def _write(output: Path | None, result: dict[str, Any]) -> None:
         output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _chosen(text: str) -> tuple[str, ...]:
+def _chosen(text: str | None, of_run: bool) -> tuple[str, ...]:
+    if text is None:
+        return _DEFAULT_RUN_ROWS if of_run else _DEFAULT_ROWS
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in _ROWS:
             raise UserError(f"--rows: no row '{name}'; {nearest(name, _ROWS)}")
+        if of_run and name not in _RUN_ROWS:
+            raise UserError(
+                f"--rows: '{name}' is no row of a run; with --run choose from "
+                f"{', '.join(_RUN_ROWS)}"
+            )
     if not names:
         raise UserError(f"--rows: names none; choose from {', '.join(_ROWS)}")
     return tuple(name for name in _ROWS if name in names)
@@ -134,8 +164,28 @@ def _writable(json_file: str | None) -> Path | None:
     return path
 
 
+def _shipped_rows(names: Sequence[str]) -> dict[str, RowMaker]:
+    from toolagent.benchmarks.rows import RLLIB_ROWS, RLlibRow, shipped_config
+
+    def make(name: str) -> RowMaker:
+        return lambda cpus: RLlibRow(name, shipped_config(*RLLIB_ROWS[name]), cpus)
+
+    return {name: make(name) for name in names if name in RLLIB_ROWS}
+
+
+def _rows_of_run(
+    folder: str, names: Sequence[str]
+) -> tuple[Mapping[str, RowMaker], dict[str, Any]]:
+    """The rows, and what is to be said about the run."""
+    from toolagent.benchmarks.trained_run import TrainedRun, make_rows
+
+    run = TrainedRun.read(Path(folder))
+    return make_rows(run, names), run.record()
+
+
 def _measure(
     names: Sequence[str],
+    makers: Mapping[str, RowMaker],
     repeats: int,
     seconds: float,
     scaling: bool,
@@ -151,7 +201,7 @@ def _measure(
     bare = _warm_bare_row(seconds) if "bare_loop" in names else None
     if scaling or set(names) - {"bare_loop"}:
         with ray_session(None, dashboard=False) as cluster:
-            _measure_rows(result, names, bare, cluster.cpus, repeats, seconds, progress)
+            _measure_rows(result, makers, bare, cluster.cpus, repeats, seconds, progress)
             if scaling:
                 from toolagent.benchmarks.scaling import measure_scaling
 
@@ -159,7 +209,7 @@ def _measure(
                     cluster.cpus, max(2, repeats // 2), seconds / 2, progress.announce
                 )
     else:
-        _measure_rows(result, names, bare, 0.0, repeats, seconds, progress)
+        _measure_rows(result, {}, bare, 0.0, repeats, seconds, progress)
     return result | {"versions": _versions(), "commit": _commit()}
 
 
@@ -168,13 +218,13 @@ def _warm_bare_row(seconds: float) -> Any:
     from toolagent.benchmarks.rows import BareRow
 
     row = BareRow()
-    row.block(seconds / 2)
+    row.warm_up(seconds / 2)
     return row
 
 
 def _measure_rows(
     result: dict[str, Any],
-    names: Sequence[str],
+    makers: Mapping[str, RowMaker],
     bare: Any,
     cpus: float,
     repeats: int,
@@ -184,22 +234,20 @@ def _measure_rows(
     """Builds, measures in turns and closes the rows; the figures go into `result`."""
     from toolagent.benchmarks.constants import fragment_transfer_s, weight_broadcast
     from toolagent.benchmarks.figures import add_ratios, row_figures
-    from toolagent.benchmarks.rows import RLLIB_ROWS, RLlibRow
 
     progress.announce("building and warming up")
     with contextlib.ExitStack() as closing:
         rows = [bare] if bare is not None else []
-        for name in names:
-            if name in RLLIB_ROWS:
-                # Rows with actors live side by side: each may ask for a part of the CPUs.
-                row = RLlibRow(name, *RLLIB_ROWS[name], cpus / len(names))
-                closing.callback(row.close)
-                row.block(seconds / 2)
-                rows.append(row)
+        for make in makers.values():
+            # Rows with actors live side by side: each may ask for a part of the CPUs.
+            row = make(cpus / len(makers))
+            closing.callback(row.close)
+            row.warm_up(seconds / 2)
+            rows.append(row)
         ids = {row.name: row.process_ids() for row in rows}
         blocks: dict[str, list[Any]] = {row.name: [] for row in rows}
         for repeat in range(repeats):
-            progress.announce(f"round {repeat + 1} of {repeats}: {', '.join(names)}")
+            progress.announce(f"round {repeat + 1} of {repeats}: {', '.join(ids)}")
             for row in rows:
                 others = [pid for name in ids if name != row.name for pid in ids[name]]
                 blocks[row.name].append(row.block(seconds, others))
@@ -207,7 +255,10 @@ def _measure_rows(
         batched = [row for row in rows if row.name not in ("bare_loop", "stock_rllib")]
         if batched:
             broadcast = weight_broadcast(batched[-1].algorithm)
-            transfer_s = fragment_transfer_s(batched[-1].algorithm.config.num_envs_per_env_runner)
+            config = batched[-1].algorithm.config
+            transfer_s = fragment_transfer_s(
+                config.env_config["task"], config.num_envs_per_env_runner
+            )
     result["rows"] = [row_figures(row.name, blocks[row.name]) for row in rows]
     add_ratios(result["rows"], blocks)
     if batched:
@@ -230,6 +281,7 @@ def _add_pipeline_figures(
         figures[row.name] |= {
             "time_split": time_split(sums[row.name], row.num_env_runners, transfer_s),
             "dropped_episodes": int(sums[row.name]["dropped_episodes"]),
+            **row.more_figures(sums[row.name]),
         }
     if "batched_runners" in sums:
         name, why = what_limits(figures["batched_runners"]["time_split"])

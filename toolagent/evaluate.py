@@ -7,7 +7,7 @@ python -m toolagent.evaluate CHECKPOINT --reasoning-gym DATASET [--size N] [--se
 
     {"task", "trained_stages", "stages": [{"stage", "problems", "solved", "accuracy"}]}
 
-where the checkpoint says which stages were trained. For a task that judges programs, a stage has
+with `trained_stages` only if the checkpoint says them. For a task that judges programs, a stage has
 besides
 
 - a share 0..1 for each judgement: `algebraically_valid`, `shortest`;

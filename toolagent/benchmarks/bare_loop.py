@@ -61,7 +61,7 @@ class BareLoop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = StageGRUNetwork(
-                NetworkSizes(self.task.context_vocabulary, self.task.num_stages, embedding_size)
+                NetworkSizes(self.task.context_vocabulary, self.task.stages.stop, embedding_size)
             )
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=float(training["lr"]))
         self.rng = np.random.default_rng(seed)
@@ -69,7 +69,9 @@ class BareLoop:
 
     def update(self) -> tuple[int, int]:
         """Plays a batch and learns from it: env steps and episodes of the batch."""
-        stages = draw_stages(self.rng, self.episodes, self.stage, self.earlier_stage_share)
+        stages = draw_stages(
+            self.rng, self.episodes, self.stage, self.earlier_stage_share, self.task.first_stage
+        )
         problems = self.task.sample(self.rng, stages)
         batch = play(self.network, self.task, problems, self.generator)
         self.optimizer.zero_grad()

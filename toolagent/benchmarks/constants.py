@@ -24,15 +24,16 @@ def weight_broadcast(algorithm: Any) -> dict[str, float]:
     }
 
 
-def fragment_transfer_s(episodes: int) -> float:
+def fragment_transfer_s(task_name: str, episodes: int) -> float:
     """Seconds to serialise a batch of so many episodes and read it again, through Ray."""
     import ray
 
     from toolagent.rollouts.episode_batch import empty_batch
     from toolagent.tasks import get_task
 
-    task = get_task("calculator")
-    problems = task.sample(np.random.default_rng(0), np.zeros(episodes, np.int8))
+    task = get_task(task_name)
+    stages = np.full(episodes, task.first_stage, np.int8)
+    problems = task.sample(np.random.default_rng(0), stages)
     batch = empty_batch(task, problems.context, problems.stage)
     return _median_seconds(lambda: ray.get(ray.put(batch)))
 

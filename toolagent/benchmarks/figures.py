@@ -95,6 +95,19 @@ def time_split(
     }
 
 
+def exploration_figures(sums: Mapping[str, float]) -> dict[str, float]:
+    """What was done besides the counted steps, from the sums of a row with a trained policy.
+
+    `explorer_env_steps_per_s` are sampled and not learned from, of wall time; too old episodes,
+    should there be any, are among them.
+    """
+    return {
+        "explorer_env_steps_per_s": (sums["env_steps"] - sums["trained_env_steps"])
+        / sums["seconds"],
+        "replayed_episodes_per_update": sums["replayed_episodes"] / sums["updates"],
+    }
+
+
 def what_limits(split: Mapping[str, float]) -> tuple[str, str]:
     """The part that a run waits for: its name, and a sentence with the figures behind it.
 

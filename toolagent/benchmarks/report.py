@@ -25,7 +25,12 @@ _SPLIT = {  # key in `time_split` -> what the table says
 
 def print_benchmark(console: Console, result: Mapping[str, Any]) -> None:
     """Everything in the JSON document that a person wants to see."""
+    if result.get("run"):
+        console.print(_run(result["run"]), soft_wrap=True)
     cli.print_table(console, _rows(result["rows"]))
+    for row in result["rows"]:
+        if "exploration" in row:
+            console.print(f"{row['name']}: {_exploration(row)}", soft_wrap=True)
     split = [row for row in result["rows"] if "time_split" in row]
     if split:
         console.print("\nshare of the wall time")
@@ -41,8 +46,38 @@ def print_benchmark(console: Console, result: Mapping[str, Any]) -> None:
         console.print(f"\nlimited by {result['limits']['why']}")
 
 
+def _run(run: Mapping[str, Any]) -> str:
+    steps = run["env_steps"]
+    trained = "" if steps is None else f", trained for {steps:,} env steps"
+    where = f"{run['folder']}, {run['checkpoint']}{trained}"
+    return f"{where}\ntask {run['task']}, stage {run['stage']}, learning rate 0\n"
+
+
+def _exploration(row: Mapping[str, Any]) -> str:
+    """How much exploration there was in the measured blocks, as part of a sentence."""
+    figures = row["exploration"]
+    if figures["replay_coefficient"] == 0:
+        return "no explorers, no replay"
+    beside = f"explorers {figures['explorer_env_steps_per_s']:,.0f} env steps/s beside"
+    replayed = figures["replayed_episodes_per_update"]
+    if replayed == 0:
+        return (
+            f"{beside}; replay was on, but NOTHING WAS REPLAYED: nothing worth it was found, "
+            f"nor in {row['warm_up_updates']:,} updates of warm-up"
+        )
+    return f"{beside}; an update replayed {replayed:.1f} of {figures['replay_episodes']} episodes"
+
+
 def _rows(rows: Sequence[Mapping[str, Any]]) -> Table:
-    right = ("steps/s", "min", "max", "eps/s", "len", "/bare", "/stock", "MiB")
+    ratios = {  # heading -> key and digits, of those that were measured
+        heading: (key, digits)
+        for heading, key, digits in (
+            ("/bare", "ratio_to_bare_loop", 2),
+            ("/stock", "ratio_to_stock_rllib", 1),
+        )
+        if any(key in row for row in rows)
+    }
+    right = ("steps/s", "min", "max", "eps/s", "len", *ratios, "MiB")
     table = cli.table("row", *right, right=right)
     for row in rows:
         table.add_row(
@@ -52,8 +87,7 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['max']:,.0f}",
             f"{row['episodes_per_s']:,.0f}",
             f"{row['episode_len_mean']:.2f}",
-            _ratio(row.get("ratio_to_bare_loop"), 2),
-            _ratio(row.get("ratio_to_stock_rllib"), 1),
+            *(f"{row[key]:.{digits}f}" for key, digits in ratios.values()),
             f"{row['memory_mib']:,.0f}",
         )
     return table
@@ -95,7 +129,3 @@ def _number(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
-
-
-def _ratio(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from toolagent.benchmarks.bare_loop import BareLoop
 from toolagent.benchmarks.figures import Block
 from toolagent.benchmarks.memory import memory_mib
-from toolagent.config import load_settings
+from toolagent.config import build_algorithm_config, load_settings, resolve_resources
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 STAGE, EARLIER_STAGE_SHARE = 2, 0.3
 # The same work for every row, however long it has trained before: see `toolagent.benchmark`.
@@ -20,15 +23,16 @@ WORKLOAD = (
     f"curriculum.earlier_stage_share={EARLIER_STAGE_SHARE}",
     "training.lr=0.0",
 )
-_NO_EXPLORATION = ("training.explorer_share=0.0", "training.replay_coefficient=0.0")
+NO_EXPLORATION = ("training.explorer_share=0.0", "training.replay_coefficient=0.0")
+LOCAL = "env_runners.num_env_runners=0"
 # Row -> config and what is changed in it.
 RLLIB_ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "stock_rllib": ("ppo", ()),
-    "batched_local": ("default", ("env_runners.num_env_runners=0",)),
+    "batched_local": ("default", (LOCAL,)),
     "batched_runners": ("default", ()),
     # The same without exploration, as a run is once its stage is learned: the bare loop's work.
-    "plain_local": ("default", (*_NO_EXPLORATION, "env_runners.num_env_runners=0")),
-    "plain_runners": ("default", _NO_EXPLORATION),
+    "plain_local": ("default", (*NO_EXPLORATION, LOCAL)),
+    "plain_runners": ("default", NO_EXPLORATION),
 }
 ROWS = ("bare_loop", *RLLIB_ROWS)
 
@@ -51,6 +55,10 @@ class Row(Protocol):
     """Something that trains."""
 
     name: str
+
+    def warm_up(self, seconds: float) -> None:
+        """Trains, before anything is measured."""
+        ...
 
     def block(self, seconds: float, others: Sequence[int] = ()) -> Block:
         """Trains for at least that long; the processes `others` are not of this row."""
@@ -80,6 +88,10 @@ class BareRow:
         )
         self._memory_mib: float | None = None
 
+    def warm_up(self, seconds: float) -> None:
+        """A block that is not counted."""
+        self.block(seconds)
+
     def block(self, seconds: float, others: Sequence[int] = ()) -> Block:
         """Updates until the time is up."""
         if self._memory_mib is None:
@@ -101,28 +113,33 @@ class BareRow:
         """Nothing to end."""
 
 
+def shipped_config(name: str, overrides: Sequence[str]) -> AlgorithmConfig:
+    """The shipped config of that name, with the benchmark's workload and these overrides."""
+    return build_algorithm_config(load_settings(name, (*WORKLOAD, *overrides)))
+
+
 class RLlibRow:
-    """An Algorithm from a shipped config, trained by `train()`; it shares the CPUs with others.
+    """An Algorithm that is trained by `train()`; it shares the CPUs with others.
 
     Args:
         name: of the row.
-        config: name of the shipped config.
-        overrides: as `--set` takes them.
+        config: of the algorithm.
         cpus: how many of the cluster's CPUs its actors may ask for.
     """
 
-    def __init__(self, name: str, config: str, overrides: Sequence[str], cpus: float):
-        from toolagent.config import build_algorithm_config, resolve_resources
-
+    def __init__(self, name: str, config: AlgorithmConfig, cpus: float):
         self.name = name
-        settings = load_settings(config, (*WORKLOAD, *overrides))
-        resolved, _ = resolve_resources(build_algorithm_config(settings), cpus, 0.0)
+        resolved, _ = resolve_resources(config, cpus, 0.0)
         self.algorithm: Any = resolved.build_algo()
         self.num_env_runners = int(resolved.num_env_runners or 0)
         updates = getattr(resolved, "updates_per_iteration", None)
         # After a pause runners report that they idled: two fragments of each are let pass.
         self._untimed = math.ceil(2 * self.num_env_runners / updates) if updates else 0
         self._lifetime = (0, 0)
+
+    def warm_up(self, seconds: float) -> None:
+        """A block that is not counted."""
+        self.block(seconds)
 
     def block(self, seconds: float, others: Sequence[int] = ()) -> Block:
         """Iterations until the time is up; the pipeline is filled before the clock starts."""
@@ -136,11 +153,8 @@ class RLlibRow:
             result = self.algorithm.train()
             self._note(result)
             if "pipeline" in result:
+                self.add(result, sums)
                 pipeline = result["pipeline"]
-                for name in _SUMS:
-                    sums[name] += float(pipeline[name])
-                sums[_BYTES] += float(pipeline["bytes_per_env_step"] * pipeline["env_steps"])
-                sums[_UPDATES] += self.algorithm.config.updates_per_iteration
                 # Explorers' episodes are not learned from and not in this mean.
                 mean_length = float(result["env_runners"]["episode_len_mean"])
                 learned_episodes += float(pipeline["trained_env_steps"]) / mean_length
@@ -152,6 +166,22 @@ class RLlibRow:
                 after - earlier for after, earlier in zip(self._lifetime, before, strict=True)
             )
         return Block(env_steps, episodes, elapsed, memory_mib(others), sums)
+
+    def add(self, result: dict[str, Any], sums: dict[str, float]) -> None:
+        """Adds one iteration of the batched pipeline to the block's sums."""
+        pipeline = result["pipeline"]
+        for name in _SUMS:
+            sums[name] += float(pipeline[name])
+        sums[_BYTES] += float(pipeline["bytes_per_env_step"] * pipeline["env_steps"])
+        sums[_UPDATES] += self.algorithm.config.updates_per_iteration
+
+    def more_figures(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        """What there is to say of this row besides what is said of all.
+
+        Args:
+            sums: `figures.total` of its blocks.
+        """
+        return {}
 
     def process_ids(self) -> list[int]:
         """Of its remote env runners."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from toolagent.benchmarks.figures import Block, time_split, total
-from toolagent.benchmarks.rows import RLlibRow
+from toolagent.benchmarks.rows import RLlibRow, shipped_config
 
 SIZES = (1, 2, 4, 8, 16)
 REFERENCE = 2
@@ -58,9 +58,9 @@ def measure_scaling(
 
 
 def _row(size: int, cpus: float) -> RLlibRow:
-    name = f"{size} runners"
+    config = shipped_config("default", (f"env_runners.num_env_runners={size}",))
     # Half of the CPUs each: the reference's actors live beside the measured ones.
-    return RLlibRow(name, "default", (f"env_runners.num_env_runners={size}",), cpus / 2)
+    return RLlibRow(f"{size} runners", config, cpus / 2)
 
 
 def _figures(size: int, blocks: list[Block], relative: float) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class ToolAgentConfig(AlgorithmConfig):
         self.updates_per_iteration = 20
         self.lambda_ = 1.0
         self.vf_loss_coeff = 0.5
+        self.weight_decay = 0.0
         self.entropy_coeff = 0.01
         self.entropy_follows_return = False
         self.normalize_advantages = True
@@ -92,6 +93,7 @@ class ToolAgentConfig(AlgorithmConfig):
         updates_per_iteration: int = _UNSET,
         lambda_: float = _UNSET,
         vf_loss_coeff: float = _UNSET,
+        weight_decay: float = _UNSET,
         entropy_coeff: float = _UNSET,
         entropy_follows_return: bool = _UNSET,
         normalize_advantages: bool = _UNSET,
@@ -121,6 +123,8 @@ class ToolAgentConfig(AlgorithmConfig):
             updates_per_iteration: gradient steps in one `train()` call.
             lambda_: trace decay of the advantage estimates; 1 uses whole returns.
             vf_loss_coeff: weight of the value loss.
+            weight_decay: added to the gradient, times the weights. It acts where the losses have
+                little left to say, and makes what was learned hold for longer problems.
             entropy_coeff: weight of the entropy bonus.
             entropy_follows_return: once a stage is mostly solved, no bonus where nothing succeeds
                 (`Exploration`).
@@ -155,6 +159,7 @@ class ToolAgentConfig(AlgorithmConfig):
             ("updates_per_iteration", updates_per_iteration),
             ("lambda_", lambda_),
             ("vf_loss_coeff", vf_loss_coeff),
+            ("weight_decay", weight_decay),
             ("entropy_coeff", entropy_coeff),
             ("normalize_advantages", normalize_advantages),
             ("clip_param", clip_param),
@@ -188,6 +193,7 @@ class ToolAgentConfig(AlgorithmConfig):
         self._validate_groups()
         for name in (
             "max_policy_age",
+            "weight_decay",
             "novelty_coefficient",
             "novelty_cap",
             "replay_coefficient",

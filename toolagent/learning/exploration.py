@@ -34,8 +34,8 @@ class Exploration:
     - *Success replay* adds solved episodes of that stage to an update, for imitation.
     - The *novelty bonus* is an alternative to explorers, off by default.
 
-    Explorers and replay end for a stage when the policy solves `until_solved` of its training
-    episodes (a moving share); the explorers get fewer on the way there.
+    Explorers and replay end for a stage when the policy solves `until_solved` of its fresh
+    episodes (a moving share); explorers that try tokens get fewer on the way there.
 
     Args:
         config: a `ToolAgentConfig`.
@@ -125,7 +125,8 @@ class Exploration:
         here = batch.stage == self.stage
         if self.replay_episodes:
             self.replay[self.stage].add(batch.take(here))
-        by_policy = batch.solved[here & ~batch.explored]
+        # Problems that were failed before say nothing of how much of the stage is solved.
+        by_policy = batch.solved[here & ~batch.explored & ~batch.retried]
         if len(by_policy):
             self.solved_share[self.stage] += RATE * (
                 by_policy.mean() - self.solved_share[self.stage]

@@ -61,6 +61,17 @@ class EpisodeColumnsLearner(TorchLearner):
         return [ValueFunctionAPI]
 
     @override(TorchLearner)
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Adam, as in RLlib, with `weight_decay` times the weights added to the gradient."""
+        parameters = self.get_parameters(self.module[module_id])
+        self.register_optimizer(
+            module_id=module_id,
+            optimizer=torch.optim.Adam(parameters, weight_decay=config.weight_decay),
+            params=parameters,
+            lr_or_lr_schedule=config.lr,
+        )
+
+    @override(TorchLearner)
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:

@@ -16,6 +16,7 @@ from toolagent.models.base import (
     AgentNetwork,
     Beginning,
     Encoding,
+    Packing,
     one_of_each_run,
     pack,
     unpack,
@@ -168,29 +169,33 @@ class EncoderDecoderNetwork(AgentNetwork):
 
     # Writing ----------------------------------------------------------------------------------
 
-    def _read(self, places: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:
-        """What the heads find at (B, T, H + K) places.
-
-        Returns:
-            inputs of the decoder (B, T, H D + H + K) and copies (B, T, H, A).
-        """
+    def _look(self, places: Tensor, encoding: Encoding) -> Tensor:
+        """What the heads find at (B, T, H + K) places: (B, T, H, D + A)."""
         memory, coordinates, preference = encoding
         weights = self.attention.weights(places, coordinates, preference)  # (B, T, H, L)
         found = torch.bmm(weights.flatten(1, 2), memory)  # (B, T H, D + A)
-        found = found.view(*weights.shape[:3], -1)
-        width = self.sizes.embedding_size
-        read = torch.cat([found[..., :width].flatten(2), places * _PLACE_SCALE], -1)
-        return read, found[..., width:]
+        return found.view(*weights.shape[:3], -1)
+
+    def _take_in(self, found: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's input (N, H D + H + K), and copies (N, H, A), of N steps."""
+        encoded, copies = found.split([self.sizes.embedding_size, NUM_TOKENS], -1)
+        return torch.cat([encoded.flatten(1), places * _PLACE_SCALE], 1), copies
 
     def _decode(
         self, tokens: Tensor, lengths: Tensor, encoding: Encoding, hidden: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, T, 18), values (B, T) and hidden states (B, T, S) at every step."""
+    ) -> tuple[Packing, Tensor, Tensor, Tensor]:
+        """(N, A + 1) logits and values of all steps, packed.
+
+        Returns:
+            The packing, logits with values, the GRU's states (N, D), and places (B, T, H + K).
+        """
         width = self.sizes.embedding_size
         tokens = self._seen(tokens.long())
         places = self.attention.places(hidden[:, width:], tokens)  # (B, T, H + K)
-        read, copies = self._read(places, encoding)
         packing = pack(lengths, tokens.shape[1])
+        # One gather and splits: the gradient of a slice is a tensor of zeros around it.
+        found = self._look(places, encoding).flatten(0, 1).index_select(0, packing.place)
+        read, copies = self._take_in(found, places.flatten(0, 1).index_select(0, packing.place))
         gru = self.decoder_gru
         outputs = PackedGRU.apply(
             functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
@@ -199,12 +204,9 @@ class EncoderDecoderNetwork(AgentNetwork):
             hidden[packing.order, :width],
             tokens.reshape(-1)[packing.place].int(),
             packing.sizes,
-            self.read_input(read.flatten(0, 1)[packing.place]),
+            self.read_input(read),
         )  # (N, D)
-        logits, values = _combine(self.heads(outputs), copies.flatten(0, 1)[packing.place])
-        every = unpack(torch.cat([logits, values.unsqueeze(1), outputs], 1), packing, *tokens.shape)
-        states = torch.cat([every[..., NUM_TOKENS + 1 :], places], -1)
-        return every[..., :NUM_TOKENS], every[..., NUM_TOKENS], states
+        return packing, _combine(self.heads(outputs), copies), outputs, places
 
     def unroll_episodes(
         self, context: Tensor, stage: Tensor, actions: Tensor, lengths: Tensor
@@ -213,16 +215,20 @@ class EncoderDecoderNetwork(AgentNetwork):
         start = torch.full_like(actions[:, :1], CTX)
         tokens = torch.cat([start, actions[:, :-1]], 1)  # (B, T)
         encoding, hidden = self.begin(context, stage)
-        logits, values, _ = self._decode(tokens, lengths, encoding, hidden)
-        return logits, values
+        packing, heads, _, _ = self._decode(tokens, lengths, encoding, hidden)
+        logits, values = unpack(heads, packing, *tokens.shape).split([NUM_TOKENS, 1], -1)
+        return logits, values.squeeze(-1)
 
     def unroll(
         self, previous_tokens: Tensor, encoding: Encoding, hidden: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The decoder over whole sequences (see `AgentNetwork`)."""
         lengths = torch.full((len(hidden),), previous_tokens.shape[1], device=hidden.device)
-        logits, values, states = self._decode(previous_tokens, lengths, encoding, hidden)
-        return logits, values, states[:, -1]
+        packing, heads, outputs, places = self._decode(previous_tokens, lengths, encoding, hidden)
+        every = unpack(torch.cat([heads, outputs], 1), packing, *previous_tokens.shape)
+        logits, values, states = every.split([NUM_TOKENS, 1, outputs.shape[1]], -1)
+        hidden = torch.cat([states[:, -1], places[:, -1]], 1)
+        return logits, values.squeeze(-1), hidden
 
     @torch.no_grad()
     def step_table(self) -> DecoderTable:
@@ -245,9 +251,9 @@ class EncoderDecoderNetwork(AgentNetwork):
         width = self.sizes.embedding_size
         previous_token = self._seen(previous_token)
         places = hidden[:, width:] + self.attention.write_steps[previous_token]  # (B, H + K)
-        read, copies = self._read(places.unsqueeze(1), encoding)
+        read, copies = self._take_in(self._look(places.unsqueeze(1), encoding)[:, 0], places)
         inputs = torch.addmm(
-            table.input_gates.index_select(0, previous_token), read[:, 0], table.read_weight
+            table.input_gates.index_select(0, previous_token), read, table.read_weight
         )  # (B, 3D)
         recurrent = torch.addmm(table.recurrent_bias, hidden[:, :width], table.recurrent_weight)
         gates = torch.sigmoid_(inputs[:, : 2 * width] + recurrent[:, : 2 * width])
@@ -255,11 +261,12 @@ class EncoderDecoderNetwork(AgentNetwork):
         new = torch.tanh_(torch.addcmul(inputs[:, 2 * width :], reset, recurrent[:, 2 * width :]))
         state = torch.lerp(new, hidden[:, :width], update)
         heads = torch.addmm(table.head_bias, state, table.head_weight)  # (B, A + 1 + H)
-        logits, values = _combine(heads, copies[:, 0])
-        return logits, values, torch.cat([state, places], 1)
+        heads = _combine(heads, copies)
+        return heads[:, :NUM_TOKENS], heads[:, NUM_TOKENS], torch.cat([state, places], 1)
 
 
-def _combine(heads: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and values: see `EncoderDecoderNetwork`."""
-    gates = heads[:, None, NUM_TOKENS + 1 :] * _COPY_SCALE  # (N, 1, H)
-    return heads[:, :NUM_TOKENS] + torch.bmm(gates, copies)[:, 0], heads[:, NUM_TOKENS]
+def _combine(heads: Tensor, copies: Tensor) -> Tensor:
+    """Logits and values (N, A + 1) of N steps: see `EncoderDecoderNetwork`."""
+    logits, values, gates = heads.split([NUM_TOKENS, 1, copies.shape[1]], 1)
+    copied = (gates.unsqueeze(2) * copies).sum(1)  # (N, A)
+    return torch.cat([logits + _COPY_SCALE * copied, values], 1)

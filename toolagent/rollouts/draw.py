@@ -103,6 +103,7 @@ class ProblemDraw:
     def compare(self, batch: EpisodeBatch, drawn: Drawn, stage: int) -> None:
         """Tells each episode how the others of its group went, and keeps what was failed."""
         size, groups = drawn.group_size, len(drawn.fresh)
+        batch.retried[: groups * size] = np.repeat(~drawn.fresh, size)
         if size > 1:
             end = len(batch) if isinstance(drawn.explorers, Detours) else groups * size
             returns = batch.discounted_returns(self.gamma)[:end].reshape(-1, size)

@@ -30,6 +30,7 @@ class EpisodeBatch(Columns):
     status: np.ndarray  # (B, T) int8: the machine's status after each action, 0 after the end
     solved: np.ndarray  # (B,) bool: the answer is exactly right
     explored: np.ndarray  # (B,) bool: played by an explorer, not by the policy
+    retried: np.ndarray  # (B,) bool: the problem is one that was failed before
     peer_return: np.ndarray  # (B,) float32: mean discounted return of the other episodes of the
     # group (`draw.ProblemDraw`), 0 where there is none
 
@@ -105,6 +106,7 @@ def arrow_schema(context_length: int, max_actions: int) -> pa.Schema:
             ("status", pa.list_(pa.int8(), max_actions)),
             ("solved", pa.bool_()),
             ("explored", pa.bool_()),
+            ("retried", pa.bool_()),
             ("peer_return", pa.float32()),
         ]
     )
@@ -139,5 +141,6 @@ def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBa
         status=np.zeros(shape, np.int8),
         solved=np.zeros(len(stage), bool),
         explored=np.zeros(len(stage), bool),
+        retried=np.zeros(len(stage), bool),
         peer_return=np.zeros(len(stage), np.float32),
     )

@@ -56,8 +56,9 @@ class Task(abc.ABC):
     num_stages: ClassVar[int]
     formulas: ClassVar[tuple[str, ...]]  # what each stage asks for: 'a*b+c'
     context_length: ClassVar[int]
-    context_vocabulary: ClassVar[int]  # context tokens are integers below this
-    max_actions: ClassVar[int]  # no episode is longer; a task may truncate some earlier
+    # Context tokens are integers below this, at most 128; `EOS` pads whatever is shorter.
+    context_vocabulary: ClassVar[int]
+    max_actions: ClassVar[int]  # at most 127; no episode is longer, some may be truncated earlier
     # Kinds of problems that are sampled and measured apart; training draws from the first only.
     splits: ClassVar[tuple[str, ...]] = ("all",)
     judgements: ClassVar[tuple[str, ...]] = ()  # the names of what `judge` tells
@@ -139,7 +140,8 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def describe(self, problems: Any, row: int) -> str:
-        """One problem as a person reads it: 'a*b+c = 3*4+5 = 17'."""
+        """One problem as a person reads it: its formula, if stages have one, the same with its
+        numbers, and the right answer: 'a*b+c = 3*4+5 = 17'."""
 
     @abc.abstractmethod
     def read(self, context: np.ndarray) -> dict[str, Any]:
@@ -174,7 +176,8 @@ class Task(abc.ABC):
     def target(self, problems: Any) -> np.ndarray:
         """(B,) int64: the right answers."""
 
-    num_statuses: ClassVar[int]  # `status` is an integer below this; 0 is every episode's first
+    # `status` is an integer below this, at most 128; 0 is every episode's first.
+    num_statuses: ClassVar[int]
 
     @abc.abstractmethod
     def status(self, registers: Any) -> np.ndarray:
