@@ -211,6 +211,20 @@ def test_failed_problems_take_the_place_of_policy_groups_only(kind):
     assert replaced > 100 and fresh > 50  # those of earlier stages stay as they are
 
 
+def test_episodes_of_failed_problems_are_marked():
+    env, draw = environment(), ProblemDraw(4, 1.0, "detours")
+    marked = env.task.pose(None, expression=["9-8-7-6"])
+    for _ in range(100):
+        draw.failed.add(marked, np.ones(1), np.ones(1, bool), STAGE)
+    draw.failed.add(marked.take(np.zeros(300, np.int64)), np.zeros(300), np.zeros(300, bool), STAGE)
+    drawn = draw.draw(env, 160, 0.25, NO_WEIGHTS)
+    batch = finished(env, drawn.problems, np.random.default_rng(0))
+    draw.compare(batch, drawn, STAGE)
+    is_marked = [text == "9-8-7-6" for text in texts(drawn.problems)[:120]]
+    assert batch.retried.tolist() == is_marked + [False] * 40
+    assert 20 < sum(is_marked) < 120
+
+
 def test_what_the_policy_mostly_failed_is_kept_with_the_share_of_the_fresh_ones(monkeypatch):
     env, rng = environment(), np.random.default_rng(0)
     draw = ProblemDraw(4, 1.0, "detours")

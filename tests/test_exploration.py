@@ -405,6 +405,18 @@ def test_explorers_that_try_tokens_get_fewer_until_the_policy_is_good_enough():
     assert share > 0.7
 
 
+def test_problems_that_were_failed_before_are_no_measure_of_a_stage():
+    config = ToolAgentConfig().training(explorer_share=0.4, replay_coefficient=0.5)
+    exploration = Exploration(config, 3, TASK.num_statuses)
+    batch = episodes([PLAN, PLAN, (ANS,), (ANS,)], [[3, 4, 5, 6, 7]] * 4)
+    batch.retried[2:] = True
+    exploration.learner_columns(batch)
+    assert exploration.solved_share.tolist() == [0, 0, pytest.approx(0.05)]
+    batch.retried[:] = True
+    assert len(exploration.learner_columns(batch)["lengths"]) >= 4  # they are learned from
+    assert exploration.solved_share[2] == pytest.approx(0.05)
+
+
 def test_the_entropy_bonus_follows_the_others_of_the_group_once_a_stage_is_half_solved():
     config = ToolAgentConfig().training(
         episodes_per_problem=2, entropy_follows_return=True, replay_coefficient=0.5

@@ -324,6 +324,18 @@ def test_gradients_are_clipped_to_the_norm_that_was_set():
     assert norms[1] == pytest.approx(0.01, rel=1e-3)
 
 
+def test_weight_decay_is_part_of_the_gradient_that_adam_sees():
+    rate, decay = 1e-3, 0.1
+    group, network = group_of(config_of(lr=rate, weight_decay=decay))
+    before = copy.deepcopy(dict(network.named_parameters()))
+    update(group, learner_columns(played(network)))
+    for name, parameter in network.named_parameters():
+        gradient = parameter.grad + decay * before[name]
+        # Adam's first step, with both moments corrected: the sign, nearly.
+        expected = before[name] - rate * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(parameter, expected, atol=1e-7, rtol=1e-4, msg=name)
+
+
 def test_steps_are_counted_not_episodes_and_replayed_ones_not_at_all():
     group, network = group_of(config_of())
     batch = played(network)

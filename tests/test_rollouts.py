@@ -217,7 +217,7 @@ def compared(seed, size=60):
     batch = played(seed, size)
     assert batch.peer_return.dtype == np.float32 and not batch.peer_return.any()
     batch.peer_return[:] = np.random.default_rng(seed).random(size)
-    batch.explored[::3] = True
+    batch.explored[::3], batch.retried[1::3] = True, True
     return batch
 
 

@@ -138,16 +138,16 @@ def _chosen(text: str | None, of_run: bool) -> tuple[str, ...]:
     if text is None:
         return _DEFAULT_RUN_ROWS if of_run else _DEFAULT_ROWS
     names = [name.strip() for name in text.split(",") if name.strip()]
+    possible = _RUN_ROWS if of_run else _ROWS
     for name in names:
         if name not in _ROWS:
-            raise UserError(f"--rows: no row '{name}'; {nearest(name, _ROWS)}")
-        if of_run and name not in _RUN_ROWS:
+            raise UserError(f"--rows: no row '{name}'; {nearest(name, possible)}")
+        if name not in possible:
             raise UserError(
-                f"--rows: '{name}' is no row of a run; with --run choose from "
-                f"{', '.join(_RUN_ROWS)}"
+                f"--rows: '{name}' is no row of a run; with --run choose from {', '.join(possible)}"
             )
     if not names:
-        raise UserError(f"--rows: names none; choose from {', '.join(_ROWS)}")
+        raise UserError(f"--rows: names none; choose from {', '.join(possible)}")
     return tuple(name for name in _ROWS if name in names)
 
 

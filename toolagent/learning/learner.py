@@ -63,7 +63,7 @@ class EpisodeColumnsLearner(TorchLearner):
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Adam, as in RLlib, with `weight_decay` times the weights added to the gradient."""
-        parameters = self.get_parameters(self.module[module_id])
+        parameters: Any = self.get_parameters(self.module[module_id])
         self.register_optimizer(
             module_id=module_id,
             optimizer=torch.optim.Adam(parameters, weight_decay=config.weight_decay),
