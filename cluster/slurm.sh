@@ -12,8 +12,9 @@
 #
 # What stands behind slurm.sh goes to `python -m toolagent.run`, which runs on the first node, with
 # one env runner a CPU of the second part and one learner on the GPU; later flags win. The checkout,
-# the venv (TOOLAGENT_VENV) and --output-dir are on a disk that all nodes share. Nothing is left
-# running when the job ends, so nothing idles.
+# the venv (TOOLAGENT_VENV) and --output-dir are on a disk that all nodes share. If the first node
+# has several addresses, TOOLAGENT_HEAD_IP says which one the others reach. Nothing is left running
+# when the job ends, so nothing idles.
 #
 # Without a GPU: delete the line with --gpus-per-node below.
 #
@@ -54,7 +55,7 @@ finish() {
 }
 trap finish EXIT
 
-address="$(hostname --ip-address | cut -d ' ' -f 1):6379"
+address="${TOOLAGENT_HEAD_IP:-$(hostname --all-ip-addresses | cut -d ' ' -f 1)}:6379"
 export RAY_ADDRESS="$address"
 # No CPU on the head: env runners, which ask for one each, are on the other nodes.
 ray start --head --node-ip-address="${address%:*}" --port=6379 --dashboard-host=127.0.0.1 \

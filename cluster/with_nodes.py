@@ -29,7 +29,8 @@ class Stop:
 
     Once it runs they are left to it. Both Ctrl-C and `ray job stop` send theirs to this process and
     to the command; one passed on from here would be its second, which ends a run without a
-    checkpoint.
+    checkpoint. To be made after Ray has connected: that sets a handler of its own, which would end
+    this process, and the command with it.
     """
 
     def __init__(self) -> None:
@@ -44,9 +45,10 @@ class Stop:
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     options = _parsed(arguments)
+    _connect()
     stop = Stop()
-    _request(options.cpus, options.gpus)
     try:
+        _request(options.cpus, options.gpus)
         if not _wait(options.cpus, options.gpus, options.wait_s, stop):
             return 130 if stop.requested else 1
         code = subprocess.run(options.command, check=False).returncode
@@ -73,18 +75,16 @@ def _count(text: str) -> int:
     return number
 
 
-def _connect() -> Any:
+def _connect() -> None:
     import ray
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    return ray
 
 
 def _request(cpus: int, gpus: int) -> None:
     """Asks for room for single CPUs and single GPUs: what env runners and learners ask for."""
     from ray.autoscaler.sdk import request_resources
 
-    _connect()
     request_resources(bundles=[{"CPU": 1}] * cpus + [{"GPU": 1}] * gpus)
 
 

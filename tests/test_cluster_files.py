@@ -512,7 +512,7 @@ def test_submit_refuses(fake_ray, arguments):
 
 FAKE_RAY = '''
 """Stands in for Ray: writes down what is asked of it; nodes come at the second look."""
-import os, sys, types
+import os, signal, sys, types
 looks, asked = [0], os.environ["ASKED"]
 def note(line):
     with open(asked, "a") as file:
@@ -525,6 +525,7 @@ def cluster_resources():
 initialized = [False]
 def init(**options):
     initialized[0] = True
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
 def shutdown():
     initialized[0] = False
 def is_initialized():
