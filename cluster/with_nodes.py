@@ -1,0 +1,126 @@
+"""Brings up the nodes that a command needs, runs it, and lets the nodes go again.
+
+    python with_nodes.py --cpus 32 --gpus 1 -- python -m toolagent.run --num-env-runners 32 ...
+
+`toolagent.run` fits its actors onto the CPUs and GPUs that a cluster has when it starts: with fewer
+CPUs than it asks for the env runners share what there is, and nothing makes the autoscaler add
+nodes. So this asks the autoscaler first and waits. Without an autoscaler it only waits.
+
+The request holds until the command ends, however it ends. Only after a SIGKILL of this process it
+stays; `python with_nodes.py -- true` takes it back. The exit code is the command's; 1 if the
+nodes did not come in time. The cluster is the one at `RAY_ADDRESS`, or this machine's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+POLL_S = 5.0
+
+
+class Stop:
+    """Takes SIGINT and SIGTERM: before the command runs they end the waiting.
+
+    Once it runs they are left to it. Both Ctrl-C and `ray job stop` send theirs to this process and
+    to the command; one passed on from here would be its second, which ends a run without a
+    checkpoint. To be made after Ray has connected: that sets a handler of its own, which would end
+    this process, and the command with it.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._request)  # not inherited by the command, unlike SIG_IGN
+
+    def _request(self, number: int, frame: Any) -> None:
+        self.requested = True
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _parsed(arguments)
+    _connect()
+    stop = Stop()
+    try:
+        _request(options.cpus, options.gpus)
+        if not _wait(options.cpus, options.gpus, options.wait_s, stop):
+            return 130 if stop.requested else 1
+        code = subprocess.run(options.command, check=False).returncode
+        return code if code >= 0 else 128 - code  # ended by a signal, as a shell says it
+    finally:
+        _release()
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Runs a command on a Ray cluster that has been made large enough."
+    )
+    parser.add_argument("--cpus", type=_count, default=0, metavar="N", help="CPUs, of all nodes")
+    parser.add_argument("--gpus", type=_count, default=0, metavar="N", help="GPUs, of all nodes")
+    parser.add_argument("--wait-s", type=float, default=1800.0, metavar="X", help="default 1800")
+    parser.add_argument("command", nargs="+", help="after --")
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
+def _connect() -> None:
+    import ray
+
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _request(cpus: int, gpus: int) -> None:
+    """Asks for room for single CPUs and single GPUs: what env runners and learners ask for."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[{"CPU": 1}] * cpus + [{"GPU": 1}] * gpus)
+
+
+def _wait(cpus: int, gpus: int, wait_s: float, stop: Stop) -> bool:
+    """Until the cluster has them; then disconnects, so that the command is alone in it."""
+    import ray
+
+    deadline, said = time.monotonic() + wait_s, ""
+    while not stop.requested:
+        has = ray.cluster_resources()
+        there = f"{has.get('CPU', 0):g} of {cpus} CPUs, {has.get('GPU', 0):g} of {gpus} GPUs"
+        if has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus:
+            ray.shutdown()
+            return True
+        if time.monotonic() > deadline:
+            print(f"error: after {wait_s:g} s the cluster has {there}", file=sys.stderr)
+            return False
+        if there != said:
+            print(f"waiting for nodes: {there}", flush=True)
+            said = there
+        time.sleep(POLL_S)
+    return False
+
+
+def _release() -> None:
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    try:
+        if not ray.is_initialized():
+            _connect()
+        request_resources(bundles=[])
+    except Exception as error:  # the cluster may be gone; the command's result stands
+        print(f"warning: the request for nodes stays ({error})", file=sys.stderr)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
