@@ -40,6 +40,7 @@ CALCULATOR = {
         "episodes_per_update": EPISODES,
         "updates_per_iteration": UPDATES,
         "lr": [[0, 0.01], [1000, 0.001]],
+        "weight_decay": 0.01,
         "explorer_share": 0.25,
         "replay_coefficient": 0.5,
         "replay_episodes": REPLAYED,

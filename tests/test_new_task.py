@@ -56,7 +56,7 @@ class LargestTask(Task):
     context_vocabulary = NUM_TOKENS
     max_actions = 2
     problem_columns = ("a", "b")
-    posed_by = "digits"
+    posed_by = "pair"
 
     # Problems -------------------------------------------------------------------------------
 
@@ -67,9 +67,9 @@ class LargestTask(Task):
 
     def pose(self, stage: np.ndarray | None, **given: Any) -> LargestProblems:
         stage = np.atleast_1d(self.check_stage(stage))
-        digits = np.atleast_2d(given.get("digits", ()))
-        if given.keys() != {"digits"} or digits.shape != (len(stage), 2):
-            raise ValueError(f"task '{self.name}' is posed by 'digits', two per problem")
+        digits = np.atleast_2d(given.get("pair", ()))
+        if given.keys() != {"pair"} or digits.shape != (len(stage), 2):
+            raise ValueError(f"task '{self.name}' is posed by 'pair', two per problem")
         if digits.dtype.kind not in "iu" or ((digits < 0) | (digits > 9)).any():
             raise ValueError(f"digits are integers 0..9, not {digits.tolist()}")
         return _problems(stage, digits)
@@ -85,7 +85,7 @@ class LargestTask(Task):
         return self.problem_columns[: 1 + int(self.check_stage(stage))]
 
     def read(self, context: np.ndarray) -> dict[str, Any]:
-        return {"digits": np.where(context[:, :2] < 10, context[:, :2], 0)}
+        return {"pair": np.where(context[:, :2] < 10, context[:, :2], 0)}
 
     def describe(self, problems: LargestProblems, row: int) -> str:
         stage, (a, b) = problems.stage[row], problems.digits[row]
@@ -164,7 +164,7 @@ from gymnasium.utils.env_checker import check_env
 
 check_env(gymnasium.make("toolagent/Largest-v0").unwrapped, skip_render_check=True)
 envs = gymnasium.make_vec("toolagent/Largest-v0", num_envs=3)
-envs.reset(seed=0, options={"stage": 1, "digits": [[3, 8], [9, 9], [4, 0]]})
+envs.reset(seed=0, options={"stage": 1, "pair": [[3, 8], [9, 9], [4, 0]]})
 envs.step(numpy.array([8, 9, 0]))
 _, rewards, terminated, _, info = envs.step(numpy.array([14, 14, 14]))
 assert terminated.all() and rewards.tolist() == info["solved"].tolist() == [1, 1, 0]
@@ -241,13 +241,14 @@ def test_a_run_certifies_every_stage(checkout):
     assert [(row["problems"], row["solved"]) for row in summary["stages"]] == [(10, 10), (100, 100)]
     episodes = pq.read_table(checkout.parent / "episodes")
     assert sum(map(len, episodes["actions"].to_pylist())) >= 0.9 * summary["env_steps"]
-    assert set(map(len, episodes["digits"].to_pylist())) == {2}
+    assert set(map(len, episodes["pair"].to_pylist())) == {2}
 
 
 def test_the_agent_is_evaluated(checkout):
     out = python(checkout, "-m", "toolagent.evaluate", "run")
     assert "max(a,b)" in out
     assert "solved 110/110 (every problem there is)" in out
+    assert "shortest plan" not in out  # each problem has one of its own
 
 
 def test_the_agent_answers_a_file_of_problems(checkout):
@@ -268,9 +269,10 @@ def test_the_agent_answers_a_file_of_problems(checkout):
 
 
 def test_the_agent_is_explained(checkout):
-    out = python(checkout, "-m", "toolagent.explain", "run", "--digits", "3,8")
+    out = python(checkout, "-m", "toolagent.explain", "run", "--pair", "3,8")
     assert "stage 1: max(a,b) = max(3,8) = 8" in out
     assert "answers 8 = max(3,8): right" in out
+    assert "shortest program: 8 ANS" in out
 
 
 def test_the_environments_are_registered(checkout):

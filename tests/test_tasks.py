@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_machines import REFERENCES
 
-from toolagent.tasks import TASKS, get_task
+from toolagent.tasks import TASKS, Task, get_task
 from toolagent.tokens import ANS, CTX, EOS, MUL
 
 NAMES = ["tutorial", "calculator"]
@@ -194,7 +194,7 @@ def test_the_parts_of_a_problem_are_made_of_what_its_stage_shows():
     ]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if TASKS[name].plan is not Task.plan])
 def test_a_plan_solves_its_problem(name):
     task, rng = get_task(name), np.random.default_rng(5)
     problems = task.sample(rng, rng.choice(task.stages, 100).astype(np.int8))

@@ -71,8 +71,8 @@ class Answer:
     "--problems",
     "problem_file",
     metavar="FILE",
-    help="Answer these problems instead of all: CSV with the header stage,a,b,c,d,e "
-    "(digits that a stage does not show may be empty) or expression.",
+    help="Answer these problems instead of all: CSV with the task's header, such as "
+    "stage,a,b,c,d,e (digits that a stage does not show may be empty) or expression.",
 )
 @click.option(
     "--reasoning-gym",
@@ -135,7 +135,7 @@ def _certified(console: Console, policy: Policy) -> dict[str, Any]:
     if len(complete) < len(stages):
         whose = f"every problem of stages {', '.join(str(row.stage) for row in complete)}"
     document = _report(console, policy, stages, complete, whose)
-    if not policy.task.judgements:  # which tell of each program whether it is the shortest
+    if policy.task.one_plan_a_stage:
         cli.print_table(console, optimality_table(policy.task, stages))
     return document
 

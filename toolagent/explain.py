@@ -6,6 +6,7 @@ python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7 | --expre
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -17,26 +18,29 @@ from toolagent import cli
 from toolagent.errors import UserError
 from toolagent.policy import load_policy
 from toolagent.rollouts.trajectory import Trajectory, probability_text, trajectory, verdict
-from toolagent.tasks import Task
+from toolagent.tasks import TASKS, Task
 from toolagent.tasks.oracle import shortest_programs
 from toolagent.tokens import TOKEN_NAMES, names
+
+
+def problem_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds a flag for each way in which a task is posed (`Task.posed_by`)."""
+    for flag in reversed(dict.fromkeys(task.posed_by for task in TASKS.values())):
+        posed = [task for task in TASKS.values() if task.posed_by == flag]
+        command = click.option(
+            f"--{flag}",
+            metavar="A,B,..." if len(posed[0].problem_columns) > 1 else "TEXT",
+            help=f"The problem, for {' or '.join(task.name for task in posed)}. "
+            "Default: an example, of the stage if one is named.",
+        )(command)
+    return command
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.option("--stage", type=int, metavar="S", help="A problem of this stage.")
-@click.option(
-    "--digits",
-    metavar="A,B,C,...",
-    help="The problem's digits, for a task of digits. Default: 3,4,5,6,7 as far as shown, of the "
-    "last stage.",
-)
-@click.option(
-    "--expression",
-    metavar="TEXT",
-    help="The problem, for a task of expressions. Default: (3+4)*2, or one of the stage.",
-)
-def command(checkpoint: str, stage: int | None, digits: str | None, expression: str | None) -> None:
+@problem_flags
+def command(checkpoint: str, stage: int | None, **texts: str | None) -> None:
     """Explain what CHECKPOINT's greedy agent does on one problem, and why the answer is right or
     wrong.
 
@@ -45,7 +49,7 @@ def command(checkpoint: str, stage: int | None, digits: str | None, expression: 
     policy = load_policy(checkpoint)
     task = policy.task
     torch.set_num_threads(1)  # one problem
-    problems = pose(task, stage, digits=digits, expression=expression)
+    problems = pose(task, stage, **texts)
     recorded = trajectory(policy.network, task, problems)
     console = cli.console()
     console.print(
@@ -58,11 +62,12 @@ def command(checkpoint: str, stage: int | None, digits: str | None, expression: 
     console.print()
     cli.print_table(console, step_table(recorded))
     console.print(f"\n{verdict(recorded)}", soft_wrap=True)
-    if recorded.judged:
-        text = judgement(recorded, task.plan(problems, 0))
-    else:
+    if task.one_plan_a_stage:
         text = comparison(task, recorded)
-    console.print(text, soft_wrap=True)
+    else:
+        text = judgement(recorded, task.plan(problems, 0))
+    if text:
+        console.print(text, soft_wrap=True)
 
 
 def pose(task: Task, stage: int | None, **texts: str | None) -> Any:
@@ -86,9 +91,9 @@ def pose(task: Task, stage: int | None, **texts: str | None) -> Any:
         )
     if texts[task.posed_by] is None:
         return task.example(stage)
-    if task.posed_by == "digits":
+    if len(task.problem_columns) > 1:
         stage = task.stages[-1] if stage is None else stage
-        given: Any = _parse_digits(str(texts["digits"]), task, stage)
+        given: Any = _parse_digits(str(texts[task.posed_by]), task, stage)
     else:
         given = texts[task.posed_by]
     try:
@@ -153,7 +158,8 @@ def judgement(recorded: Trajectory, plan: tuple[int, ...] | None) -> str:
             f"{cli.words(name)}: {'yes' if right else 'no'}"
             for name, right in recorded.judged.items()
         ]
-        lines.append(f"its program computes {recorded.computes}; {', '.join(told)}")
+        judged = f"; {', '.join(told)}" if told else ""
+        lines.append(f"its program computes {recorded.computes}{judged}")
     if plan is not None:
         lines.append(f"shortest program: {names(plan)}")
     return "\n".join(lines)
@@ -165,13 +171,13 @@ def _parse_digits(text: str, task: Task, stage: int) -> list[int]:
     for cell in cells:
         if cell not in set("0123456789"):
             raise UserError(
-                f"--digits: '{cell:.20}' is no digit; expected 0 to 9, such as 3,4,5,6,7"
+                f"--{task.posed_by}: '{cell:.20}' is no digit; expected 0 to 9, such as 3,4,5,6,7"
             )
     shown, every = len(task.shown_columns(stage)), len(task.problem_columns)
     if len(cells) not in (shown, every):
         raise UserError(
-            f"--digits: {len(cells)} digits; stage {stage}, {task.formula(stage)}, shows {shown}"
-            + (f" (or give all {every})" if shown != every else "")
+            f"--{task.posed_by}: {len(cells)} digits; stage {stage}, {task.formula(stage)}, "
+            f"shows {shown}" + (f" (or give all {every})" if shown != every else "")
         )
     return [int(cell) for cell in cells] + [0] * (every - len(cells))
 

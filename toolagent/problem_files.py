@@ -1,14 +1,15 @@
 """Files of problems: CSV with a header, a problem a line.
 
-`stage,a,b,c,d,e` for tasks of digits (those that a stage does not show may be empty), `expression`
-for tasks of expressions (a `stage` column is allowed, and must agree).
+The header is `stage` and the task's `problem_columns`: `stage,a,b,c,d,e` for tasks of digits (those
+that a stage does not show may be empty), `expression` where the problems are texts that tell their
+stage (a `stage` column is allowed, and must agree).
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def read_problems(file: Path, task: Task) -> Any:
             stage = _stage(where, named[STAGE], task) if STAGE in named else None
             lines.append(reader.line_num)
             stages.append(stage)
-            problems.append(_READERS[task.posed_by](where, named, stage, task))
+            read = _digits if len(task.problem_columns) > 1 else _text_of
+            problems.append(read(where, named, stage, task))
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: not CSV ({error})") from error
     if columns is None:
@@ -140,15 +142,9 @@ def _digits(where: str, named: dict[str, str], stage: int | None, task: Task) ->
     return digits
 
 
-def _expression(where: str, named: dict[str, str], stage: int | None, task: Task) -> str:
+def _text_of(where: str, named: dict[str, str], stage: int | None, task: Task) -> str:
     """The text; `Task.pose` reads it."""
-    return named["expression"]
-
-
-_READERS: dict[str, Callable[[str, dict[str, str], int | None, Task], Any]] = {
-    "digits": _digits,
-    "expression": _expression,
-}
+    return named[task.problem_columns[0]]
 
 
 def _listed(words: Iterable[str]) -> str:

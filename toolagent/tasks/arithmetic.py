@@ -52,6 +52,7 @@ class ArithmeticTask(Task):
     context_length = 6
     context_vocabulary = 18
     max_actions = 7
+    one_plan_a_stage = True
     problem_columns = tuple("abcde")
     posed_by = "digits"
 

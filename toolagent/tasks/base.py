@@ -62,10 +62,12 @@ class Task(abc.ABC):
     # Kinds of problems that are sampled and measured apart; training draws from the first only.
     splits: ClassVar[tuple[str, ...]] = ("all",)
     judgements: ClassVar[tuple[str, ...]] = ()  # the names of what `judge` tells
-    # What a file of problems has, besides `stage`: one column an argument of `pose`, or, for an
-    # argument that is an array, one for each of its entries.
+    # One program, played without reading, may solve a whole stage (`oracle.shortest_programs`).
+    one_plan_a_stage: ClassVar[bool] = False
+    # What a file of problems has, besides `stage`: one column for a problem that is a text, or one
+    # for each of its digits.
     problem_columns: ClassVar[tuple[str, ...]]
-    posed_by: ClassVar[str]  # the argument of `pose`
+    posed_by: ClassVar[str]  # the argument of `pose`, and the flag of `explain`
     problem_tells_stage: ClassVar[bool] = False  # so `pose` needs no stage
 
     @property
