@@ -238,8 +238,8 @@ def test_the_table_of_a_run_has_no_ratios_and_says_what_was_explored(capsys):
     assert "/tmp/x, checkpoint_000007, trained for 12,345 env steps\n" in out
     assert "task expression, stage 5, learning rate 0\n" in out
     assert "25,000" in out and "/bare" not in out and "/stock" not in out
-    assert "batched_runners: explorers 9,876 env steps/s beside; an update" in out
-    assert "; an update replayed 64.0 of 64 episodes\n" in out
+    replay = "batched_runners: replays 64.0 of 64 episodes an update; explorers 9,876 steps/s"
+    assert replay in out.splitlines() and len(replay) <= 80
     assert "plain_runners: no explorers, no replay\n" in out
 
 
@@ -259,7 +259,7 @@ def test_the_command_measures_a_run_and_writes_what_it_measured(solved, tmp_path
     (result,) = run_modules(["-m", "toolagent.benchmark", *arguments], cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "checkpoint_000007, trained for 12,345 env steps" in result.stdout
-    assert f"an update replayed {REPLAYED}.0 of {REPLAYED} episodes" in result.stdout
+    assert f"replays {REPLAYED}.0 of {REPLAYED} episodes an update" in result.stdout
     assert "plain_runners: no explorers, no replay" in result.stdout
     written = json.loads((tmp_path / "out.json").read_text())
     assert (written["run"]["task"], written["run"]["stage"]) == ("calculator", 1)

@@ -58,14 +58,14 @@ def _exploration(row: Mapping[str, Any]) -> str:
     figures = row["exploration"]
     if figures["replay_coefficient"] == 0:
         return "no explorers, no replay"
-    beside = f"explorers {figures['explorer_env_steps_per_s']:,.0f} env steps/s beside"
+    explorers = f"explorers {figures['explorer_env_steps_per_s']:,.0f} steps/s"
     replayed = figures["replayed_episodes_per_update"]
     if replayed == 0:
         return (
-            f"{beside}; replay was on, but NOTHING WAS REPLAYED: nothing worth it was found, "
-            f"nor in {row['warm_up_updates']:,} updates of warm-up"
+            f"replay is on, but NOTHING WAS REPLAYED: nothing worth it was found, "
+            f"nor in {row['warm_up_updates']:,} updates of warm-up; {explorers}"
         )
-    return f"{beside}; an update replayed {replayed:.1f} of {figures['replay_episodes']} episodes"
+    return f"replays {replayed:.1f} of {figures['replay_episodes']} episodes an update; {explorers}"
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> Table:
