@@ -183,11 +183,10 @@ def spelt_programs(draw):
     return spelt
 
 
-@settings(max_examples=300, deadline=None)
-@given(spelt=spelt_programs())
-def test_keys_are_equal_if_and_only_if_what_did_something_is(spelt):
+def keys_of(spelt):
+    """The keys of programs of (token, did something), on a machine that did just that."""
     task = get_task("expression")
-    problems = task.sample(np.random.default_rng(0), np.full(2, 8, np.int8))
+    problems = task.sample(np.random.default_rng(0), np.full(len(spelt), 8, np.int8))
     batch = empty_batch(task, problems.context, problems.stage)
     for row, program in enumerate(spelt):
         status = 0
@@ -195,10 +194,22 @@ def test_keys_are_equal_if_and_only_if_what_did_something_is(spelt):
         for step, (token, did) in enumerate(program):
             status = (status + did) % 7
             batch.actions[row, step], batch.status[row, step] = token, status
+    return program_keys(batch)
+
+
+@settings(max_examples=300, deadline=None)
+@given(spelt=spelt_programs())
+def test_keys_are_equal_if_and_only_if_what_did_something_is(spelt):
+    keys = keys_of(spelt)
     one, other = ([token for token, did in program if did] for program in spelt)
-    keys = program_keys(batch)
     assert (keys >= 0).all()  # -1 marks an empty slot
     assert (keys[0] == keys[1]) == (one == other)
+
+
+@pytest.mark.parametrize("token", [0, 1, 17])
+def test_programs_of_one_token_repeated_differ_by_their_length(token):
+    keys = keys_of([[(token, True)] * length for length in range(18)])
+    assert len(set(keys.tolist())) == 18
 
 
 def test_keys_of_long_programs_differ_wherever_effective_programs_do():
