@@ -10,13 +10,20 @@ from toolagent.config.algorithm import (
     algorithm_config_class,
     build_algorithm_config,
 )
-from toolagent.config.folder import config_folder, find_config, shipped_configs
+from toolagent.config.folder import (
+    config_folder,
+    find_config,
+    find_search,
+    shipped_configs,
+    shipped_searches,
+)
 from toolagent.config.resources import resolve_resources
 from toolagent.config.settings import (
     RunSettings,
     Settings,
     config_sha256,
     load_settings,
+    settings_from_text,
     to_yaml,
 )
 
@@ -29,8 +36,11 @@ __all__ = [
     "config_folder",
     "config_sha256",
     "find_config",
+    "find_search",
     "load_settings",
     "resolve_resources",
+    "settings_from_text",
     "shipped_configs",
+    "shipped_searches",
     "to_yaml",
 ]

@@ -9,9 +9,11 @@ from toolagent.config.source import one_name
 from toolagent.errors import UserError, nearest
 
 DEFAULT_CONFIG = "default.yaml"
+DEFAULT_SEARCH = "tune_calculator.yaml"
 MAX_BYTES = 256 * 1024  # a config is some hundred lines; this also ends a read of /dev/zero
 
 _FOLDER = "rllib_configs"
+_SEARCH = "tune_"  # the names of search spaces begin with it
 
 
 def config_folder() -> Path:
@@ -28,8 +30,14 @@ def config_folder() -> Path:
 
 
 def shipped_configs() -> list[str]:
-    """The file names in `config_folder()`, sorted: ['default.yaml', ...]."""
-    return sorted(path.name for path in config_folder().glob("*.yaml"))
+    """The names of the configs in `config_folder()`, sorted: ['default.yaml', ...]."""
+    names = (path.name for path in config_folder().glob("*.yaml"))
+    return sorted(name for name in names if not name.startswith(_SEARCH))
+
+
+def shipped_searches() -> list[str]:
+    """The names of the searches in `config_folder()`, sorted: ['tune_calculator.yaml', ...]."""
+    return sorted(path.name for path in config_folder().glob(f"{_SEARCH}*.yaml"))
 
 
 def find_config(given: Path | str | None) -> Path:
@@ -40,6 +48,17 @@ def find_config(given: Path | str | None) -> Path:
     """
     if given is None:
         return config_folder() / DEFAULT_CONFIG
+    return _find(given, "config", shipped_configs())
+
+
+def find_search(given: Path | str | None) -> Path:
+    """As `find_config`, for the search spaces of `python -m toolagent.tune`."""
+    if given is None:
+        return config_folder() / DEFAULT_SEARCH
+    return _find(given, "search", shipped_searches())
+
+
+def _find(given: Path | str, kind: str, shipped: list[str]) -> Path:
     path = Path(given)
     try:
         if path.exists() and not path.is_dir():
@@ -47,11 +66,10 @@ def find_config(given: Path | str | None) -> Path:
     except (OSError, ValueError):  # a name too long, or with a NUL in it
         pass
     name = str(given)
-    shipped = shipped_configs()
     for candidate in (name, f"{name}.yaml"):
         if candidate in shipped:
             return config_folder() / candidate
-    raise UserError(f"no config file '{one_name(name)}'; {nearest(path.name, shipped)}")
+    raise UserError(f"no {kind} file '{one_name(name)}'; {nearest(path.name, shipped)}")
 
 
 def read_config(path: Path) -> str:

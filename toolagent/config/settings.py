@@ -78,11 +78,19 @@ def load_settings(
         UserError: anything that is wrong with the file or an override, in one line.
     """
     file = find_config(path)
-    document = _parsed_file(file)
-    source = Source(str(file))
+    text = read_config(file)
+    return settings_from_text(text, str(file), overrides, check_sections=check_sections)
+
+
+def settings_from_text(
+    text: str, name: str, overrides: Sequence[str] = (), *, check_sections: bool = True
+) -> Settings:
+    """As `load_settings`, from YAML text; `name` is what messages call it."""
+    document = _parsed(text, name)
+    source = Source(name)
     parsed = [parse_override(text) for text in overrides]
     document = apply_overrides(_expanded(document, parsed, source), parsed)
-    source = Source(str(file), tuple(item.path for item in parsed))
+    source = Source(name, tuple(item.path for item in parsed))
     algorithm = document.get("algorithm", DEFAULT_ALGORITHM)
     algorithm = _name(algorithm, "algorithm", ALGORITHMS, source)
     if check_sections:
@@ -116,12 +124,12 @@ def _document(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _parsed_file(file: Path) -> dict[str, Any]:
-    document = documents.parse(read_config(file), one_name(file))
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    document = documents.parse(text, one_name(name))
     if isinstance(document, dict):
         return document
     got = "the file is empty" if document is None else f"got {shown(document)}"
-    raise UserError(f"{one_name(file)}: expected a mapping such as 'task: {DEFAULT_TASK}'; {got}")
+    raise UserError(f"{one_name(name)}: expected a mapping such as 'task: {DEFAULT_TASK}'; {got}")
 
 
 def _expanded(
@@ -200,16 +208,16 @@ def _model(model: type[Model], key: str, value: Any, source: Source) -> Model:
     try:
         return model.model_validate(_mapping(value, key, source))
     except ValidationError as error:
-        raise _model_fault(error, model, key, source) from None
+        raise model_fault(error, model, key, source) from None
 
 
-def _model_fault(
+def model_fault(
     error: ValidationError, model: type[BaseModel], key: str, source: Source
 ) -> UserError:
-    """The first of pydantic's errors, in one line."""
+    """The first of pydantic's errors, in one line; `key` is where the model lies, '' on top."""
     first = error.errors(include_url=False)[0]
     location, kind = first["loc"], first["type"]
-    path: KeyPath = (key, *(str(part) for part in location))
+    path: KeyPath = (*filter(None, (key,)), *(str(part) for part in location))
     if kind == "extra_forbidden":
         known = _fields_at(model, location[:-1])
         return source.error(path, f"unknown; {nearest(path[-1], known)}")

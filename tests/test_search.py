@@ -1,0 +1,417 @@
+"""Search files: what loads, what is refused and in which words; scores, names, shares."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pickle
+
+import pytest
+import yaml
+from rich.console import Console
+from trained import run_modules
+
+from toolagent import cli, tune
+from toolagent.config import (
+    build_algorithm_config,
+    find_search,
+    settings_from_text,
+    shipped_configs,
+    shipped_searches,
+)
+from toolagent.errors import UserError
+from toolagent.session.ray_session import Cluster
+from toolagent.tuning.folder import SearchFolder
+from toolagent.tuning.progress import SearchProgress
+from toolagent.tuning.report import TrialRow, best_config, ranking, summarize
+from toolagent.tuning.resources import plan
+from toolagent.tuning.search import (
+    SearchSettings,
+    TrialLimits,
+    load_search,
+    search_from_texts,
+    search_yaml,
+)
+from toolagent.tuning.space import Distribution, parse_distribution, short_names, value_text
+from toolagent.tuning.trial import score
+
+GOOD = {
+    "space": {"training.lr": {"loguniform": [1e-3, 1e-2]}},
+    "trial": {"max_env_steps": 1000},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a search that is good but for the given entries."""
+
+    def write_search(**changes):
+        path = tmp_path / "given.yaml"
+        document = {key: value for key, value in (GOOD | changes).items() if value is not None}
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+    return write_search
+
+
+def refusal(function, *arguments):
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+# Good searches ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped_searches())
+def test_every_shipped_search_loads(name):
+    search = load_search(name)
+    assert search.num_trials >= 2
+    again = search_from_texts(search_yaml(search), search.base_yaml, "written")
+    assert again == search
+
+
+def test_searches_are_no_configs():
+    assert not set(shipped_searches()) & set(shipped_configs())
+    assert find_search("tune_optuna").name == "tune_optuna.yaml"
+    assert find_search(None).name == "tune_calculator.yaml"
+
+
+def test_flags_and_settings_reach_the_trials(write):
+    path = write(settings={"training.gamma": 0.9, "seed": 3}, num_samples=5)
+    search = load_search(path, ["training.gamma=0.8", "run.dashboard=false"], 7, 60.0)
+    assert search.base.sections["training"]["gamma"] == 0.8
+    assert search.base.seed == 3
+    assert not search.base.run.dashboard
+    assert search.num_trials == 7
+    assert search.settings.stop_time_s == 60.0
+
+
+def test_a_grid_has_every_combination(write):
+    space = {
+        "training.lr": {"choice": [1e-3, 3e-3]},
+        "seed": {"choice": [1, 2, 3]},
+    }
+    assert load_search(write(space=space, search="grid", num_samples=2)).num_trials == 12
+
+
+def test_joined_keys_get_one_value(write):
+    key = "training.episodes_per_update, env_runners.num_envs_per_env_runner"
+    search = load_search(write(space={key: {"choice": [64, 128]}}))
+    row = TrialRow(1, SearchFolder, {key: 64}, {"score": 0.5, "certified": True} | RESULT)
+    written = best_config(search, row)
+    settings = settings_from_text(written, "best")
+    assert settings.sections["training"]["episodes_per_update"] == 64
+    assert settings.sections["env_runners"]["num_envs_per_env_runner"] == 64
+    build_algorithm_config(settings)
+
+
+# What is refused --------------------------------------------------------------------------
+
+LR = "training.lr"
+WRONG = [
+    ({"space": None}, "space: missing"),
+    ({"space": {}}, "space: "),
+    ({"trial": None}, "trial: missing"),
+    ({"trial": {}}, "trial: set max_env_steps, max_time_s or both"),
+    ({"trial": {"max_time_s": 9.0}}, "trial.max_env_steps: missing; objective env_steps needs"),
+    ({"objective": "seconds"}, "trial.max_time_s: missing; objective seconds needs"),
+    ({"objective": "speed"}, "objective: must be 'env_steps', 'seconds' or 'accuracy'"),
+    ({"search": "bayes"}, "search: must be 'random', 'grid' or 'optuna'"),
+    ({"scheduler": "hyperband"}, "scheduler: must be 'none', 'asha' or 'pbt'"),
+    ({"sampels": 3}, "sampels: unknown; "),
+    ({"num_sampels": 3}, "num_sampels: unknown; did you mean 'num_samples'?"),
+    ({"trial": {"max_steps": 3}}, "trial.max_steps: unknown; did you mean 'max_env_steps'?"),
+    ({"num_samples": 0}, "num_samples: must be greater than or equal to 1"),
+    ({"asha": {"reduction_factor": 1}}, "asha.reduction_factor: must be"),
+    ({"base": "defualt"}, "base: no config file 'defualt'; did you mean 'default.yaml'?"),
+    ({"settings": {"training.lrr": 1}}, "settings.training.lrr: unknown; did you mean 'lr'?"),
+    ({"settings": {LR: -1.0}}, "settings.training.lr: must be at least 0"),
+    ({"settings": {LR: 1e-3}}, "space.training.lr: is also set by settings.training.lr"),
+    ({"space": {"training.lrr": {"uniform": [0, 1]}}}, "space.training.lrr: unknown; did you mean"),
+    ({"space": {"trainin.lr": {"uniform": [0, 1]}}}, "did you mean 'training'?"),
+    ({"space": {"curriculum.levels.9.stage": {"choice": [1]}}}, "no entry '9'"),
+    ({"space": {"run.stop_time_s": {"choice": [1.0]}}}, "can't be searched over; see 'trial'"),
+    ({"space": {LR: 0.1}}, "space.training.lr: expected a distribution such as"),
+    ({"space": {LR: {"unifrom": [0, 1]}}}, "no distribution 'unifrom'; did you mean 'uniform'?"),
+    ({"space": {LR: {"uniform": [0, 1], "choice": [1]}}}, "expected a distribution such as"),
+    ({"space": {LR: {"uniform": [1, 0]}}}, "the range from 1 to 0 is empty"),
+    ({"space": {LR: {"uniform": [1, 1]}}}, "the range from 1 to 1 is empty"),
+    ({"space": {LR: {"uniform": [0]}}}, "space.training.lr.uniform: expected [low, high]"),
+    ({"space": {LR: {"uniform": ["a", 1]}}}, "expected [low, high] of numbers"),
+    ({"space": {LR: {"uniform": [0, float("inf")]}}}, "must be finite"),
+    ({"space": {LR: {"loguniform": [0, 1]}}}, "a logarithmic scale begins above 0, not at 0"),
+    ({"space": {"seed": {"randint": [0.5, 3]}}}, "expected [low, high] of integers"),
+    ({"space": {LR: {"quniform": [0, 1, 0]}}}, "the step 0 must be above 0"),
+    ({"space": {LR: {"quniform": [0, 1, 0.3]}}}, "1 is no multiple of the step 0.3"),
+    ({"space": {LR: {"choice": []}}}, "expected a list of values"),
+    ({"space": {LR: {"choice": [0.1, 0.1]}}}, "holds 0.1 more than once"),
+    ({"space": {LR: {"choice": [0.1, "fast"]}}}, "space.training.lr: expected float or list"),
+    ({"space": {LR: {"uniform": [-1, 1]}}}, "space.training.lr: must be at least 0"),
+    ({"space": {"training.gamma": {"uniform": [0.5, 1.5]}}}, "must be from 0 to 1"),
+    ({"space": {"training.episodes_per_update": {"uniform": [1, 9]}}}, "expected int"),
+    ({"space": {LR: {"choice": [1e-3]}, f"{LR}, seed": {"choice": [1]}}}, "is also set by space."),
+    ({"search": "grid"}, "space.training.lr: a grid needs 'choice', not 'loguniform'"),
+    ({"scheduler": "pbt", "search": "optuna"}, "pbt chooses its values itself"),
+    ({"scheduler": "pbt", "num_samples": 1}, "a population for pbt has at least 2 trials"),
+    (
+        {"scheduler": "pbt", "space": {"seed": {"choice": [1, 2]}}},
+        "only training.* can change there",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=[str(row[0])[:60] for row in WRONG])
+def test_a_wrong_search_is_refused(write, changes, message):
+    said = refusal(load_search, write(**changes))
+    assert message in said
+    assert "given.yaml: " in said
+
+
+def test_a_key_that_is_searched_over_cannot_be_set(write):
+    said = refusal(load_search, write(), ["training.lr=0.1"])
+    assert "space.training.lr: is also set by --set training.lr=0.1" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "expected a search"), ("- 1\n", "expected a search"), ("a: [", "line ")],
+)
+def test_what_is_no_search_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    assert message in refusal(load_search, path)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """Calls the command, which must refuse in one line and write nothing."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("task: calculator\n")
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "search.yaml").write_text("space: {}\n")
+    (tmp_path / "search" / "base.yaml").write_text("task: calculator\n")
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*arguments):
+        before = sorted(str(path) for path in tmp_path.rglob("*"))
+        code = cli.main(tune.command, list(arguments))
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+        assert code == 2
+        assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+        return captured.err
+
+    return refused
+
+
+COMMAND = [
+    ("--config tune_calculater", "no search file 'tune_calculater'; did you mean 'tune_calcu"),
+    ("--config default", "no search file 'default'"),
+    ("--num-sample 3", "no option '--num-sample'; did you mean '--num-samples'?"),
+    ("--num-samples 0", "'--num-samples': 0"),
+    ("--stop-time-s 0", "'--stop-time-s': 0"),
+    ("--output-dir full", "--output-dir full: is not empty; name a new folder"),
+    ("--output-dir search", "continue with --resume search"),
+    ("--output-dir file", "--output-dir file: is a file"),
+    ("--output-dir file/below", "--output-dir file/below: "),
+    ("--output-dir /proc/new", "--output-dir /proc/new: can't be "),
+    ("--resume missing", "--resume missing: there is no such folder"),
+    ("--resume empty", "--resume empty: holds no search (no search.yaml)"),
+    ("--resume run", "a run is continued by python -m toolagent.run --resume run"),
+    ("--resume search", "--resume search: space: "),
+    ("--resume search --config tune_pbt", "--config: can't be given with --resume"),
+    ("--resume search --output-dir new", "--output-dir: can't be given with --resume"),
+    ("--resume search --num-samples 3", "--num-samples: can't be given with --resume"),
+    ("--resume search --set seed=1", "--set: can't be given with --resume"),
+    ("--set seed=-1", "--set seed: expected an integer"),
+    ("--set trainin.lr=1", "did you mean 'training'?"),
+    ("--set training.lr=0.1", "is also set by --set training.lr=0.1"),
+    ("--output-dir new --address 127.0.0.1:1", "no Ray cluster answers there"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), COMMAND, ids=[row[0] for row in COMMAND])
+def test_the_command_refuses(command, arguments, message):
+    assert message in command(*arguments.split())
+
+
+def test_the_command_refuses_as_a_process(tmp_path):
+    (result,) = run_modules(["-m", "toolagent.tune", "--resume", "missing"], cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == "error: --resume missing: there is no such folder\n"
+
+
+def test_optuna_is_asked_for_where_it_is_missing(monkeypatch, command):
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    assert "pip install 'toolagent[tune]'" in command("--config", "tune_optuna")
+
+
+# Distributions and names ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "extremes"),
+    [
+        ({"choice": [1, "a", None]}, (1, "a", None)),
+        ({"uniform": [0, 1]}, (0.0, 1.0)),
+        ({"loguniform": [1e-3, 1]}, (1e-3, 1.0)),
+        ({"quniform": [0, 1, 0.25]}, (0.0, 1.0)),
+        ({"randint": [1, 9]}, (1, 8)),
+        ({"lograndint": [1, 9]}, (1, 8)),
+    ],
+)
+def test_a_distribution_draws_between_its_extremes(written, extremes):
+    from toolagent.config.source import Source
+
+    distribution = parse_distribution(written, ("space", "key"), Source("file"))
+    assert distribution.extremes == extremes
+    domain = distribution.domain()
+    drawn = [domain.sample() for _ in range(200)]
+    if distribution.kind == "choice":
+        assert set(drawn) == set(extremes)
+    else:
+        assert extremes[0] <= min(drawn) and max(drawn) <= extremes[1]
+
+
+def test_names_are_as_short_as_they_can_be():
+    keys = ["training.lr", "a.b.size", "c.b.size, d.e"]
+    assert short_names(keys) == {
+        "training.lr": "lr",
+        "a.b.size": "a.b.size",
+        "c.b.size, d.e": "c.b.size",
+    }
+    values = [0.00123456, 12, True, None, "text", [1, 2], 1e-5]
+    shown = ["0.001235", "12", "true", "null", "text", "[1,2]", "1e-05"]
+    assert [value_text(value) for value in values] == shown
+
+
+# Scores and ranking -----------------------------------------------------------------------
+
+RESULT = {"env_steps": 500, "seconds": 5.0, "accuracy": 1.0, "ended": "certified", "done": True}
+
+
+def settings_for(objective):
+    return SearchSettings(
+        space={"seed": {"choice": [1]}},
+        objective=objective,
+        trial=TrialLimits(max_env_steps=1000, max_time_s=10.0),
+    )
+
+
+def test_scores_put_the_certified_first_and_the_cheapest_of_them_on_top():
+    settings = settings_for("env_steps")
+    scores = [
+        score(settings, 0.1, None),
+        score(settings, 0.999, None),
+        score(settings, 1.0, 1000),
+        score(settings, 1.0, 500),
+        score(settings, 1.0, 10),
+    ]
+    assert all(worse < better for worse, better in itertools.pairwise(scores))
+    assert score(settings, 1.0, 500) == 1.5
+    assert score(settings, 1.0, 5000) == 1.0  # over the budget: no cheaper than the budget
+    assert score(settings_for("seconds"), 1.0, 2.5) == 1.75
+    assert score(settings_for("accuracy"), 0.7, 2.5) == 0.7
+
+
+def test_a_failed_trial_is_neither_good_nor_bad(write, tmp_path):
+    search = load_search(write())
+    rows = [
+        TrialRow(1, tmp_path, {LR: 0.1}, {"score": 9.0} | RESULT, error="OSError: full"),
+        TrialRow(2, tmp_path, {LR: 0.2}, {"score": 1.2, "certified": True} | RESULT),
+        TrialRow(3, tmp_path, {LR: 0.3}, {}),
+        TrialRow(4, tmp_path, {LR: 0.4}, RESULT | {"score": 0.4, "ended": None}),
+    ]
+    assert [row.number for row in ranking(rows)] == [2, 4]
+    statuses = ["failed", "certified", "unfinished", "stopped_early"]
+    assert [row.status for row in rows] == statuses
+    summary = summarize(search, rows, SearchFolder(tmp_path), "completed", 1.0)
+    assert summary["failed"] == 1
+    assert summary["best"]["number"] == 2
+    assert summary["best"]["settings"] == {LR: 0.2}
+    assert summary["trials"][0]["error"] == "OSError: full"
+    assert summarize(search, rows[:1], SearchFolder(tmp_path), "completed", 1.0)["best"] is None
+
+
+# Shares of a cluster ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runners", "at_once", "cpus", "expected"),
+    [(0, None, 2, 2), (1, None, 2, 1), (1, None, 8, 4), (3, None, 2, 1), (3, 2, 2, 2)],
+)
+def test_as_many_trials_at_once_as_fit(write, runners, at_once, cpus, expected):
+    from toolagent.tuning.trial import trial_class
+
+    path = write(
+        settings={"env_runners.num_env_runners": runners}, trials_at_once=at_once, num_samples=4
+    )
+    search = load_search(path)
+    trials, share, notes = plan(search, Cluster(cpus, 0.0, 1, None, False))
+    assert trials == expected
+    assert notes[0].startswith(f"{expected} trial")
+    request = trial_class(search, share).default_resource_request({LR: 1e-3})
+    assert request.required_resources["CPU"] * trials <= cpus + 1e-9
+
+
+def test_more_gpus_than_there_are_are_refused_before_any_trial(write):
+    search = load_search(write(settings={"learners.num_gpus_per_learner": 1}))
+    assert "num_gpus_per_learner" in refusal(plan, search, Cluster(2.0, 0.0, 1, None, False))
+
+
+def test_a_distribution_is_what_it_was_parsed_from():
+    assert Distribution("randint", (1, 4)).extremes == (1, 3)
+
+
+# What a person sees -----------------------------------------------------------------------
+
+
+class FakeTrial:
+    """As far as the display looks at one."""
+
+    RUNNING, ERROR = "RUNNING", "ERROR"
+
+    def __init__(self, number, status="RUNNING", result=None, error_file=None):
+        self.trial_id, self.status, self.last_result = str(number), status, result
+        self.config, self.error_file = {LR: number / 1000}, error_file
+
+    def is_finished(self):
+        return self.status in ("TERMINATED", "ERROR")
+
+    def __str__(self):
+        return f"lr={self.config[LR]:g}"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_display_shows_running_trials_ended_ones_and_failures(tmp_path, monkeypatch, terminal):
+    stream = io.StringIO()
+    screen = Console(file=stream, force_terminal=terminal, width=100, markup=False, highlight=False)
+    monkeypatch.setattr(cli, "console", lambda: screen)
+    (tmp_path / "error.txt").write_text("Traceback ...\nValueError: no such thing\n")
+    done = {"score": 1.5, "stage": 2, "certified": True} | RESULT
+    trials = [
+        FakeTrial(1, "TERMINATED", done),
+        FakeTrial(2),
+        FakeTrial(3, "ERROR", None, str(tmp_path / "error.txt")),
+    ]
+    progress = pickle.loads(pickle.dumps(SearchProgress(3, [LR])))  # as Tune does it
+    progress.setup()
+    progress.on_trial_complete(1, trials, trials[0])
+    progress.on_trial_error(1, trials, trials[2])
+    progress._shown = -1e9  # the last table is old
+    progress.on_step_end(1, trials)
+    progress.on_experiment_end(trials)
+    shown = stream.getvalue()
+    assert "trial 1/3: certified at 500 env steps, 5.0 s; lr=0.001" in shown
+    assert "trial 3/3: FAILED: ValueError: no such thing; lr=0.003" in shown
+    assert "running" in shown and "failed" in shown and "100.0%" in shown
+    assert progress._live is None

@@ -1,0 +1,190 @@
+"""`python -m toolagent.tune`, from the command line to the files it leaves: small searches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from trained import ROOT
+
+from toolagent.config import load_settings
+from toolagent.policy import load_policy
+
+SMALL = {
+    "env_runners.num_env_runners": 0,
+    "env_runners.num_envs_per_env_runner": 128,
+    "training.episodes_per_update": 128,
+    "rl_module.model_config.embedding_size": 32,
+    "run.dashboard": False,
+    "run.checkpoint_every_s": 2.0,
+}
+LR = {"training.lr": {"loguniform": [1e-3, 1e-2]}}
+PICTURES = {"learning_curves.png", "parallel_coordinates.png", "importance.png"}
+pytestmark = pytest.mark.timeout(900)
+
+
+def write(folder, **entries):
+    document = {"settings": SMALL, "space": LR, "num_samples": 2} | entries
+    document.setdefault("trial", {"max_env_steps": 20_000, "max_time_s": 30.0})
+    (folder / "search.yaml").write_text(yaml.safe_dump(document))
+
+
+def start(*arguments, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    environment.pop("TOOLAGENT_VERBOSE", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "toolagent.tune", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def end(process, code=0):
+    try:
+        out, err = process.communicate(timeout=600)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code, out + err
+    assert err == ""
+    assert "warning" not in out.lower()
+    return out
+
+
+def tune(*arguments, cwd, code=0):
+    return end(start(*arguments, cwd=cwd), code)
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def wait_for_results(process, folder, number):
+    """Waits until so many trials have results."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        found = [f for f in folder.glob("trials/*/result.json") if f.stat().st_size]
+        if len(found) >= number:
+            return
+        time.sleep(0.1)
+
+
+def check_folder(folder, trials):
+    summary = summary_of(folder)
+    assert len(summary["trials"]) == trials
+    best = summary["best"]
+    assert best == summary["trials"][best["number"] - 1] | {"config": "best_config.yaml"}
+    settings = load_settings(folder / best["config"])
+    for key, value in best["settings"].items():
+        section, name = key.split(".")
+        assert settings.sections[section][name] == value
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    assert [row["status"] for row in rows] == [trial["status"] for trial in summary["trials"]]
+    assert (folder / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    policy = load_policy(folder / best["checkpoint"], expected_task="calculator")
+    assert policy.metadata["env_steps"] == best["env_steps"]
+    return summary
+
+
+def test_a_search_with_asha_ends_with_a_config_that_runs(tmp_path):
+    write(tmp_path, scheduler="asha", num_samples=3)
+    out = tune("--config", "search.yaml", "--output-dir", "out", cwd=tmp_path)
+    summary = check_folder(tmp_path / "out", trials=3)
+    assert summary["stopped_by"] == "completed"
+    assert summary["failed"] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= PICTURES
+    assert "best: trial" in out
+    for trial in summary["trials"]:
+        assert trial["folder"].startswith(f"trials/lr={trial['settings']['training.lr']:.4g},")
+    run = [sys.executable, "-m", "toolagent.run", "--config", "out/best_config.yaml"]
+    run += ["--stop-env-steps", "2000", "--output-dir", "run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True)
+
+
+def test_a_failed_trial_is_reported_with_its_cause_and_has_no_score(tmp_path):
+    space = {
+        "training.explorer_share": {"choice": [0.0, 0.2]},
+        "training.replay_coefficient": {"choice": [0.5, 0.0]},  # explorers need replay
+    }
+    base = yaml.safe_load((ROOT / "rllib_configs" / "default.yaml").read_text())
+    base["training"]["explorer_share"] = 0.0
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    write(
+        tmp_path,
+        base="base.yaml",
+        space=space,
+        search="grid",
+        num_samples=1,
+        trial={"max_env_steps": 5000, "max_time_s": 30.0},
+    )
+    out = tune("--config", "search.yaml", "--output-dir", "out", cwd=tmp_path)
+    summary = check_folder(tmp_path / "out", trials=4)
+    (failed,) = [trial for trial in summary["trials"] if trial["status"] == "failed"]
+    assert summary["failed"] == 1
+    assert failed["settings"] == {
+        "training.explorer_share": 0.2,
+        "training.replay_coefficient": 0.0,
+    }
+    assert failed["score"] is None
+    assert "explorer_share needs replay_coefficient above 0" in failed["error"]
+    assert f"trial {failed['number']} failed: " in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_search_is_resumed_after_ctrl_c_and_after_a_kill(tmp_path, number):
+    write(tmp_path, num_samples=3, trials_at_once=1)
+    process = start("--config", "search.yaml", "--output-dir", "out", cwd=tmp_path)
+    wait_for_results(process, tmp_path / "out", 2)
+    os.killpg(process.pid, number)
+    if number == signal.SIGINT:
+        assert "continue with python -m toolagent.tune --resume out" in end(process, 130)
+        assert summary_of(tmp_path / "out")["stopped_by"] == "interrupted"
+    else:
+        process.communicate()
+    tune("--resume", "out", cwd=tmp_path)
+    summary = check_folder(tmp_path / "out", trials=3)
+    assert summary["stopped_by"] == "completed"
+    assert all(trial["status"] == "env_steps" for trial in summary["trials"])
+
+
+@pytest.mark.slow
+def test_optuna_searches(tmp_path):
+    pytest.importorskip("optuna")
+    write(tmp_path, search="optuna", num_samples=3)
+    tune("--config", "search.yaml", "--output-dir", "out", cwd=tmp_path)
+    assert check_folder(tmp_path / "out", trials=3)["search"] == "optuna"
+
+
+@pytest.mark.slow
+def test_pbt_replaces_the_worst_by_copies_of_the_best(tmp_path):
+    write(
+        tmp_path,
+        scheduler="pbt",
+        objective="accuracy",
+        space={"training.lr": {"choice": [1e-6, 5e-3]}},
+        num_samples=2,
+        pbt={"interval_share": 0.2, "quantile_fraction": 0.5},
+        trial={"max_env_steps": 60_000, "max_time_s": 60.0},
+    )
+    tune("--config", "search.yaml", "--output-dir", "out", cwd=tmp_path)
+    assert check_folder(tmp_path / "out", trials=2)["failed"] == 0
+
+
+def test_a_search_ends_when_its_time_is_up(tmp_path):
+    nothing_is_learned = {"training.lr": {"loguniform": [1e-9, 1e-8]}}
+    write(tmp_path, space=nothing_is_learned, trial={"max_env_steps": 100_000_000})
+    tune("--config", "search.yaml", "--output-dir", "out", "--stop-time-s", "20", cwd=tmp_path)
+    assert summary_of(tmp_path / "out")["stopped_by"] == "time"
