@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import click
 
 from toolagent import cli
 from toolagent.errors import UserError
+from toolagent.session.interrupt import Interrupt
 from toolagent.session.ray_session import Cluster, listen_on_loopback, quiet, ray_session
 from toolagent.tuning.folder import SearchFolder
 
@@ -103,32 +103,17 @@ def _quiet_tune() -> None:
         os.environ.setdefault(name, value)
 
 
-class _Interrupt:
-    """Ctrl-C and SIGTERM as Tune's own wish to stop, which is SIGUSR1; a second one stops at once.
-
-    Tune then saves its state and ends its trials. Its handler for Ctrl-C itself would not tell
-    that it was used.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
+class _Interrupt(Interrupt):
+    """Passed on as Tune's own wish to stop, which is SIGUSR1: Tune saves its state and ends its
+    trials. Its handler for Ctrl-C itself would not tell that it was used."""
 
     def __enter__(self) -> _Interrupt:
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
+        super().__enter__()
+        if self._before:
             self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: Any) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+    def first_request(self) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
 

@@ -17,6 +17,35 @@ SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 
 
+def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:
+    """A folder that a command may write its results to; not made yet.
+
+    Args:
+        path: what was asked for; None: `runs/<name>-<time>`, or the next that is free.
+        name: begins the folder's name.
+        otherwise: what can be done instead where the folder is not empty; None: nothing.
+
+    Raises:
+        UserError: it holds something already, or can't be read.
+    """
+    if path is None:
+        stem = Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
+        path, number = stem, 1
+        while path.exists():
+            number += 1
+            path = stem.with_name(f"{stem.name}-{number}")
+        return path
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--output-dir {path}: is a file; name a folder")
+        if path.is_dir() and any(path.iterdir()):
+            advice = f", or {otherwise}" if otherwise else ""
+            raise UserError(f"--output-dir {path}: is not empty; name a new folder{advice}")
+    except OSError as error:
+        raise UserError(f"--output-dir {path}: can't be used ({error.strerror})") from None
+    return path
+
+
 class RunFolder:
     """`DIR` of `python -m toolagent.run --output-dir DIR`."""
 
@@ -36,24 +65,7 @@ class RunFolder:
         Raises:
             UserError: it holds something already, or can't be read.
         """
-        if path is None:
-            stem = Path("runs") / time.strftime(f"{task}-%Y%m%d-%H%M%S")
-            path, number = stem, 1
-            while path.exists():
-                number += 1
-                path = stem.with_name(f"{stem.name}-{number}")
-            return cls(path)
-        try:
-            if path.exists() and not path.is_dir():
-                raise UserError(f"--output-dir {path}: is a file; name a folder")
-            if path.is_dir() and any(path.iterdir()):
-                raise UserError(
-                    f"--output-dir {path}: is not empty; name a new folder, or continue that run "
-                    f"with --resume {path}"
-                )
-        except OSError as error:
-            raise UserError(f"--output-dir {path}: can't be used ({error.strerror})") from None
-        return cls(path)
+        return cls(new_folder(path, task, f"continue that run with --resume {path}"))
 
     def make(self, config: str) -> None:
         """Makes the folder and writes the fully resolved configuration into it.

@@ -7,8 +7,6 @@ is was played and is right; a stage with too many, when all problems of the fixe
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +20,7 @@ from toolagent.rollouts.certification import SAMPLE_SIZE, StageAccuracy, certify
 from toolagent.session.checkpoints import write_checkpoint
 from toolagent.session.display import Display
 from toolagent.session.folder import RunFolder
+from toolagent.session.interrupt import Interrupt
 from toolagent.tasks import Task
 
 _PIPELINE_FIELDS = (
@@ -53,29 +52,6 @@ class Outcome:
     stages: list[StageAccuracy]
     rows: list[dict[str, Any]]
     checkpoint: Any  # Path of the last one
-
-
-class Interrupt:
-    """Ctrl-C and SIGTERM as a wish to stop after this iteration; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> Interrupt:
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: Any) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 def train(

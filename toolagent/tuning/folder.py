@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 from toolagent.errors import UserError
 from toolagent.policy import write_atomically
+from toolagent.session.folder import new_folder
 
 SEARCH, BASE, TRIALS = "search.yaml", "base.yaml", "trials"
 
@@ -34,29 +34,18 @@ class SearchFolder:
         Raises:
             UserError: it holds something already, or can't be used.
         """
-        if path is None:
-            stem = Path("runs") / time.strftime(f"tune-{task}-%Y%m%d-%H%M%S")
-            path, number = stem, 1
-            while path.exists():
-                number += 1
-                path = stem.with_name(f"{stem.name}-{number}")
-            return cls(path)
-        try:
-            if path.exists() and not path.is_dir():
-                raise UserError(f"--output-dir {path}: is a file; name a folder")
-            if path.is_dir() and any(path.iterdir()):
-                advice = f", or continue with --resume {path}" if (path / SEARCH).exists() else ""
-                raise UserError(f"--output-dir {path}: is not empty; name a new folder{advice}")
-            nearest = path
-            while not nearest.exists():
-                nearest = nearest.parent
-        except OSError as error:
-            raise UserError(f"--output-dir {path}: can't be used ({error.strerror})") from None
+        # os.path.exists: False, not an exception, for a path that can't be one.
+        resumable = path is not None and os.path.exists(path / SEARCH)
+        advice = f"continue with --resume {path}" if resumable else None
+        found = new_folder(path, f"tune-{task}", advice)
+        nearest = found
+        while not nearest.exists():
+            nearest = nearest.parent
         if not nearest.is_dir():
-            raise UserError(f"--output-dir {path}: {nearest} is a file")
+            raise UserError(f"--output-dir {found}: {nearest} is a file")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"--output-dir {path}: can't be written")
-        return cls(path)
+            raise UserError(f"--output-dir {found}: can't be written")
+        return cls(found)
 
     @classmethod
     def existing(cls, path: Path) -> SearchFolder:
