@@ -255,6 +255,16 @@ def test_a_summary_that_names_nothing_sound_is_refused(run, summary, words):
     assert words in refusal(run)
 
 
+@pytest.mark.parametrize("named", ["../elsewhere", "checkpoints/../../elsewhere", "{}/elsewhere"])
+def test_a_summary_leads_to_no_folder_outside_the_run(run, named):
+    outside = run.parent / "elsewhere"
+    shutil.copytree(run / "checkpoints/checkpoint_2", outside)
+    summary = {"checkpoint": named.format(run.parent)}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "does not exist" in refusal(run)
+    assert load_policy(outside).metadata["iteration"] == 2  # sound, were it asked for
+
+
 def test_the_folder_of_checkpoints_is_none(run):
     assert "such as '" in refusal(run / "checkpoints")
     assert "checkpoint_10" in refusal(run / "checkpoints")

@@ -190,8 +190,10 @@ def _named_by_summary(run: Path) -> Path | None:
         raise UserError(f"{file}: 'checkpoint' is no path but {named!r}")
     # A run's folder may have been moved since the summary was written with a full path in it.
     candidates = [run / named, run / "checkpoints" / Path(named).name]
+    inside = os.path.abspath(run) + os.sep
     for candidate in candidates:
-        if candidate.is_dir():
+        # Somebody else's summary leads nowhere but into the run's own folder.
+        if candidate.is_dir() and os.path.abspath(candidate).startswith(inside):
             if not (candidate / POLICY_FILE).exists():
                 raise UserError(f"no checkpoint in '{candidate}': {_what_is_there(candidate)}")
             return candidate

@@ -6,16 +6,15 @@ import contextlib
 import logging
 import os
 import socket
-import stat
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from toolagent.errors import UserError
+from toolagent.session.token import prepare_token
 
 _REACHABLE_WITHIN_S = 5.0
 
@@ -70,8 +69,10 @@ def ray_session(address: str | None, dashboard: bool) -> Iterator[Cluster]:
     the run and, after `listen_on_loopback()`, can't be reached from other machines.
 
     Raises:
-        UserError: there is no cluster at `address`, or it refuses the token.
+        UserError: there is no cluster at `address`, or it refuses the token; or there is no token
+            where the environment says.
     """
+    prepare_token(create=not address)
     import ray
 
     options: dict[str, Any] = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
@@ -86,7 +87,6 @@ def ray_session(address: str | None, dashboard: bool) -> Iterator[Cluster]:
                 raise
             raise _no_cluster(address, str(error).strip().splitlines()[0]) from None
     try:
-        _protect_token()
         quiet()
         resources = ray.cluster_resources()
         yield Cluster(
@@ -144,11 +144,3 @@ def _quiet_stderr() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-
-
-def _protect_token() -> None:
-    """Ray writes its token readable for all users of the machine; it is for its owner only."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    with contextlib.suppress(OSError):
-        if token.is_file() and stat.S_IMODE(token.stat().st_mode) & 0o077:
-            token.chmod(0o600)

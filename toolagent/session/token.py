@@ -1,0 +1,74 @@
+"""The secret that every client of a Ray cluster shows, in a file that only its owner can read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import sys
+from pathlib import Path
+
+from toolagent.errors import UserError
+
+
+def prepare_token(create: bool) -> None:
+    """Has a token where Ray will look for it; to be called before Ray is started or joined.
+
+    Ray looks into `RAY_AUTH_TOKEN`, the file at `RAY_AUTH_TOKEN_PATH` and `~/.ray/auth_token`. It
+    would make the last one itself, but readable for all users of the machine.
+
+    Args:
+        create: make a token where there is none; for a cluster that is started here.
+
+    Raises:
+        UserError: the file that `RAY_AUTH_TOKEN_PATH` names can't be read, or is empty.
+    """
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        print(
+            "warning: RAY_AUTH_MODE=disabled: whoever reaches this Ray cluster runs code as you; "
+            "unset it to ask for a token",
+            file=sys.stderr,
+        )
+        return
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        if path.read_bytes().strip():
+            _protect(path)
+            return
+        fault = "is empty"
+    except FileNotFoundError:
+        fault = "there is no such file"
+    except OSError as error:
+        fault = str(error.strerror)
+    if named:
+        raise UserError(
+            f"RAY_AUTH_TOKEN_PATH={named}: {fault}; it must hold the cluster's token, or be unset"
+        )
+    if create:
+        _create(path)
+
+
+def _create(path: Path) -> None:
+    """A new token, never readable for others; one that somebody else just made is kept."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    try:
+        if path.exists() and not path.read_bytes().strip():
+            path.unlink()
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
+
+
+def _protect(path: Path) -> None:
+    """Takes away what others may do with the token, if it is ours to take."""
+    with contextlib.suppress(OSError):
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o600)
