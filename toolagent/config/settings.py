@@ -45,6 +45,7 @@ class RunSettings(BaseModel):
     keep_checkpoints: int = Field(default=3, ge=1, description="the newest are kept")
     sample_trajectories: int = Field(default=5, ge=0, description="printed at the end, per stage")
     dashboard: bool = Field(default=True, description="start Ray's dashboard, on loopback")
+    metrics: bool = Field(default=True, description="publish Ray metrics, for Prometheus")
     record_episodes: str | None = Field(
         default=None, min_length=1, description="folder to record training episodes in"
     )

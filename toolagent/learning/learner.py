@@ -49,6 +49,10 @@ class EpisodeColumnsLearner(TorchLearner):
     "What matters in on-policy reinforcement learning?", section 3.5).
     """
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls this actor; it asks before the learner has its number."""
+        return "learner"
+
     @override(TorchLearner)
     def build(self) -> None:
         super().build()

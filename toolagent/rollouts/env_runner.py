@@ -103,6 +103,11 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.make_env()
         self.make_module()
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls this actor: 'env runner 2', 'evaluation env runner 1'."""
+        kind = "evaluation env runner" if self.config.in_evaluation else "env runner"
+        return f"{kind} {self.worker_index or 0}"
+
     @override(EnvRunner)
     def assert_healthy(self) -> None:
         """Raises AssertionError where the environment or the module is missing."""

@@ -21,6 +21,7 @@ from toolagent.session.checkpoints import write_checkpoint
 from toolagent.session.display import Display
 from toolagent.session.folder import RunFolder
 from toolagent.session.interrupt import Interrupt
+from toolagent.session.metrics import RunMetrics
 from toolagent.tasks import Task
 
 _PIPELINE_FIELDS = (
@@ -82,7 +83,9 @@ def train(
     start = time.perf_counter() - state.time_s
     last_checkpoint = time.perf_counter()
     checkpoint = None
-    with Interrupt() as interrupt:
+    metrics = RunMetrics(folder.path, settings.task, run.checkpoint_every_s, enabled=run.metrics)
+    with Interrupt() as interrupt, metrics:
+        metrics.note_actors(algorithm)
         while True:
             result = algorithm.train()
             state.iteration = int(algorithm.iteration)
@@ -94,14 +97,17 @@ def train(
             rows.append(row)
             folder.append_progress(row)
             _write_tensorboard(writer, row)
+            metrics.note(row, len(state.first_solved), algorithm)
             if row["curriculum_event"]:
                 display.event(f"{state.env_steps:>9,} env steps: {row['curriculum_event']}")
             display.update(row)
             stopped_by = _stop(settings, state, solved, interrupt)
             due = time.perf_counter() - last_checkpoint >= run.checkpoint_every_s
             if due and not stopped_by:
+                began = time.perf_counter()
                 checkpoint = _checkpoint(settings, algorithm, callback, folder, state, ())
                 last_checkpoint = time.perf_counter()
+                metrics.note_checkpoint(last_checkpoint - began)
             if stopped_by:
                 break
         writer.close()

@@ -1,0 +1,184 @@
+"""What a run publishes as Ray metrics, for Prometheus; `cluster/monitoring/` reads it.
+
+Ray's exporter puts `ray_` before each name. The port that it is read from asks for no token.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+PREFIX = "toolagent_"
+# Ray exports every 10 s (`RAY_metrics_report_interval_ms`, at least 1 s) what was set since.
+_PERIOD_S = 1.0
+
+# Ray's counters can't be 0, and stay after their run has gone. So whatever may stay at 0 is a
+# gauge: it shows that 0, and goes with its run.
+GAUGES = {
+    "stage": "Stage that is trained on",
+    "stages_solved": "Stages all of whose problems were solved at least once",
+    "curriculum_events": "Changes of the stage since this session began",
+    "accuracy": "Share of fresh problems that the greedy agent solves, for each stage",
+    "episode_return_mean": "Mean return of the policy's training episodes",
+    "entropy": "Mean entropy of the policy, in nats",
+    "env_steps_per_second": "Env steps per second of the last iteration",
+    "iteration_seconds": "Seconds of the last iteration, with measuring and certifying",
+    "policy_age_updates": "Mean age of the weights that played what was learned from, in updates",
+    "learner_idle_ratio": "Share of the time in which the learner waits for episodes",
+    "sampler_idle_ratio": "Share of the time in which the env runners wait for requests",
+    "dropped_episodes": "Episodes since the run began that came too late to be learned from",
+    "lost_requests": "Requests since the run began that died with their env runner",
+    "env_runner_restarts": "Env runners that came back after a failure, since this session began",
+    "env_runners_configured": "Env runners asked for; the driver itself is one if it plays",
+    "env_runners_healthy": "Env runners that answer",
+    "learners_configured": "Learners asked for; the driver itself is one if it learns",
+    "learners_healthy": "Learners that answer",
+    "last_update_timestamp_seconds": "Unix time of the last iteration's end, or of the start",
+    "checkpoints": "Checkpoints written since this session began",
+    "checkpoint_seconds": "Seconds that writing the last checkpoint took",
+    "checkpoint_every_seconds": "Seconds between checkpoints, as configured",
+    "last_checkpoint_timestamp_seconds": "Unix time of the last checkpoint, or of the start",
+}
+COUNTERS = {
+    "env_steps": "Env steps since the run began",
+    "iterations": "Iterations since the run began",
+    "ended": "1 once the session has ended in good order, whatever stopped it",
+}
+_OF_ROW = {  # gauge -> column of `progress.jsonl`
+    "stage": "stage",
+    "episode_return_mean": "episode_return_mean",
+    "entropy": "entropy",
+    "env_steps_per_second": "env_steps_per_s",
+    "policy_age_updates": "policy_age_mean",
+    "learner_idle_ratio": "learner_idle_share",
+    "sampler_idle_ratio": "sampler_idle_share",
+    "dropped_episodes": "dropped_episodes_lifetime",
+    "lost_requests": "lost_requests_lifetime",
+}
+
+
+class RunMetrics:
+    """A run's metrics; a context manager around the training loop.
+
+    The loop notes values, which costs microseconds. A thread hands them to Ray once a second:
+    Ray forgets a gauge that is not set again within two of its exports, so without the thread an
+    iteration of half a minute would leave a hole, and a hung one would look like the run's end. As
+    it is, `last_update_timestamp_seconds` then stays behind the clock. A driver that is gone
+    leaves no gauge at all, and no `ended`.
+
+    Args:
+        folder: of the run; its name is the tag `run`.
+        task: the tag `task`.
+        checkpoint_every_s: as configured.
+        enabled: False: nothing is noted or published.
+    """
+
+    def __init__(self, folder: Path, task: str, checkpoint_every_s: float, enabled: bool = True):
+        self._enabled = enabled
+        self._tags = {"run": folder.resolve().name, "task": task}
+        now = time.time()
+        self._values: dict[str, Any] = {
+            "stages_solved": 0,
+            "curriculum_events": 0,
+            "checkpoints": 0,
+            "checkpoint_every_seconds": checkpoint_every_s,
+            "last_update_timestamp_seconds": now,
+            "last_checkpoint_timestamp_seconds": now,
+        }
+        self._totals = dict.fromkeys(COUNTERS, 0)
+        self._published = dict.fromkeys(COUNTERS, 0)
+        self._accuracy: dict[str, float] = {}  # by stage
+        self._iteration_began = time.perf_counter()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep_publishing, daemon=True, name="metrics")
+
+    def __enter__(self) -> RunMetrics:
+        if self._enabled:
+            keys = tuple(self._tags)
+            self._gauges: dict[str, Any] = {
+                name: Gauge(
+                    PREFIX + name, text, (*keys, "stage") if name == "accuracy" else keys
+                ).set_default_tags(self._tags)
+                for name, text in GAUGES.items()
+            }
+            self._counters: dict[str, Any] = {
+                name: Counter(PREFIX + name, text, keys).set_default_tags(self._tags)
+                for name, text in COUNTERS.items()
+            }
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if self._enabled:
+            self._stop.set()
+            self._thread.join()
+            failed = kind is not None and issubclass(kind, Exception)  # a second Ctrl-C is none
+            self._totals["ended"] = int(not failed)
+            self._publish()  # Ray exports once more when the driver leaves
+
+    def note(self, row: dict[str, Any], stages_solved: int, algorithm: Any) -> None:
+        """One iteration.
+
+        Args:
+            row: of `progress.jsonl`.
+            stages_solved: how many stages were all solved at least once.
+            algorithm: whose actors are counted; none of them is asked anything.
+        """
+        if not self._enabled:
+            return
+        values = self._values
+        for name, column in _OF_ROW.items():
+            values[name] = row[column]
+        self._accuracy = row["accuracy"]
+        self._totals["env_steps"] = row["env_steps"]
+        self._totals["iterations"] = row["iteration"]
+        now = time.perf_counter()
+        values["curriculum_events"] += row["curriculum_event"] is not None
+        values["stages_solved"] = stages_solved
+        values["iteration_seconds"] = now - self._iteration_began
+        values["last_update_timestamp_seconds"] = time.time()
+        self._iteration_began = now
+        self.note_actors(algorithm)
+
+    def note_actors(self, algorithm: Any) -> None:
+        """How many env runners and learners there are, and how many of them answer."""
+        if not self._enabled:
+            return
+        group, learners = algorithm.env_runner_group, algorithm.learner_group
+        config = algorithm.config
+        remote = bool(config.num_env_runners)
+        # RLlib counts healthy learners here and nowhere else.
+        manager = learners._worker_manager if learners.is_remote else None
+        self._values |= {
+            "env_runner_restarts": group.num_remote_worker_restarts(),
+            "env_runners_configured": config.num_env_runners or 1,
+            "env_runners_healthy": group.num_healthy_remote_env_runners() if remote else 1,
+            "learners_configured": config.num_learners or 1,
+            "learners_healthy": manager.num_healthy_actors() if manager else 1,
+        }
+
+    def note_checkpoint(self, seconds: float) -> None:
+        """A checkpoint is complete; writing it took so long."""
+        self._values["checkpoints"] += 1
+        self._values["checkpoint_seconds"] = seconds
+        self._values["last_checkpoint_timestamp_seconds"] = time.time()
+
+    def _keep_publishing(self) -> None:
+        while not self._stop.is_set():
+            self._publish()
+            self._stop.wait(_PERIOD_S)
+
+    def _publish(self) -> None:
+        for name, value in self._values.copy().items():  # the loop may add one meanwhile
+            self._gauges[name].set(value)  # leaves out what is None
+        for stage, accuracy in self._accuracy.items():
+            self._gauges["accuracy"].set(accuracy, tags={"stage": stage})
+        for name, counter in self._counters.items():
+            more = self._totals[name] - self._published[name]
+            if more > 0:
+                counter.inc(more)
+                self._published[name] += more
