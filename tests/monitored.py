@@ -1,0 +1,189 @@
+"""A live run of `python -m toolagent.run` with a Prometheus that scrapes it, for tests of both."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+MONITORING = ROOT / "cluster" / "monitoring"
+WAIT_S = 150.0  # on a busy machine; a quiet one needs a tenth
+
+
+def wait_for(what: Callable[[], Any], failure: str = "") -> Any:
+    """The first true value of `what`, which is asked again and again."""
+    deadline, last = time.monotonic() + WAIT_S, None
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):  # nobody listens yet
+            if last := what():
+                return last
+        time.sleep(0.3)
+    raise AssertionError(f"{failure or what} did not come to be; last: {last}")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def json_of(url: str, token: str | None = None) -> Any:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as reply:
+        return json.load(reply)
+
+
+class Prometheus:
+    """The HTTP API of a Prometheus."""
+
+    def __init__(self, port: int):
+        self.url = f"http://127.0.0.1:{port}"
+
+    def get(self, path: str, **parameters: str) -> Any:
+        query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
+        answer = json_of(f"{self.url}/api/v1/{path}{query}")
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each sample of an instant vector."""
+        result = self.get("query", query=expression)["result"]
+        return [(sample["metric"], float(sample["value"][1])) for sample in result]
+
+    def value(self, expression: str) -> float | None:
+        """The one sample's value, or None."""
+        samples = self.query(expression)
+        assert len(samples) <= 1, samples
+        return samples[0][1] if samples else None
+
+
+@dataclass
+class LiveRun:
+    """A run under way."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path  # its results
+    ray_folder: Path  # its Ray session's
+    token: str
+    dashboard: str  # URL
+    prometheus: Prometheus
+
+    def rows(self) -> list[dict[str, Any]]:
+        text = (self.folder / "progress.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+
+    def actors(self) -> list[dict[str, Any]]:
+        url = f"{self.dashboard}/api/v0/actors?detail=True"
+        return json_of(url, self.token)["data"]["result"]["result"]
+
+    def pid(self, name: str) -> int:
+        """The process of the living actor with that name."""
+        found = [
+            a["pid"] for a in self.actors() if a["repr_name"] == name and a["state"] == "ALIVE"
+        ]
+        assert len(found) == 1, self.actors()
+        return found[0]
+
+
+@contextlib.contextmanager
+def suspended(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes], with_signal: int) -> Iterator[None]:
+    """Ends the process after the block, and kills its group if it does not listen."""
+    try:
+        yield
+        process.send_signal(with_signal)
+        process.wait(WAIT_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def prometheus_of(discovery: Path, folder: Path) -> Iterator[Prometheus]:
+    """Debian's Prometheus with the shipped configuration, but for the place of Ray's file and the
+    intervals: a second, as Ray's in these tests."""
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(MONITORING / name) for name in config["rule_files"]]
+    config["scrape_configs"][0]["file_sd_configs"] = [
+        {"files": [str(discovery)], "refresh_interval": "1s"}
+    ]
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config))
+    port = free_port()
+    command = [
+        "prometheus",
+        f"--config.file={file}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        f"--storage.tsdb.path={folder / 'series'}",
+    ]
+    with open(folder / "prometheus.log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    with ended(process, signal.SIGTERM):
+        yield Prometheus(port)
+
+
+@contextlib.contextmanager
+def live_run(*flags: str) -> Iterator[LiveRun]:
+    """A run that goes on until the block ends, and then takes Ctrl-C and ends well."""
+    # Not pytest's folder: the paths of Ray's sockets have to be short.
+    folder = Path(tempfile.mkdtemp(prefix="watched-"))
+    token = secrets.token_hex(32)
+    (folder / "token").write_text(token)
+    (folder / "token").chmod(0o600)
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "120",
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_metrics_report_interval_ms": "1000",
+    }
+    command = [sys.executable, "-m", "toolagent.run", "--output-dir", str(folder / "calculating")]
+    output = folder / "output"
+    with open(output, "wb") as out:
+        process = subprocess.Popen(
+            [*command, *flags], stdout=out, stderr=out, env=environment, start_new_session=True
+        )
+    try:
+        with ended(process, signal.SIGINT):
+
+            def started() -> bool:
+                assert process.poll() is None, output.read_text()
+                return (folder / "calculating" / "progress.jsonl").is_file()
+
+            wait_for(started, "the first iteration")
+            session = (folder / "ray" / "session_latest").resolve()
+            discovery = session / "prom_metrics_service_discovery.json"
+            address = output.read_text().split("Ray dashboard: ")[1].split()[0]
+            with prometheus_of(discovery, folder) as prometheus:
+                run_folder = folder / "calculating"
+                yield LiveRun(process, run_folder, session, token, address, prometheus)
+        assert process.returncode == 130, output.read_text()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
