@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 
 from toolagent import __version__
 from toolagent.errors import UserError, nearest
+from toolagent.files import write_atomically
 from toolagent.models.base import AgentNetwork
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.models.network import StageGRUNetwork
@@ -129,29 +129,6 @@ def load_policy(path: str | Path, expected_task: str | None = None) -> Policy:
         return _load(folder, expected_task)
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Puts a file in place whole or not at all, also if the machine stops in between.
-
-    Raises:
-        OSError: it cannot be written; what was there before is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself is in the folder
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 # Finding -------------------------------------------------------------------------------------

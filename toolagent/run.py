@@ -21,6 +21,7 @@ from toolagent.session.ray_session import Cluster, listen_on_loopback, quiet, ra
 if TYPE_CHECKING:
     from toolagent.models.base import AgentNetwork
     from toolagent.policy import Policy
+    from toolagent.session.trackers import Trackers
 
 # What --num-env-runners and its like mean in the configuration.
 _SHORTHANDS = {
@@ -102,8 +103,13 @@ def command(
         folder = RunFolder.new(Path(output_dir) if output_dir else None, settings.task)
         if init_from is not None:
             start = Start(policy=_policy("--init-from", init_from, settings, algorithm_config))
-    with ray_session(address, settings.run.dashboard) as cluster:
-        return _run(console, settings, algorithm_config, cluster, folder, start)
+    from toolagent.session.trackers import Trackers
+
+    with (
+        Trackers(settings.run.trackers, folder) as trackers,  # refuses before Ray is started
+        ray_session(address, settings.run.dashboard) as cluster,
+    ):
+        return _run(console, settings, algorithm_config, cluster, folder, start, trackers)
 
 
 @dataclass(frozen=True)
@@ -131,22 +137,40 @@ def _run(
     cluster: Cluster,
     folder: RunFolder,
     start: Start,
+    trackers: Trackers,
 ) -> int:
     import torch
 
-    from toolagent.config import resolve_resources, to_yaml
+    from toolagent.config import config_sha256, documents, resolve_resources, to_yaml
     from toolagent.curriculum.callback import CurriculumCallback
     from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
     from toolagent.session.checkpoints import ALGORITHM
     from toolagent.session.display import Display
+    from toolagent.session.environment import describe_environment
     from toolagent.session.learning_curve import plot_learning_curve
-    from toolagent.session.report import print_report, summarize
+    from toolagent.session.report import (
+        behaviour,
+        print_report,
+        sample_trajectories,
+        summarize,
+    )
+    from toolagent.session.trackers.base import FINISHED, INTERRUPTED
+    from toolagent.session.trackers.group import result_files
     from toolagent.session.training import RunState, train
 
     algorithm_config, notes = resolve_resources(
         algorithm_config, cluster.cpus, cluster.gpus, cluster.nodes
     )
-    folder.make(to_yaml(settings))  # nothing that could be refused comes after
+    text = to_yaml(settings)
+    folder.make(text)  # of all that could be refused, only a tracker comes after
+    trackers.start(
+        documents.parse(text, "the configuration"), config_sha256=config_sha256(settings)
+    )
+    folder.add_environment(
+        describe_environment(
+            cluster={"cpus": cluster.cpus, "gpus": cluster.gpus, "nodes": cluster.nodes}
+        )
+    )
     algorithm_config.callbacks(
         callbacks_class=[
             functools.partial(CurriculumCallback, settings.curriculum),
@@ -177,7 +201,7 @@ def _run(
         if start.policy is not None:
             _load_weights(algorithm, start.policy)
         with Display(console, settings.run.stop_env_steps, settings.run.stop_time_s) as display:
-            outcome = train(settings, algorithm, callback, folder, display, state, rows)
+            outcome = train(settings, algorithm, callback, folder, display, trackers, state, rows)
         network, task = callback.network, callback.task
         assert network is not None  # training measured it
     finally:
@@ -187,13 +211,29 @@ def _run(
     plot_learning_curve(
         rows, folder.learning_curve, f"{settings.task}, {settings.algorithm}, seed {settings.seed}"
     )
-    print_report(console, settings, outcome, network, task, folder)
+    samples = sample_trajectories(settings, network, task)
+    folder.write_behaviour(behaviour(outcome, samples, task))
+    print_report(console, settings, outcome, samples, task, folder)
+    _write_report(folder)
+    status = INTERRUPTED if outcome.stopped_by == "interrupted" else FINISHED
+    trackers.end(status, summary, result_files(folder, outcome.checkpoint))
     if outcome.stopped_by == "interrupted":
         return cli.EXIT_INTERRUPTED
     if outcome.state.env_steps == 0:
         print("error: no env step was trained; see the messages above", file=sys.stderr)
         return 1
     return 0
+
+
+def _write_report(folder: RunFolder) -> None:
+    """The page beside the results; they are whole without it, so a full disk ends nothing."""
+    from toolagent.reporting.page import write_report
+    from toolagent.reporting.run_files import read_run
+
+    try:
+        write_report([read_run(folder.path)], folder.report)
+    except OSError as error:
+        print(f"warning: {folder.report}: {error.strerror}", file=sys.stderr)
 
 
 def _check_local_gpus(algorithm_config: Any, address: str | None) -> None:

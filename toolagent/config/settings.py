@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from toolagent.config import documents
 from toolagent.config.algorithm import ALGORITHMS, algorithm_config_class, check_options
@@ -49,6 +49,16 @@ class RunSettings(BaseModel):
     record_episodes: str | None = Field(
         default=None, min_length=1, description="folder to record training episodes in"
     )
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        default=["tensorboard"], description="where figures go besides progress.jsonl"
+    )
+
+    @model_validator(mode="after")
+    def _each_tracker_once(self) -> RunSettings:
+        for name in self.trackers:
+            if self.trackers.count(name) > 1:
+                raise ValueError(f"trackers: {name} is named twice")
+        return self
 
 
 @dataclass(frozen=True)

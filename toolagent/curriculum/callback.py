@@ -94,6 +94,9 @@ class CurriculumCallback(RLlibCallback):
             "measured": fresh,
             "accuracy": {str(row.stage): row.accuracy for row in self.measured},
             "mean_return": {str(row.stage): row.mean_return for row in self.measured},
+            "programs": {
+                str(row.stage): row.programs.record() for row in self.measured if row.programs
+            },
         }
 
     def refresh_network(self, algorithm: Any) -> AgentNetwork:

@@ -24,7 +24,13 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
-from toolagent.learning.losses import imitation_loss, policy_loss, policy_step
+from toolagent.learning.losses import (
+    approximate_kl,
+    explained_variance,
+    imitation_loss,
+    policy_loss,
+    policy_step,
+)
 from toolagent.learning.returns import (
     generalized_advantages,
     leave_one_out_advantages,
@@ -33,7 +39,9 @@ from toolagent.learning.returns import (
     step_mask,
 )
 
+APPROXIMATE_KL = "approximate_kl"
 CLIPPED_SHARE = "clipped_share"
+EXPLAINED_VARIANCE = "vf_explained_var"  # as RLlib's PPO calls it
 IMITATION_LOSS = "imitation_loss"
 
 
@@ -116,6 +124,10 @@ class EpisodeColumnsLearner(TorchLearner):
                 VF_LOSS_KEY: value_loss.detach(),
                 ENTROPY_KEY: entropy.detach(),
                 CLIPPED_SHARE: clipped_share,
+                APPROXIMATE_KL: approximate_kl(
+                    step.log_probabilities, batch["log_probabilities"], mask
+                ),
+                EXPLAINED_VARIANCE: explained_variance(values, targets, mask),
                 IMITATION_LOSS: imitation.detach(),
             },
             key=module_id,

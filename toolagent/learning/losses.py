@@ -50,6 +50,33 @@ def policy_loss(
     return -masked_mean(torch.min(unclipped, clipped), mask), share
 
 
+def approximate_kl(
+    log_probabilities: Tensor, behaviour_log_probabilities: Tensor, mask: Tensor
+) -> Tensor:
+    """How far the policy has moved from the one that played: an estimate of KL(mu || pi) in nats.
+
+        mean(rho - 1 - log rho),  rho = pi(a) / mu(a), a drawn from mu
+
+    Never negative, 0 where the two agree; no gradient. Source: Schulman 2020, "Approximating KL
+    divergence", estimator k3.
+    """
+    log_ratio = (log_probabilities.detach() - behaviour_log_probabilities) * mask
+    return masked_mean(torch.expm1(log_ratio) - log_ratio, mask)
+
+
+def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """How much of the targets' variance the critic accounts for: 1 - Var(target - V) / Var(target).
+
+    1 is a perfect critic, 0 no better than a constant, below 0 worse; NaN where all targets are
+    the same. No gradient.
+    """
+    values = values.detach()
+    rest = targets - values
+    left = masked_mean((rest - masked_mean(rest, mask)).square(), mask)
+    variance = masked_mean((targets - masked_mean(targets, mask)).square(), mask)
+    return torch.where(variance > 0, 1 - left / variance, torch.nan)
+
+
 def imitation_loss(
     log_probabilities: Tensor, rewards: Tensor, values: Tensor, mask: Tensor, gamma: float
 ) -> Tensor:

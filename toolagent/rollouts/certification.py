@@ -14,6 +14,7 @@ import numpy as np
 
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.play import play
+from toolagent.rollouts.programs import Programs, programs_of
 from toolagent.tasks import Task
 
 CHUNK = 1024  # problems played at once: more are no faster, and need more memory
@@ -36,6 +37,7 @@ class StageAccuracy:
     split: str | None = None  # the one that they were drawn from; None: whole, or as they came
     judged: dict[str, int] = field(default_factory=dict)  # name -> programs (`Task.judge`)
     other_splits: tuple[StageAccuracy, ...] = ()  # counted apart, not in the figures above
+    programs: Programs | None = None  # what was written; `measure` counts them
 
     @property
     def accuracy(self) -> float:
@@ -137,7 +139,10 @@ def measure(
         rows = drawn == stage
         solved = int(batch.solved[rows].sum())
         mean_return = float(batch.returns[rows].mean())
-        result.append(StageAccuracy(stage, problems_per_stage, solved, mean_return))
+        programs = programs_of(batch.actions[rows], batch.solved[rows], batch.lengths[rows])
+        result.append(
+            StageAccuracy(stage, problems_per_stage, solved, mean_return, programs=programs)
+        )
     return result
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from toolagent.errors import UserError
-from toolagent.policy import write_atomically
+from toolagent.files import write_atomically
 
 CONFIG = "config.yaml"
 PROGRESS = "progress.jsonl"
 SUMMARY = "summary.json"
+ENVIRONMENT = "environment.json"
+BEHAVIOUR = "behaviour.json"
+REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 
 
@@ -57,6 +60,9 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.tensorboard = path / "tensorboard"
         self.learning_curve = path / "learning_curve.png"
+        self.environment = path / ENVIRONMENT
+        self.behaviour = path / BEHAVIOUR
+        self.report = path / REPORT
 
     @classmethod
     def new(cls, path: Path | None, task: str) -> RunFolder:
@@ -123,6 +129,19 @@ class RunFolder:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.progress, text.encode())
         return rows
+
+    def add_environment(self, session: dict[str, Any]) -> None:
+        """Where the run ran: one entry a session, as a resumed run has several."""
+        try:
+            sessions = json.loads(self.environment.read_text(encoding="utf-8"))["sessions"]
+        except (OSError, ValueError, KeyError, TypeError):
+            sessions = []
+        text = json.dumps({"sessions": [*sessions, session]}, indent=2) + "\n"
+        write_atomically(self.environment, text.encode())
+
+    def write_behaviour(self, behaviour: dict[str, Any]) -> None:
+        """What the final greedy agent does (`session.report.behaviour`)."""
+        write_atomically(self.behaviour, (json.dumps(behaviour) + "\n").encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """What the run came to, as design section 4 declares it."""

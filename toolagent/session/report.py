@@ -10,18 +10,12 @@ from rich.table import Table
 
 from toolagent import cli
 from toolagent.models.base import AgentNetwork
-from toolagent.rollouts.trajectory import one_line, trajectory
+from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
 from toolagent.session.folder import RunFolder
+from toolagent.session.stops import STOPPED_BY
 from toolagent.session.training import Outcome
 from toolagent.tasks import Task
-
-_STOPPED_BY = {
-    "solved": "every stage of the curriculum is certified solved",
-    "env_steps": "the limit of env steps is reached",
-    "time": "the limit of training time is reached",
-    "iterations": "the limit of iterations is reached",
-    "interrupted": "interrupted; continue with --resume",
-}
+from toolagent.tokens import TOKEN_NAMES
 
 
 def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
@@ -77,14 +71,14 @@ def print_report(
     console: Console,
     settings: Any,
     outcome: Outcome,
-    network: AgentNetwork,
+    samples: list[Trajectory],
     task: Task,
     folder: RunFolder,
 ) -> None:
     """The final table, sample trajectories, and what to do next."""
     state = outcome.state
     trained = settings.curriculum.trained_stages(task.stages)
-    stopped = _STOPPED_BY[outcome.stopped_by]
+    stopped = STOPPED_BY[outcome.stopped_by]
     if not all(stage.complete for stage in outcome.stages):
         stopped = stopped.replace("certified solved", "solved, as far as it is measured")
     console.print(
@@ -98,7 +92,7 @@ def print_report(
         console.print(note, soft_wrap=True)
     if settings.task == "tutorial":
         console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")
-    _print_samples(console, settings, network, task, trained)
+    _print_samples(console, samples, task)
     console.print(
         f"\nnext: python -m toolagent.evaluate {folder.path}\n"
         f"      python -m toolagent.explain {folder.path} --stage {trained[-1]}",
@@ -133,13 +127,62 @@ def final_table(task: Task, outcome: Outcome, trained: list[int]) -> Table:
     return table
 
 
-def _print_samples(
-    console: Console, settings: Any, network: AgentNetwork, task: Task, trained: list[int]
-) -> None:
+def sample_trajectories(settings: Any, network: AgentNetwork, task: Task) -> list[Trajectory]:
+    """`run.sample_trajectories` of each stage that was trained on."""
     rng = np.random.default_rng(np.random.SeedSequence((settings.seed, 0x73616D70)))  # 'samp'
-    for stage in trained:
-        for sample in range(settings.run.sample_trajectories):
-            if not sample:
-                console.print(f"\nstage {stage}, {task.formula(stage)}: sample trajectories")
-            problem = task.sample(rng, np.array([stage], np.int8))
-            console.print(f"  {one_line(trajectory(network, task, problem))}", soft_wrap=True)
+    return [
+        trajectory(network, task, task.sample(rng, np.array([stage], np.int8)))
+        for stage in settings.curriculum.trained_stages(task.stages)
+        for _ in range(settings.run.sample_trajectories)
+    ]
+
+
+def behaviour(outcome: Outcome, samples: list[Trajectory], task: Task) -> dict[str, Any]:
+    """`behaviour.json`: what the final greedy agent does.
+
+    Returns:
+        {"stages": [{"stage", "formula", "solved_in"}], "trajectories": [...]}; `solved_in[n]` are
+        the problems solved in n actions, and each step of a trajectory has `token`, `probability`,
+        `runner_up`, `runner_up_probability`, `value` (the critic's, before the action),
+        `registers` (after it), `changed` and `reward`.
+    """
+    return {
+        "stages": [
+            {
+                "stage": row.stage,
+                "formula": task.formula(row.stage),
+                "solved_in": list(row.solved_in),
+            }
+            for row in outcome.stages
+        ],
+        "trajectories": [
+            {
+                "stage": sample.stage,
+                "formula": sample.formula,
+                "problem": sample.problem,
+                "target": sample.target,
+                "answer": sample.answer,
+                "answered": sample.answered,
+                "solved": sample.solved,
+                "steps": [
+                    {
+                        **vars(step),
+                        "token": TOKEN_NAMES[step.token],
+                        "runner_up": TOKEN_NAMES[step.runner_up],
+                        "changed": list(step.changed),
+                    }
+                    for step in sample.steps
+                ],
+            }
+            for sample in samples
+        ],
+    }
+
+
+def _print_samples(console: Console, samples: list[Trajectory], task: Task) -> None:
+    shown = None
+    for sample in samples:
+        if sample.stage != shown:
+            shown = sample.stage
+            console.print(f"\nstage {shown}, {task.formula(shown)}: sample trajectories")
+        console.print(f"  {one_line(sample)}", soft_wrap=True)

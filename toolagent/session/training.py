@@ -22,6 +22,7 @@ from toolagent.session.display import Display
 from toolagent.session.folder import RunFolder
 from toolagent.session.interrupt import Interrupt
 from toolagent.session.metrics import RunMetrics
+from toolagent.session.trackers import Trackers
 from toolagent.tasks import Task
 
 _PIPELINE_FIELDS = (
@@ -32,6 +33,15 @@ _PIPELINE_FIELDS = (
     "dropped_episodes_lifetime",
     "lost_requests_lifetime",
 )
+# What it is called here: what this pipeline's and RLlib's own learners call it.
+_LEARNER_FIELDS = {
+    "imitation_loss": ("imitation_loss",),
+    "approximate_kl": ("approximate_kl",),
+    "clipped_share": ("clipped_share",),
+    "explained_variance": ("vf_explained_var",),
+    "learning_rate": ("default_optimizer_learning_rate",),
+    "gradient_norm": ("gradients_default_optimizer_global_norm",),
+}
 
 
 @dataclass
@@ -61,6 +71,7 @@ def train(
     callback: CurriculumCallback,
     folder: RunFolder,
     display: Display,
+    trackers: Trackers,
     state: RunState,
     rows: list[dict[str, Any]],
 ) -> Outcome:
@@ -75,11 +86,11 @@ def train(
         callback: the algorithm's own curriculum callback.
         folder: to write to.
         display: to show.
+        trackers: told of every iteration.
         state: a new run's, or a restored one; changed.
         rows: of the progress so far; added to.
     """
     run = settings.run
-    writer = _tensorboard(folder)
     start = time.perf_counter() - state.time_s
     last_checkpoint = time.perf_counter()
     checkpoint = None
@@ -96,8 +107,8 @@ def train(
             state.time_s = row["time_s"] = time.perf_counter() - start
             rows.append(row)
             folder.append_progress(row)
-            _write_tensorboard(writer, row)
             metrics.note(row, len(state.first_solved), algorithm)
+            trackers.log(row, result)
             if row["curriculum_event"]:
                 display.event(f"{state.env_steps:>9,} env steps: {row['curriculum_event']}")
             display.update(row)
@@ -110,7 +121,6 @@ def train(
                 metrics.note_checkpoint(last_checkpoint - began)
             if stopped_by:
                 break
-        writer.close()
         network = callback.refresh_network(algorithm)
         stages = certify(network, callback.task)
         checkpoint = _checkpoint(settings, algorithm, callback, folder, state, stages)
@@ -198,11 +208,16 @@ def _row(
         "measured": curriculum["measured"],
         "accuracy": curriculum["accuracy"],
         "mean_return": curriculum["mean_return"],
+        "programs": curriculum["programs"] if curriculum["measured"] else {},
         "episode_return_mean": _number(runners.get("episode_return_mean")),
         "episode_len_mean": _number(runners.get("episode_len_mean")),
         "policy_loss": _number(learner.get("policy_loss")),
         "vf_loss": _number(learner.get("vf_loss")),
         "entropy": _number(learner.get("entropy")),
+        **{
+            name: next((_number(learner[key]) for key in keys if key in learner), None)
+            for name, keys in _LEARNER_FIELDS.items()
+        },
         **{name: _number(pipeline.get(name)) for name in _PIPELINE_FIELDS},
     }
 
@@ -235,28 +250,3 @@ def _checkpoint(
         trained_stages=settings.curriculum.trained_stages(callback.task.stages),
         config_sha256=config_sha256(settings),
     )
-
-
-def _tensorboard(folder: RunFolder) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder.tensorboard))
-
-
-def _write_tensorboard(writer: Any, row: dict[str, Any]) -> None:
-    step = row["env_steps"]
-    tags = {
-        "charts/episodic_return": row["episode_return_mean"],
-        "charts/episodic_length": row["episode_len_mean"],
-        "charts/SPS": row["env_steps_per_s"],
-        "charts/stage": row["stage"],
-        "losses/policy_loss": row["policy_loss"],
-        "losses/value_loss": row["vf_loss"],
-        "losses/entropy": row["entropy"],
-        **{f"pipeline/{name}": row[name] for name in _PIPELINE_FIELDS},
-    }
-    if row["measured"]:
-        tags |= {f"accuracy/stage_{stage}": value for stage, value in row["accuracy"].items()}
-    for tag, value in tags.items():
-        if value is not None:
-            writer.add_scalar(tag, value, step)

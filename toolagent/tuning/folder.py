@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from toolagent.errors import UserError
-from toolagent.policy import write_atomically
+from toolagent.files import write_atomically
 from toolagent.session.folder import new_folder
 
 SEARCH, BASE, TRIALS = "search.yaml", "base.yaml", "trials"

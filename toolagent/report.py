@@ -1,0 +1,67 @@
+"""What runs learned, as one HTML page: `python -m toolagent.report DIR...`.
+
+The page needs nothing but itself: no network, no other file. Beside it, in a folder of the same
+name, its charts lie as PNGs. A run writes its own `DIR/report.html` at its end; the command makes
+it again, makes it for a run that was killed, and puts several runs (seeds, say) side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from toolagent import cli
+from toolagent.errors import UserError
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="DIR...")
+@click.option(
+    "--output",
+    metavar="FILE",
+    help="The page to write. Default: DIR/report.html; needed where several runs are given.",
+)
+def command(runs: tuple[str, ...], output: str | None) -> None:
+    """Write one HTML page on what the runs in DIR... learned, several of them side by side."""
+    from toolagent.reporting.page import write_report
+    from toolagent.reporting.run_files import read_run
+    from toolagent.session.folder import REPORT
+
+    paths = [Path(run) for run in runs]
+    for path in paths:
+        if [other.resolve() for other in paths].count(path.resolve()) > 1:
+            raise UserError(f"{path}: is named twice")
+    if output is None and len(paths) > 1:
+        raise UserError("several runs: name the page to write with --output FILE")
+    records = [read_run(path) for path in paths]
+    file = Path(output) if output is not None else paths[0] / REPORT
+    _check_writable(file)
+    written = write_report(records, file)
+    console = cli.console()
+    for record in records:
+        for note in record.notes:
+            console.print(f"{cli.one_line(record.path)}: {cli.one_line(note)}", soft_wrap=True)
+    console.print(f"wrote {cli.one_line(file)}", soft_wrap=True)
+    if len(written) > 1:
+        folder = cli.one_line(written[1].parent)
+        console.print(f"      {len(written) - 1} charts in {folder}", soft_wrap=True)
+
+
+def _check_writable(file: Path) -> None:
+    """Refuses, before anything is drawn, a page that could not be written."""
+    if file.is_dir():
+        raise UserError(f"--output {file}: is a folder; name a file")
+    if not file.parent.is_dir():
+        raise UserError(f"--output {file}: there is no folder '{file.parent}'")
+    if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        raise UserError(f"{file}: can't be written")
+    charts = file.with_suffix("")
+    if charts != file and charts.exists() and not charts.is_dir():
+        raise UserError(f"{charts}: is a file; the page's charts go into a folder of that name")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(command))

@@ -1,0 +1,98 @@
+"""The figures of an iteration under the names that people expect in trackers.
+
+`charts/` and `losses/` are CleanRL's names; `ray/tune/...` are those that Ray Tune's own
+TensorBoard logger gives to RLlib's results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+RLLIB_PREFIX = "ray/tune/"
+
+# The tag: the field of `progress.jsonl`.
+_TAGS = {
+    "charts/episodic_return": "episode_return_mean",
+    "charts/episodic_length": "episode_len_mean",
+    "charts/SPS": "env_steps_per_s",
+    "charts/learning_rate": "learning_rate",
+    "charts/stage": "stage",
+    "charts/time_s": "time_s",
+    "losses/policy_loss": "policy_loss",
+    "losses/value_loss": "vf_loss",
+    "losses/entropy": "entropy",
+    "losses/imitation_loss": "imitation_loss",
+    "losses/approx_kl": "approximate_kl",
+    "losses/clipfrac": "clipped_share",
+    "losses/explained_variance": "explained_variance",
+    "losses/gradient_norm": "gradient_norm",
+    "pipeline/policy_age_mean": "policy_age_mean",
+    "pipeline/policy_age_max": "policy_age_max",
+    "pipeline/learner_idle_share": "learner_idle_share",
+    "pipeline/sampler_idle_share": "sampler_idle_share",
+    "pipeline/dropped_episodes_lifetime": "dropped_episodes_lifetime",
+    "pipeline/lost_requests_lifetime": "lost_requests_lifetime",
+}
+# Parts of a result that say nothing about learning, or are among the tags above.
+_LEFT_OUT = ("config", "curriculum", "pid", "done", "timestamp", "time_since_restore")
+
+
+def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of one row of `progress.jsonl` by tag; a figure that is not there has none."""
+    found = {tag: row.get(field) for tag, field in _TAGS.items()}
+    if row["measured"]:
+        found |= {f"accuracy/stage_{stage}": share for stage, share in row["accuracy"].items()}
+        for stage, programs in row.get("programs", {}).items():
+            found[f"programs/stage_{stage}_share_of_most_frequent"] = programs["share"]
+            found[f"programs/stage_{stage}_distinct"] = programs["distinct"]
+            found[f"programs/stage_{stage}_solved_length"] = programs["solved_length"]
+    return {tag: float(value) for tag, value in found.items() if value is not None}
+
+
+def rllib_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """Every finite number in RLlib's result, by its path: `ray/tune/env_runners/num_episodes`."""
+    found: dict[str, float] = {}
+
+    def walk(mapping: Mapping[str, Any], prefix: str) -> None:
+        for key, value in mapping.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}/")
+            elif isinstance(value, Real) and math.isfinite(value):
+                found[f"{prefix}{key}"] = float(value)
+
+    walk({key: result[key] for key in result if key not in _LEFT_OUT}, RLLIB_PREFIX)
+    return found
+
+
+def flat_parameters(document: Mapping[str, Any]) -> dict[str, str]:
+    """A configuration's values by their dotted paths, as `--set` names them."""
+    found: dict[str, str] = {}
+
+    def walk(value: Any, path: str) -> None:
+        children: Any = ()
+        if isinstance(value, Mapping):
+            children = value.items()
+        elif isinstance(value, list) and any(isinstance(child, Mapping | list) for child in value):
+            children = enumerate(value)
+        if not children:
+            found[path] = str(value)
+        for key, child in children:
+            walk(child, f"{path}.{key}" if path else str(key))
+
+    walk(document, "")
+    return found
+
+
+def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What a run came to, from its `summary.json`, by tag."""
+    found = {
+        "summary/env_steps": summary["env_steps"],
+        "summary/wall_time_s": summary["wall_time_s"],
+        "summary/env_steps_per_s": summary["env_steps_per_s"],
+    }
+    for stage in summary["stages"]:
+        found[f"summary/accuracy_stage_{stage['stage']}"] = stage["accuracy"]
+    return {tag: float(value) for tag, value in found.items()}
