@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from toolagent.reporting.facts import Table, stages_of
-from toolagent.reporting.run_files import Row, RunRecord
+from toolagent.reporting.run_files import RunRecord
 
 # Light colours with a contrast of at least 4.5 on white; `page.css` has those for dark mode.
 SERIES = ("#0b5fa5", "#c2410c", "#15803d", "#9333ea", "#a16207", "#be185d", "#0e7490", "#57534e")
@@ -30,7 +30,7 @@ MAX_POINTS = 300  # a line; more could not be told apart
 TABLE_ROWS = 12
 MAX_EVENTS = 12  # vertical lines that still can be told apart
 _SIZE = (5.0, 3.1)  # inches; 360 units wide, so 1:1 in the narrowest window
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "toolagent",
     "font.size": 10.5,
@@ -111,14 +111,22 @@ def accuracy_charts(runs: list[RunRecord]) -> list[Chart]:
     if len(runs) > 1:
         for stage in stages_of(runs):
             lines = [
-                Line(run.name, *_column(run.measured, lambda row: row.accuracy.get(stage), 100))
+                Line(
+                    run.name,
+                    *_column(
+                        [(row.env_steps, row.accuracy.get(stage)) for row in run.measured], 100
+                    ),
+                )
                 for run in runs
             ]
             title = f"Accuracy on stage {stage}"
             charts.append(_chart(f"accuracy_stage_{stage}", title, lines, "%", (-3, 103), limit))
     for number, run in enumerate(runs):
         lines = [
-            Line(f"stage {s}", *_column(run.measured, lambda row: row.accuracy.get(s), 100))
+            Line(
+                f"stage {s}",
+                *_column([(row.env_steps, row.accuracy.get(s)) for row in run.measured], 100),
+            )
             for s in stages_of([run])
         ]
         marks = [(row.env_steps, row.next_stage) for row in run.rows if row.curriculum_event]
@@ -128,18 +136,27 @@ def accuracy_charts(runs: list[RunRecord]) -> list[Chart]:
     return charts
 
 
-def tool_charts(run: RunRecord) -> list[Chart]:
-    """For each stage the share of greedy programs in which each tool occurs."""
+def tool_charts(run: RunRecord, suffix: str = "") -> list[Chart]:
+    """For each stage the share of greedy programs in which each tool occurs; `suffix` ends the
+    charts' keys."""
     rows, charts = [row for row in run.rows if row.programs], []
     for stage in sorted({stage for row in rows for stage in row.programs}):
         of_stage = [row for row in rows if stage in row.programs]
         tools = sorted({tool for row in of_stage for tool in row.programs[stage].tools})
         lines = [
-            Line(tool, *_column(of_stage, lambda row: row.programs[stage].tools.get(tool, 0), 100))
+            Line(
+                tool,
+                *_column(
+                    [(row.env_steps, row.programs[stage].tools.get(tool, 0)) for row in of_stage],
+                    100,
+                ),
+            )
             for tool in tools
         ]
         title = f"Tools in the programs of stage {stage}"
-        charts.append(_chart(f"tools_stage_{stage}", title, lines, "% of programs", (-3, 103)))
+        charts.append(
+            _chart(f"tools_stage_{stage}{suffix}", title, lines, "% of programs", (-3, 103))
+        )
     return charts
 
 
@@ -149,7 +166,10 @@ def training_charts(runs: list[RunRecord]) -> list[Chart]:
     for metric in TRAINING:
         scale = 100 if metric.percent else 1
         lines = [
-            Line(run.name, *_column(run.rows, lambda row: getattr(row, metric.field), scale))
+            Line(
+                run.name,
+                *_column([(row.env_steps, getattr(row, metric.field)) for row in run.rows], scale),
+            )
             for run in runs
         ]
         if any(len(line.steps) for line in lines):
@@ -159,10 +179,10 @@ def training_charts(runs: list[RunRecord]) -> list[Chart]:
 
 
 def _column(
-    rows: Sequence[Row], value: Callable[[Row], float | None], scale: float
+    found: Sequence[tuple[float, float | None]], scale: float
 ) -> tuple[list[float], list[float]]:
-    """Env steps and values, where there are any; means of neighbours where there are too many."""
-    pairs = [(row.env_steps, found) for row in rows if (found := value(row)) is not None]
+    """Env steps and values, where there are values; means of neighbours where there are too many."""
+    pairs = [(step, value) for step, value in found if value is not None]
     if not pairs:
         return [], []
     steps, values = np.array(pairs, float).T

@@ -121,9 +121,7 @@ def optimality(run: RunRecord) -> Table | None:
         if counts is None or stage.stage not in task.stages:
             continue
         solved = sum(stage.solved_in)
-        mean = (
-            sum(n * count for n, count in enumerate(stage.solved_in)) / solved if solved else None
-        )
+        actions = sum(n * count for n, count in enumerate(stage.solved_in))
         plan, length, best = "a plan of its own for every problem", "-", "-"
         if task.one_plan_a_stage:
             plans = _shortest(run.task, stage.stage)
@@ -132,7 +130,7 @@ def optimality(run: RunRecord) -> Table | None:
                 best = accuracy_text(stage.solved_in[len(plans[0])], counts.problems)
         elif counts.shortest is not None:
             best = f"{100 * counts.shortest:.2f}%"
-        text = "-" if mean is None else f"{mean:.2f}"
+        text = f"{actions / solved:.2f}" if solved else "-"
         rows.append([str(stage.stage), plan, length, text, best])
     return Table(
         "Length of the right programs against the shortest plan, from an exhaustive search",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ def write_report(runs: list[RunRecord], file: Path) -> list[Path]:
         of = ", ".join(f"{run.path} is of {task}" for task, run in tasks.items())
         raise UserError(f"runs of different tasks can't be put side by side: {of}")
     accuracy, training = charts.accuracy_charts(runs), charts.training_charts(runs)
-    tools = {run.path: charts.tool_charts(run) for run in runs}
+    tools = [
+        charts.tool_charts(run, f"_run_{number}" if len(runs) > 1 else "")
+        for number, run in enumerate(runs)
+    ]
     page = _environment().get_template("page.html").render(
-        runs=[_run(run, tools[run.path]) for run in runs],
+        runs=[_run(run, drawn) for run, drawn in zip(runs, tools, strict=True)],
         title=_title(runs),
         overview=facts.overview(runs),
         accuracy_charts=accuracy,
@@ -49,11 +53,7 @@ def write_report(runs: list[RunRecord], file: Path) -> list[Path]:
         folder = file.with_name(f"{file.name}-charts")
     folder.mkdir(parents=True, exist_ok=True)
     written = [file]
-    for number, run in enumerate(runs):
-        suffix = f"_run_{number}" if len(runs) > 1 else ""
-        for chart in tools[run.path]:
-            written.append(_write_png(folder, f"{chart.key}{suffix}", chart.png))
-    for chart in (*accuracy, *training):
+    for chart in (*accuracy, *itertools.chain(*tools), *training):
         written.append(_write_png(folder, chart.key, chart.png))
     write_atomically(file, page.encode())
     return written

@@ -31,14 +31,15 @@ class TensorBoard(Tracker):
 
     def log(self, metrics: Mapping[str, float], more: Mapping[str, float], step: int) -> None:
         """One event with all values: a tenth of the time of one event a value."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto import summary_pb2
 
+        proto: Any = summary_pb2  # its classes are made at run time
         values = [
-            Summary.Value(tag=tag, simple_value=value)
+            proto.Summary.Value(tag=tag, simple_value=value)
             for part in (metrics, more)
             for tag, value in part.items()
         ]
-        self._writer.add_summary(Summary(value=values), step)
+        self._writer.add_summary(proto.Summary(value=values), step)
 
     def end(self, status: str, files: Mapping[str, Path], summary: Mapping[str, float]) -> None:
         """Closes the file."""

@@ -1,0 +1,371 @@
+"""The report: what it says against the files, how it looks in a browser, what it refuses.
+
+`TOOLAGENT_SCREENSHOTS=DIR python -m pytest tests/test_report_page.py -k looks` keeps the pictures
+that README shows.
+"""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from page_browser import Browser
+from trained import trained_network
+
+from toolagent import cli, report
+from toolagent.config import load_settings, to_yaml
+from toolagent.reporting import charts, facts
+from toolagent.reporting.page import write_report
+from toolagent.reporting.run_files import read_run
+from toolagent.rollouts.certification import certify
+from toolagent.session.folder import RunFolder
+from toolagent.session.report import behaviour, sample_trajectories, summarize
+from toolagent.session.training import Outcome, RunState
+from toolagent.tasks import get_task
+
+HOSTILE = "<script>document.title='x'</script>$\\frac{&"
+PROGRAMS = (
+    ("MUL ADD ANS", "MUL ADD ANS", "MUL ADD ANS"),
+    ("MUL ADD SUB ANS", "MUL ADD SUB ANS", "MUL ADD SUB ANS"),
+    ("MUL ADD SUB ANS", "MUL ADD ANS", "MUL ADD STO MUL RCL SUB ANS"),
+)
+ITERATIONS = 24
+
+
+def row_of(iteration, seed):
+    """A row as the training loop writes it, along a made-up course of learning."""
+    done = iteration / ITERATIONS
+    accuracy = {str(s): round(float(np.clip(2.2 * done - 0.4 * s, 0, 1)), 3) for s in range(3)}
+    programs = {}
+    for stage in range(3):
+        program = PROGRAMS[stage][min(2, int(3 * done))]
+        tools = {tool: 1.0 for tool in program.split()}
+        programs[str(stage)] = {
+            "program": program,
+            "share": round(0.5 + done / 2, 4),
+            "distinct": 40 - iteration,
+            "tools": tools,
+            "solved_length": float(len(program.split())),
+        }
+    stage, next_stage = min(2, int(3 * done)), min(2, int(3 * (iteration + 1) / ITERATIONS))
+    return {
+        "iteration": iteration,
+        "time_s": 0.4 * iteration,
+        "env_steps": 21_000 * iteration + 500 * seed,
+        "env_steps_per_s": 60_000.0 + 4_000 * np.sin(iteration + seed),
+        "stage": stage,
+        "next_stage": next_stage,
+        "curriculum_event": f"stage {next_stage} begins: test" if stage != next_stage else None,
+        "measured": True,
+        "accuracy": accuracy,
+        "mean_return": {},
+        "programs": programs,
+        "episode_return_mean": done,
+        "episode_len_mean": 5.0 - done,
+        "policy_loss": -0.05 * (1 - done),
+        "vf_loss": 0.25 * (1 - done) + 0.01,
+        "entropy": 2.0 - 1.5 * done,
+        "approximate_kl": 0.004,
+        "clipped_share": 0.05,
+        "explained_variance": done,
+        "learner_idle_share": 0.1,
+        "sampler_idle_share": 0.5,
+    }
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory):
+    """Makes the folder of a finished run, with the functions that a run itself writes it with."""
+    network, task = trained_network(), get_task("calculator")
+    stages = certify(network, task)
+
+    def make(name="first", seed=0):
+        settings = load_settings(None, [f"seed={seed}"])
+        folder = RunFolder(tmp_path_factory.mktemp("runs") / name)
+        folder.make(to_yaml(settings))
+        for iteration in range(1, ITERATIONS + 1):
+            folder.append_progress(row_of(iteration, seed))
+        last = row_of(ITERATIONS, seed)
+        first = {str(stage): {"env_steps": 1000 * stage + 1, "time_s": 1.0} for stage in range(3)}
+        state = RunState(ITERATIONS, last["env_steps"], last["time_s"], first)
+        outcome = Outcome(state, "solved", stages, [], folder.checkpoints / "checkpoint_000024")
+        folder.write_summary(summarize(settings, outcome, folder))
+        samples = sample_trajectories(settings, network, task)
+        folder.write_behaviour(behaviour(outcome, samples, task))
+        from toolagent.session.environment import describe_environment
+
+        folder.add_environment(describe_environment(cluster={"cpus": 2}))
+        return folder.path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(make_run):
+    return make_run()
+
+
+class Page(html.parser.HTMLParser):
+    """The text and tags of a page; unbalanced tags fail."""
+
+    VOID = frozenset(("meta", "br", "link", "img", "path", "use", "line"))
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self._open, self.ids = [], [], [], []
+        self.feed(text)
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.ids += [value for name, value in attributes if name == "id"]
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def command(*arguments):
+    return cli.main(report.command, [str(argument) for argument in arguments])
+
+
+# What it says ------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_the_files_say_and_needs_nothing_else(finished, capsys):
+    assert command(finished) == 0
+    out = capsys.readouterr().out
+    assert f"wrote {finished / 'report.html'}" in out
+    source = (finished / "report.html").read_text()
+    page = Page(source)
+    assert len(page.ids) == len(set(page.ids))
+    # Nothing is loaded: no script, no link, no address but anchors on the page itself.
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object"}
+    targets = {v for _, a in page.tags for n, v in a.items() if n in ("href", "src", "xlink:href")}
+    assert targets and all(target.startswith("#") for target in targets)
+    assert "url(http" not in source and "@import" not in source
+    assert len(source) < 1_000_000
+    summary = json.loads((finished / "summary.json").read_text())
+    assert f"{summary['env_steps']:,} env steps in" in page.text
+    for stage in summary["stages"]:
+        assert f"{stage['solved']:,}/{stage['problems']:,}" in page.text
+    assert "MUL ADD STO MUL RCL SUB ANS 7 7.00" in page.text  # shortest plan, length, agent's mean
+    assert (finished / "config.yaml").read_text() in "".join(page.texts)
+    assert "Missing" not in page.text
+    figures = [a for tag, a in page.tags if tag == "div" and a.get("role") == "img"]
+    assert len(figures) == 1 + 3 + len(charts.TRAINING)
+    assert all(len(a["aria-label"]) > 40 for a in figures)
+    assert sum(tag == "caption" for tag, _ in page.tags) >= len(figures)
+    pictures = sorted(path.name for path in (finished / "report").iterdir())
+    assert len(pictures) == len(figures) and all(name.endswith(".png") for name in pictures)
+
+
+def test_tools_and_programs_over_time_are_read_off_the_measurements(finished):
+    run = read_run(finished)
+    table = {row[0]: row[1:] for row in facts.tools_first_used(run).rows}
+    third = next(r for r in run.rows if "STO" in r.programs[2].tools)
+    assert table["STO"] == ["never", "never", f"{third.env_steps:,} (100%)"]
+    assert (
+        table["SUB"][2] == f"{run.rows[0].env_steps:,} (100%)"
+    )  # used first, then not, then again
+    changes = [row[1] for row in facts.programs_over_time(run)[2].rows]
+    assert changes == list(PROGRAMS[2])
+    assert [row[1] for row in facts.programs_over_time(run)[0].rows] == ["MUL ADD ANS"]
+
+
+def test_seeds_stand_side_by_side(finished, make_run, tmp_path, capsys):
+    second = make_run("second", seed=1)
+    assert command(finished, second, "--output", tmp_path / "both.html") == 0
+    page = Page((tmp_path / "both.html").read_text())
+    assert len(page.ids) == len(set(page.ids))
+    captions = [a["aria-label"] for tag, a in page.tags if tag == "div" and "aria-label" in a]
+    assert sum("Accuracy on stage 1" in text and "second" in text for text in captions) >= 1
+    assert "calculator, 2 runs, seeds 0, 1" in page.text
+    assert not (second / "report.html").exists()
+    assert (tmp_path / "both" / "accuracy_stage_2.png").is_file()
+
+
+def test_names_and_texts_from_files_are_never_markup(make_run, tmp_path):
+    path = make_run("hostile")
+    config = path / "config.yaml"
+    config.write_text(f"# {HOSTILE}\n{config.read_text()}")
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps(summary | {"stopped_by": HOSTILE}))
+    rows = [json.loads(line) for line in (path / "progress.jsonl").read_text().splitlines()]
+    rows[3]["curriculum_event"] = HOSTILE
+    rows[3]["programs"]["0"] |= {"program": HOSTILE, "tools": {HOSTILE: 0.5}}
+    (path / "progress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = path.parent / HOSTILE.replace("/", "|")
+    shutil.copytree(path, named)
+    file = tmp_path / "page.html"
+    write_report([read_run(path), read_run(named)], file)
+    page = Page(file.read_text())
+    assert not any(tag in ("script", "frac") for tag, _ in page.tags)
+    assert HOSTILE in "".join(page.texts)
+
+
+def test_an_older_run_and_a_killed_one_give_a_report_that_says_what_is_missing(
+    make_run, capsys, tmp_path
+):
+    path = make_run("older")
+    for name in ("behaviour.json", "environment.json", "summary.json"):
+        (path / name).unlink()
+    rows = [json.loads(line) for line in (path / "progress.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["programs"], row["approximate_kl"]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (path / "progress.jsonl").write_text(text + '{"iteration": 25, "tim')
+    assert command(path) == 0
+    out = capsys.readouterr().out
+    assert "the last line of progress.jsonl is cut off; it is passed over" in out
+    page = Page((path / "report.html").read_text())
+    for missing in ("no summary.json", "no behaviour.json", "no environment.json", "no programs"):
+        assert missing in page.text and missing in out
+    assert "Divergence from the policy" not in page.text
+    assert "it has not ended" in page.text
+
+
+def test_long_runs_are_thinned_out():
+    steps = range(100_000)
+    x, y = charts._column([(step, 1.0) for step in steps], 100)
+    assert len(x) == len(y) == charts.MAX_POINTS and x[-1] == 99_999 and set(y) == {100.0}
+
+
+def test_a_report_takes_less_than_two_seconds(finished, tmp_path):
+    write_report([read_run(finished)], tmp_path / "warm.html")
+    started = time.process_time()
+    write_report([read_run(finished)], tmp_path / "page.html")
+    assert time.process_time() - started < 2
+
+
+# How it looks ------------------------------------------------------------------------------
+
+
+def test_it_looks_right_in_a_browser_wide_narrow_dark_and_in_print(finished, tmp_path):
+    kept = Path(os.environ.get("TOOLAGENT_SCREENSHOTS", tmp_path))
+    kept.mkdir(parents=True, exist_ok=True)
+    page = tmp_path / "report.html"
+    write_report([read_run(finished)], page)
+    with Browser(tmp_path / "browser") as browser:
+        for name, width, height, dark in (
+            ("report", 1100, 900, False),
+            ("report_dark_narrow", 360, 800, True),
+        ):
+            browser.open(page, width, height, dark)
+            assert browser.run("return document.documentElement.scrollWidth") <= width
+            ink, paper = (
+                browser.run(f"return getComputedStyle(document.body).{name}")
+                for name in ("color", "backgroundColor")
+            )
+            assert contrast(ink, paper) > 7
+            # The text of charts follows, and can be read in a narrow window.
+            fill, size = browser.run(
+                "const t = document.querySelector('figure svg text'); const s = "
+                "getComputedStyle(t); return [s.fill, t.getBoundingClientRect().height]"
+            )
+            assert fill == ink and size > 9
+            lines = browser.run(
+                "return [...document.querySelectorAll('figure svg path')].map(p => "
+                "getComputedStyle(p).stroke).filter(s => s.startsWith('rgb'))"
+            )
+            assert lines and all(contrast(line, paper) > 1.2 for line in set(lines))
+            browser.screenshot(kept / f"{name}.png")
+            assert browser.errors() == []
+        browser.open(page, 1100, dark=True)
+        browser.screenshot(tmp_path / "dark.png")
+        browser.pdf(kept / "report.pdf")
+    if shutil.which("pdftotext") is None:
+        pytest.skip("needs pdftotext (poppler-utils)")
+    text = subprocess.run(
+        ["pdftotext", kept / "report.pdf", "-"], capture_output=True, text=True, check=True
+    ).stdout
+    # What is folded on the screen is printed: all trajectories and the configuration.
+    assert text.count("runner-up") >= 15 and "episodes_per_update" in text
+
+
+def contrast(one, other):
+    """The contrast ratio of two `rgb(...)`, as WCAG 2 defines it."""
+
+    def luminance(colour):
+        channels = [int(v) / 255 for v in re.findall(r"\d+", colour)[:3]]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+# What it refuses ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(make_run, tmp_path):
+    """A run's folder and a function that spoils one of its files."""
+    path = tmp_path / "run"
+    shutil.copytree(make_run(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: shutil.rmtree(path), "there is no such folder"),
+        (lambda path: (path / "config.yaml").unlink(), "holds no run (no config.yaml)"),
+        (lambda path: (path / "progress.jsonl").unlink(), "holds no run (no progress.jsonl)"),
+        (lambda path: (path / "progress.jsonl").write_text(""), "no iteration has ended yet"),
+        (lambda path: (path / "progress.jsonl").write_text("{}\n"), "line 1: iteration: Field req"),
+        (lambda path: (path / "progress.jsonl").write_text("x\n{}\n"), "line 1 is no JSON"),
+        (lambda path: (path / "progress.jsonl").write_bytes(b"\xff\n"), "is no UTF-8 text"),
+        (lambda path: (path / "summary.json").write_text("{"), "summary.json: is no JSON"),
+        (lambda path: (path / "summary.json").write_text("[]"), "summary.json: the whole"),
+        (lambda path: (path / "behaviour.json").write_text("{}"), "another version of toolagent"),
+        (lambda path: (path / "config.yaml").write_text("a: [b"), "config.yaml"),
+        (lambda path: (path / "report.html").mkdir(), "is a folder; name a file"),
+        (lambda path: (path / "report").write_text(""), "report: is a file"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_line(broken, spoil, message, capsys):
+    spoil(broken)
+    assert command(broken) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ") and message in captured.err
+
+
+def test_wrong_flags_are_refused(finished, broken, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(broken, other)
+    text = (other / "config.yaml").read_text().replace("task: calculator", "task: tutorial")
+    (other / "config.yaml").write_text(text)
+    for arguments, message in (
+        ([], "missing argument"),
+        ([finished, broken], "name the page to write with --output"),
+        ([finished, finished], "is named twice"),
+        ([finished, "--output", tmp_path / "no" / "x.html"], "there is no folder"),
+        ([finished, other, "--output", tmp_path / "x.html"], "runs of different tasks"),
+    ):
+        assert command(*arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error
