@@ -34,7 +34,7 @@ class Browser:
         )
         port = None
         for line in self._process.stdout:
-            if "on port" in line:
+            if "successfully on port" in line:
                 port = line.rsplit("port", 1)[1].strip(" .\n")
                 break
         self._base = f"http://127.0.0.1:{port}"

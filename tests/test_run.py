@@ -107,7 +107,8 @@ def check_folder(folder, task, seed=0):
     """Every file of a run's folder, and that they agree with each other."""
     expected = {
         *("config.yaml", "progress.jsonl", "tensorboard", "checkpoints"),
-        *("learning_curve.png", "summary.json"),
+        *("learning_curve.png", "summary.json", "environment.json", "behaviour.json"),
+        *("report.html", "report"),
     }
     assert {path.name for path in folder.iterdir()} == expected
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")

@@ -16,7 +16,7 @@ from toolagent.rollouts import certification
 from toolagent.rollouts.certification import certify, measure
 from toolagent.session import training
 from toolagent.session.folder import RunFolder
-from toolagent.session.report import print_report, summarize
+from toolagent.session.report import print_report, sample_trajectories, summarize
 from toolagent.session.training import Outcome, RunState
 from toolagent.tasks import get_task
 
@@ -116,7 +116,8 @@ def finished(settings, tmp_path):
 def test_the_table_has_every_stage_and_says_which_were_not_trained_on(finished, capsys):
     settings, outcome, network, folder = finished
     console = Console(width=80, markup=False, highlight=False)
-    print_report(console, settings, outcome, network, EXPRESSION, folder)
+    samples = sample_trajectories(settings, network, EXPRESSION)
+    print_report(console, settings, outcome, samples, EXPRESSION, folder)
     out = capsys.readouterr().out
     assert "stopped: every stage of the curriculum is solved, as far as it is measured" in out
     table = out[out.index("stage  problem") :].split("\n\n")[0]

@@ -229,7 +229,7 @@ def _draw(
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE)
@@ -265,7 +265,7 @@ def _draw(
             axes.set_ylim(*limits)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5))
-            axis.set_major_formatter(EngFormatter(sep=""))
+            axis.set_major_formatter(lambda value, _: _short(value))
         axes.grid(linewidth=0.8)
         axes.set_axisbelow(True)
         picture = io.BytesIO()
@@ -291,6 +291,14 @@ def _inline(svg: str, key: str) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
     colours = re.compile("|".join(_VARIABLES), re.IGNORECASE)
     return colours.sub(lambda match: _VARIABLES[match[0].lower()], svg)
+
+
+def _short(value: float) -> str:
+    """A figure on an axis: '200k', '1.5M', '0.05'."""
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:g}{letter}"
+    return f"{value:.6g}"
 
 
 def _table(title: str, unit: str, lines: list[Line]) -> Table:

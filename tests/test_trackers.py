@@ -1,0 +1,291 @@
+"""Trackers against the real thing: TensorBoard's own reader, an MLflow server, W&B offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+from toolagent.config import load_settings, to_yaml
+from toolagent.config.documents import parse
+from toolagent.errors import UserError
+from toolagent.session.folder import RunFolder
+from toolagent.session.trackers import Trackers, outbox
+from toolagent.session.trackers.base import FINISHED, INTERRUPTED
+from toolagent.session.trackers.group import result_files
+from toolagent.session.trackers.metrics import flat_parameters, metrics_of, rllib_metrics
+
+ROW = {
+    "iteration": 1,
+    "time_s": 0.5,
+    "env_steps": 1000,
+    "env_steps_per_s": 2000.0,
+    "stage": 0,
+    "measured": True,
+    "accuracy": {"0": 0.5},
+    "programs": {"0": {"share": 0.75, "distinct": 3, "solved_length": None}},
+    "episode_return_mean": 0.25,
+    "episode_len_mean": 4.0,
+    "policy_loss": -0.01,
+    "vf_loss": 0.2,
+    "entropy": 1.5,
+    "approximate_kl": 0.004,
+    "clipped_share": 0.05,
+    "explained_variance": None,
+    "learning_rate": 0.003,
+}
+RESULT = {
+    "env_runners": {"num_episodes": np.int64(64), "nothing": float("nan")},
+    "learners": {"default_policy": {"total_loss": np.float64(0.5)}},
+    "config": {"lr": 1.0},
+    "date": "2026",
+}
+SUMMARY = {
+    "env_steps": 3000,
+    "wall_time_s": 1.0,
+    "env_steps_per_s": 3000.0,
+    "stages": [{"stage": 0, "accuracy": 1.0}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.make(to_yaml(load_settings(None)))
+    folder.write_summary(SUMMARY)
+    return folder
+
+
+def document(*overrides):
+    return parse(to_yaml(load_settings(None, overrides)), "test")
+
+
+def rows(first, last):
+    return [ROW | {"iteration": i, "env_steps": 1000 * i} for i in range(first, last)]
+
+
+def track(folder, name, first, last, status=FINISHED, *overrides):
+    with Trackers([name], folder) as trackers:
+        trackers.start(document(*overrides), config_sha256="abc")
+        for row in rows(first, last):
+            trackers.log(row, RESULT)
+        trackers.end(status, SUMMARY, result_files(folder, folder.path / "no-checkpoint"))
+
+
+# Names -------------------------------------------------------------------------------------
+
+
+def test_figures_have_the_names_that_people_expect():
+    tags = metrics_of(ROW)
+    assert tags["charts/episodic_return"] == 0.25 and tags["charts/episodic_length"] == 4.0
+    assert tags["charts/SPS"] == 2000.0 and tags["charts/learning_rate"] == 0.003
+    assert tags["losses/policy_loss"] == -0.01 and tags["losses/value_loss"] == 0.2
+    assert tags["losses/entropy"] == 1.5 and tags["losses/approx_kl"] == 0.004
+    assert tags["losses/clipfrac"] == 0.05 and tags["accuracy/stage_0"] == 0.5
+    assert "losses/explained_variance" not in tags  # None: nothing to say
+    assert rllib_metrics(RESULT) == {
+        "ray/tune/env_runners/num_episodes": 64.0,
+        "ray/tune/learners/default_policy/total_loss": 0.5,
+    }
+    flat = flat_parameters(document())
+    assert flat["training.lr"] == "0.003" and flat["curriculum.levels.2.stage"] == "2"
+
+
+def test_tensorboard_reads_them(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    track(folder, "tensorboard", 1, 4)
+    read = EventAccumulator(str(folder.tensorboard))
+    read.Reload()
+    for tag in (
+        "charts/episodic_return",
+        "losses/policy_loss",
+        "ray/tune/env_runners/num_episodes",
+    ):
+        assert [event.step for event in read.Scalars(tag)] == [1000, 2000, 3000]
+    assert read.Scalars("charts/SPS")[0].value == 2000.0
+
+
+def test_writing_costs_little(folder):
+    many = {"env_runners": {f"figure_{i}": float(i) for i in range(150)}}
+    with Trackers(["tensorboard"], folder) as trackers:
+        trackers.start(document())
+        started = time.process_time()
+        for row in rows(1, 101):
+            trackers.log(row, many)
+        seconds = (time.process_time() - started) / 100
+        trackers.end(FINISHED, SUMMARY, {})
+    assert seconds < 0.005  # an iteration takes 300 ms and more
+
+
+# MLflow ------------------------------------------------------------------------------------
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real tracking server on a free port; its address."""
+    pytest.importorskip("mlflow")
+    for package in ("flask", "sqlalchemy", "alembic", "graphene"):
+        pytest.importorskip(package)
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/runs.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    log = open(folder / "log", "w")
+    process = subprocess.Popen(
+        command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
+    )
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 150
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+        yield address
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(20)
+        log.close()
+
+
+@pytest.fixture
+def client(server, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    return MlflowClient(server)
+
+
+def test_a_run_is_recorded_by_a_real_mlflow_server_and_a_resumed_one_goes_on(client, folder):
+    track(folder, "mlflow", 1, 4, INTERRUPTED)
+    run_id = json.loads((folder.path / "trackers.json").read_text())["mlflow"]
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED" and run.info.run_name == "run"
+    assert run.data.params["training.lr"] == "0.003" and run.data.params["task"] == "calculator"
+    assert run.data.tags["config_sha256"] == "abc"
+    assert {file.path for file in client.list_artifacts(run_id)} == {"summary.json", "config.yaml"}
+
+    track(folder, "mlflow", 4, 6, FINISHED, "run.stop_env_steps=5000")
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    steps = [m.step for m in client.get_metric_history(run_id, "losses/policy_loss")]
+    assert steps == [1000, 2000, 3000, 4000, 5000]
+    assert run.data.tags["resumed.run.stop_env_steps"] == "5000"
+    assert run.data.metrics["summary/accuracy_stage_0"] == 1.0
+    experiment = client.get_experiment_by_name("toolagent").experiment_id
+    assert len(client.search_runs([experiment])) == 1
+
+
+def test_a_run_that_fails_is_failed_there(client, folder):
+    with pytest.raises(RuntimeError), Trackers(["mlflow"], folder) as trackers:
+        trackers.start(document())
+        raise RuntimeError
+    run_id = json.loads((folder.path / "trackers.json").read_text())["mlflow"]
+    assert client.get_run(run_id).info.status == "FAILED"
+
+
+def test_a_server_that_is_away_for_a_while_gets_everything_in_the_end(
+    client, folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(outbox, "RETRY_S", 0.2)
+    with Trackers(["mlflow"], folder) as trackers:
+        trackers.start(document())
+        real = trackers._trackers[0]._client
+        from mlflow import MlflowClient
+
+        trackers._trackers[0]._client = MlflowClient(f"http://127.0.0.1:{free_port()}")
+        started = time.monotonic()
+        for row in rows(1, 4):
+            trackers.log(row, RESULT)
+        assert time.monotonic() - started < 0.5  # training does not wait
+        deadline = time.monotonic() + 60
+        while "warning" not in (err := capsys.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert err.count("\n") == 1 and err.startswith("warning: mlflow: ")
+        trackers._trackers[0]._client = real
+        trackers.end(FINISHED, SUMMARY, {})
+    run_id = json.loads((folder.path / "trackers.json").read_text())["mlflow"]
+    steps = [m.step for m in client.get_metric_history(run_id, "charts/SPS")]
+    assert steps == [1000, 2000, 3000]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_server_that_is_down_is_refused_at_the_start(folder, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"mlflow can't be used at http://127") as caught:
+        Trackers(["mlflow"], folder).__enter__()
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+    assert time.monotonic() - started < 20
+    assert not (folder.path / "trackers.json").exists()
+
+
+# Weights & Biases --------------------------------------------------------------------------
+
+
+def test_wandb_offline_leaves_its_files_and_a_resumed_run_is_the_same(folder, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    track(folder, "wandb", 1, 4, INTERRUPTED)
+    track(folder, "wandb", 4, 6)
+    identifier = json.loads((folder.path / "trackers.json").read_text())["wandb"]
+    files = list((folder.path / "wandb").glob(f"offline-run-*-{identifier}/run-{identifier}.wandb"))
+    assert len(files) >= 1
+    content = b"".join(path.read_bytes() for path in files)
+    assert b"losses/policy_loss" in content and b"env_steps" in content
+
+
+def test_wandb_without_a_key_is_refused(folder, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(folder.path / "none"))
+    monkeypatch.setenv("HOME", str(folder.path))
+    with pytest.raises(UserError, match="has no API key"):
+        Trackers(["wandb"], folder).__enter__()
+
+
+# What may be written ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[tensorbord]", "run.trackers.0"),
+        ("tensorboard", "run.trackers"),
+        ("[wandb, wandb]", "run.trackers: wandb is named twice"),
+    ],
+)
+def test_unknown_trackers_are_refused(value, message):
+    with pytest.raises(UserError) as caught:
+        load_settings(None, [f"run.trackers={value}"])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert load_settings(None, ["run.trackers=[]"]).run.trackers == []
+
+
+def test_a_spoiled_record_of_trackers_is_refused(folder):
+    (folder.path / "trackers.json").write_text("[1]")
+    with pytest.raises(UserError, match="is no record of trackers"):
+        Trackers(["tensorboard"], folder).__enter__()
