@@ -2,12 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolagent.learning.losses import policy_loss, policy_step
+from toolagent.learning.losses import (
+    approximate_kl,
+    explained_variance,
+    policy_loss,
+    policy_step,
+)
 from toolagent.learning.returns import masked_mean, step_mask
 
 ALL = torch.ones(1, 2, dtype=torch.bool)
@@ -131,3 +137,19 @@ def test_an_update_lowers_the_probability_of_what_went_worse_than_expected():
     )
     loss.backward()
     assert logits.grad[0, 0, 0] < 0 < logits.grad[0, 1, 1]  # descent: up, and down
+
+
+def test_the_divergence_and_the_explained_variance_against_plain_numpy():
+    rng = np.random.default_rng(0)
+    new, old, values, targets = (rng.normal(size=(6, 4)).astype(np.float32) for _ in range(4))
+    mask = rng.random((6, 4)) < 0.7
+    ratio = np.exp((new - old)[mask])
+    tensors = [torch.from_numpy(array) for array in (new, old, mask, values, targets)]
+    divergence = approximate_kl(*tensors[:3])
+    assert float(divergence) == pytest.approx(np.mean(ratio - 1 - np.log(ratio)), rel=1e-4)
+    assert float(approximate_kl(tensors[0], tensors[0], tensors[2])) == 0.0
+    _, _, where, v, target = tensors
+    expected = 1 - np.var((targets - values)[mask]) / np.var(targets[mask])
+    assert float(explained_variance(v, target, where)) == pytest.approx(expected, rel=1e-3)
+    assert float(explained_variance(target, target, where)) == 1.0
+    assert torch.isnan(explained_variance(v, torch.ones_like(v), where))

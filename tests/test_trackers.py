@@ -147,7 +147,7 @@ def server(tmp_path_factory):
     command += ["--backend-store-uri", f"sqlite:///{folder}/runs.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    log = open(folder / "log", "w")
+    log = (folder / "log").open("w")
     process = subprocess.Popen(
         command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
     )

@@ -181,7 +181,7 @@ def training_charts(runs: list[RunRecord]) -> list[Chart]:
 def _column(
     found: Sequence[tuple[float, float | None]], scale: float
 ) -> tuple[list[float], list[float]]:
-    """Env steps and values, where there are values; means of neighbours where there are too many."""
+    """Env steps and values, if any; means of neighbours where there are too many."""
     pairs = [(step, value) for step, value in found if value is not None]
     if not pairs:
         return [], []
