@@ -1,7 +1,7 @@
 """The report: what it says against the files, how it looks in a browser, what it refuses.
 
-`TOOLAGENT_SCREENSHOTS=DIR python -m pytest tests/test_report_page.py -k looks` keeps the pictures
-that README shows.
+`TOOLAGENT_SCREENSHOTS=DIR TOOLAGENT_SCREENSHOT_RUN=RUN python -m pytest tests/test_report_page.py -k
+looks` keeps the pictures that README shows, of the run in RUN.
 """
 
 from __future__ import annotations
@@ -267,7 +267,8 @@ def test_it_looks_right_in_a_browser_wide_narrow_dark_and_in_print(finished, tmp
     kept = Path(os.environ.get("TOOLAGENT_SCREENSHOTS", tmp_path))
     kept.mkdir(parents=True, exist_ok=True)
     page = tmp_path / "report.html"
-    write_report([read_run(finished)], page)
+    shown = Path(os.environ.get("TOOLAGENT_SCREENSHOT_RUN", finished))
+    write_report([read_run(shown)], page)
     with Browser(tmp_path / "browser") as browser:
         for name, width, height, dark in (
             ("report", 1100, 900, False),
@@ -295,11 +296,11 @@ def test_it_looks_right_in_a_browser_wide_narrow_dark_and_in_print(finished, tmp
             assert browser.errors() == []
         browser.open(page, 1100, dark=True)
         browser.screenshot(tmp_path / "dark.png")
-        browser.pdf(kept / "report.pdf")
+        browser.pdf(tmp_path / "report.pdf")
     if shutil.which("pdftotext") is None:
         pytest.skip("needs pdftotext (poppler-utils)")
     text = subprocess.run(
-        ["pdftotext", kept / "report.pdf", "-"], capture_output=True, text=True, check=True
+        ["pdftotext", tmp_path / "report.pdf", "-"], capture_output=True, text=True, check=True
     ).stdout
     # What is folded on the screen is printed: all trajectories and the configuration.
     assert text.count("runner-up") >= 15 and "episodes_per_update" in text

@@ -144,6 +144,6 @@ def _without_secrets(uri: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The error's kind and how what it says begins; nothing with an address, it may hold a password."""
+    """The error's kind and how what it says begins; no address, it may hold a password."""
     text = one_line(error)
     return type(error).__name__ + ("" if "://" in text else f": {text[:80]}")
