@@ -1,7 +1,7 @@
 """The report: what it says against the files, how it looks in a browser, what it refuses.
 
-`TOOLAGENT_SCREENSHOTS=DIR TOOLAGENT_SCREENSHOT_RUN=RUN python -m pytest tests/test_report_page.py -k
-looks` keeps the pictures that README shows, of the run in RUN.
+`TOOLAGENT_SCREENSHOTS=DIR TOOLAGENT_SCREENSHOT_RUN=RUN python -m pytest -k looks` with this file keeps
+the pictures that README shows, of the run in RUN.
 """
 
 from __future__ import annotations
