@@ -1,6 +1,6 @@
 """The report: what it says against the files, how it looks in a browser, what it refuses.
 
-`TOOLAGENT_SCREENSHOTS=DIR TOOLAGENT_SCREENSHOT_RUN=RUN python -m pytest -k looks` with this file keeps
+`TOOLAGENT_SCREENSHOTS=DIR TOOLAGENT_SCREENSHOT_RUN=RUN python -m pytest -k looks` keeps
 the pictures that README shows, of the run in RUN.
 """
 
