@@ -187,3 +187,50 @@ def live_run(*flags: str) -> Iterator[LiveRun]:
         assert process.returncode == 130, output.read_text()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lasting_cluster() -> Iterator[tuple[dict[str, str], str, Path]]:
+    """A node of `ray start`: environment, address, and the file with its metrics ports."""
+    folder = Path(tempfile.mkdtemp(prefix="watched-"))
+    (folder / "token").write_text(secrets.token_hex(32))
+    (folder / "token").chmod(0o600)
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_metrics_report_interval_ms": "1000",
+    }
+    port = free_port()
+    command = f"""ray start --head --block --port={port} --node-ip-address=127.0.0.1 --num-cpus=2
+        --dashboard-port={free_port()} --temp-dir={folder} --disable-usage-stats""".split()
+    command[:1] = [sys.executable, "-m", "ray.scripts.scripts"]
+    output = folder / "output"
+    with open(output, "wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment, start_new_session=True
+        )
+    discovery = folder / "prom_metrics_service_discovery.json"
+    try:
+        with ended(process, signal.SIGTERM):
+
+            def started() -> bool:
+                assert process.poll() is None, output.read_text()
+                return discovery.is_file()
+
+            wait_for(started, "the cluster")
+            yield environment, f"127.0.0.1:{port}", discovery
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def exported(discovery: Path) -> dict[str, float]:
+    """toolagent's series at the metrics ports now: name to value, whatever the labels."""
+    found = {}
+    for target in json.loads(discovery.read_text())[0]["targets"]:
+        with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as reply:
+            for line in reply.read().decode().splitlines():
+                if line.startswith("ray_toolagent_"):
+                    found[line.partition("{")[0]] = float(line.rpartition(" ")[2])
+    return found

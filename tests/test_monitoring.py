@@ -5,12 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 import yaml
 from browser import CHROMIUM, DRIVER, browser
-from monitored import MONITORING, live_run, suspended, wait_for
+from monitored import MONITORING, exported, lasting_cluster, live_run, suspended, wait_for
 
 from toolagent.session.metrics import COUNTERS, GAUGES
 
@@ -62,7 +63,9 @@ class TestLive:
             assert metadata[f"ray_toolagent_{name}"][0]["type"] == "gauge"
         for name in set(COUNTERS) - {"ended"}:
             assert live.prometheus.query(f"ray_toolagent_{name}_total{RUN}")
-            assert metadata[f"ray_toolagent_{name}_total"][0]["type"] == "counter"
+            family = f"ray_toolagent_{name}"  # the format says whether `_total` belongs to it
+            [entry] = metadata.get(family) or metadata[f"{family}_total"]
+            assert (entry["type"], entry["help"]) == ("counter", COUNTERS[name])
         assert live.prometheus.query("ray_toolagent_ended_total") == []
         names = live.prometheus.get("label/__name__/values")
         ours = {name for name in names if name.startswith("ray_toolagent_")}
@@ -144,18 +147,16 @@ class TestLive:
     @needs_browser
     def test_ray_s_dashboard_shows_the_job_the_actors_and_the_machine(self, live):
         with browser() as page:
-            page.open(live.dashboard)  # without the token: it asks for it
-            assert "env runner" not in page.text()
+            page.open(live.dashboard, "Authentication Token Required", "No jobs yet")
             page.driver.add_cookie({"name": "ray-authentication-token", "value": live.token})
-            text = page.open(f"{live.dashboard}/#/jobs", "toolagent.run", "RUNNING")
-            assert "DRIVER" in text
+            page.open(f"{live.dashboard}/#/jobs", "-m toolagent.run", "RUNNING")
             page.screenshot("jobs")
             page.open(f"{live.dashboard}/#/actors", "env runner 1", "env runner 2", "learner")
             page.screenshot("actors")
             page.open(f"{live.dashboard}/#/cluster", "127.0.0.1", "ALIVE")
             page.screenshot("cluster")
             # Its pictures come out of Grafana, and it says so where there is none.
-            page.open(f"{live.dashboard}/#/metrics", "Grafana")
+            page.open(f"{live.dashboard}/#/metrics", "Set up Prometheus and Grafana")
             page.screenshot("metrics")
 
     @needs_browser
@@ -166,7 +167,8 @@ class TestLive:
                 f"{live.prometheus.url}/graph?{query}", "ray_toolagent_accuracy{", 'stage="2"'
             )
             page.screenshot("prometheus")
-            page.open(f"{live.prometheus.url}/alerts", "ToolagentTrainingStalled", "alerts.yml")
+            page.driver.find_element("link text", "Alerts").click()
+            wait_for(lambda: "ToolagentTrainingStalled" in page.text())
             page.screenshot("alerts")
 
     def test_a_killed_env_runner_is_counted_when_it_is_back(self, live):
@@ -282,3 +284,29 @@ def test_grafana_s_provisioning_names_what_ray_and_the_dashboard_look_for():
     assert source["name"] == DEFAULT_PROMETHEUS_NAME and source["type"] == "prometheus"
     providers = yaml.safe_load((provisioning / "dashboards" / "toolagent.yml").read_text())
     assert providers["providers"][0]["options"] == {"path": "$TOOLAGENT_GRAFANA"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_on_a_lasting_cluster_an_ended_run_leaves_no_gauge_and_says_that_it_ended(tmp_path):
+    with lasting_cluster() as (environment, address, discovery):
+        flags = f"--address {address} --stop-time-s 3 --num-env-runners 1 --output-dir run".split()
+        done = subprocess.run(
+            [sys.executable, "-m", "toolagent.run", *flags],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+
+        def left():
+            series = exported(discovery)
+            return "ray_toolagent_stage" not in series and series
+
+        assert wait_for(left, "the gauges' end") == {
+            "ray_toolagent_ended_total": 1,
+            "ray_toolagent_env_steps_total": summary["env_steps"],
+            "ray_toolagent_iterations_total": summary["iterations"],
+        }

@@ -1,0 +1,85 @@
+"""What publishing metrics costs: `python -m pytest -m scaling tests/test_metrics_cost.py -s`."""
+
+import statistics
+import time
+
+import pytest
+import ray
+
+from toolagent.benchmarks.rows import RLlibRow, shipped_config
+from toolagent.session.metrics import RunMetrics
+from toolagent.session.ray_session import listen_on_loopback, ray_session
+
+PAIRS, BLOCK_S, WARM_UP_S = 12, 4.0, 5.0
+ROW = {
+    "iteration": 0,
+    "env_steps": 0,
+    "env_steps_per_s": 60_000.0,
+    "stage": 2,
+    "accuracy": {"0": 1.0, "1": 1.0, "2": 0.5},
+    "curriculum_event": None,
+    "episode_return_mean": 0.5,
+    "entropy": 0.5,
+    "policy_age_mean": 1.0,
+    "learner_idle_share": 0.1,
+    "sampler_idle_share": 0.5,
+    "dropped_episodes_lifetime": 0.0,
+    "lost_requests_lifetime": 0.0,
+}
+
+
+class Timed(RunMetrics):
+    """Counts the seconds in which the loop, or its interpreter, is held up."""
+
+    spent_s = 0.0
+
+    def note(self, *arguments):
+        started = time.perf_counter()
+        super().note(*arguments)
+        self.spent_s += time.perf_counter() - started
+
+    def _publish(self):
+        started = time.thread_time()
+        super()._publish()
+        self.spent_s += time.thread_time() - started
+
+
+@pytest.fixture(scope="module")
+def row():
+    listen_on_loopback()
+    with ray_session(None, dashboard=True) as cluster:
+        row = RLlibRow("batched_runners", shipped_config("default", ()), cluster.cpus)
+        yield row
+        row.close()
+    assert not ray.is_initialized()
+
+
+def block(row, folder, enabled, seconds):
+    """Steps/s of a block that trains as a run does, and the share of its time spent on metrics."""
+    steps, iterations, began = 0, 0, time.perf_counter()
+    with Timed(folder, "calculator", 60.0, enabled=enabled) as metrics:
+        while (elapsed := time.perf_counter() - began) < seconds:
+            steps += float(row.algorithm.train()["pipeline"]["trained_env_steps"])
+            iterations += 1
+            metrics.note(ROW | {"iteration": iterations, "env_steps": steps}, 2, row.algorithm)
+    return steps / elapsed, metrics.spent_s / elapsed
+
+
+@pytest.mark.scaling
+@pytest.mark.timeout(600)
+def test_publishing_costs_less_than_2_percent_of_steps_per_second(row, tmp_path):
+    block(row, tmp_path, True, WARM_UP_S)
+    ratios, shares = [], []
+    for pair in range(PAIRS):
+        order = (True, False) if pair % 2 else (False, True)  # neither is always the first
+        measured = {on: block(row, tmp_path, on, BLOCK_S) for on in order}
+        ratios.append(measured[True][0] / measured[False][0])
+        shares.append(measured[True][1])
+    quartiles = statistics.quantiles(ratios)
+    print(
+        f"\nsteps/s with metrics over without, {PAIRS} pairs of blocks of {BLOCK_S:g} s: "
+        f"median {quartiles[1]:.3f}, quartiles {quartiles[0]:.3f} to {quartiles[2]:.3f}; "
+        f"seconds spent on metrics: {statistics.median(shares):.3%} of the time"
+    )
+    assert statistics.median(shares) < 0.01
+    assert quartiles[1] > 0.98
