@@ -8,7 +8,7 @@ import ray
 
 from toolagent.benchmarks.rows import RLlibRow, shipped_config
 from toolagent.session.metrics import RunMetrics
-from toolagent.session.ray_session import listen_on_loopback, ray_session
+from toolagent.session.ray_session import ray_session
 
 PAIRS, BLOCK_S, WARM_UP_S = 12, 4.0, 5.0
 ROW = {
@@ -46,7 +46,6 @@ class Timed(RunMetrics):
 
 @pytest.fixture(scope="module")
 def row():
-    listen_on_loopback()
     with ray_session(None, dashboard=True) as cluster:
         row = RLlibRow("batched_runners", shipped_config("default", ()), cluster.cpus)
         yield row
