@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +16,12 @@ from toolagent.config.settings import MAX_SEED
 from toolagent.errors import UserError
 from toolagent.session.folder import RunFolder
 from toolagent.session.ray_session import Cluster, listen_on_loopback, quiet, ray_session
+from toolagent.session.recording import (
+    check_recording,
+    check_records,
+    finish_recording,
+    recording_of,
+)
 
 if TYPE_CHECKING:
     from toolagent.models.base import AgentNetwork
@@ -95,7 +100,8 @@ def command(
     settings = load_settings(config, overrides)
     algorithm_config = build_algorithm_config(settings)
     _check_local_gpus(algorithm_config, address)
-    _check_recording(settings.run.record_episodes)
+    check_recording(settings.run.record_episodes)
+    check_records(settings, algorithm_config)
     start = Start()
     if resume is not None:
         start = _resumed(folder, settings, load_settings(config), algorithm_config)
@@ -177,9 +183,9 @@ def _run(
             RecordEpisodesCallback,
         ]
     )
-    if settings.run.record_episodes:
-        record = str(Path(settings.run.record_episodes).resolve())
-        algorithm_config.environment(env_config={"record_episodes": record})
+    recording = recording_of(settings, folder.path)
+    if recording is not None:
+        algorithm_config.environment(env_config={"recording": recording.to_dict()})
     console.print(f"task {settings.task}, algorithm {settings.algorithm}, seed {settings.seed}")
     console.print(f"results in {folder.path}", soft_wrap=True)
     if cluster.dashboard_url:
@@ -204,6 +210,7 @@ def _run(
             outcome = train(settings, algorithm, callback, folder, display, trackers, state, rows)
         network, task = callback.network, callback.task
         assert network is not None  # training measured it
+        recorded = finish_recording(algorithm, recording)
     finally:
         algorithm.stop()
     summary = summarize(settings, outcome, folder)
@@ -214,6 +221,8 @@ def _run(
     samples = sample_trajectories(settings, network, task)
     folder.write_behaviour(behaviour(outcome, samples, task))
     print_report(console, settings, outcome, samples, task, folder)
+    for line in recorded:
+        console.print(line, soft_wrap=True)
     _write_report(folder)
     status = INTERRUPTED if outcome.stopped_by == "interrupted" else FINISHED
     trackers.end(status, summary, result_files(folder, outcome.checkpoint))
@@ -248,19 +257,6 @@ def _check_local_gpus(algorithm_config: Any, address: str | None) -> None:
             f"learners.num_gpus_per_learner: asks for {asked:g} GPUs in all, this machine has "
             f"{torch.cuda.device_count()}; use --num-gpus-per-learner 0"
         )
-
-
-def _check_recording(folder: str | None) -> None:
-    """The folder for recorded episodes is made by runners, whose failures are hard to read."""
-    if folder is None:
-        return
-    nearest = Path(folder)
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise UserError(f"--record-episodes {folder}: {nearest} is a file; name a folder")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"--record-episodes {folder}: can't be written")
 
 
 def _resumed(folder: RunFolder, settings: Any, before: Any, algorithm_config: Any) -> Start:
@@ -335,7 +331,7 @@ def _load_weights(algorithm: Any, policy: Policy) -> None:
     algorithm.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
     if isinstance(algorithm, ToolAgent):  # each of its requests carries the weights
         algorithm.publish_weights()
-    else:
+    elif algorithm.env_runner_group is not None:
         algorithm.env_runner_group.sync_weights(
             from_worker_or_learner_group=algorithm.learner_group, inference_only=True
         )

@@ -32,6 +32,8 @@ ALGORITHMS: dict[str, str] = {
     "toolagent": "toolagent.learning.algorithm:ToolAgentConfig",
     "PPO": "toolagent.learning.stock:StockPPOConfig",
     "tutorial": "toolagent.learning.tutorial:TutorialConfig",
+    "BC": "toolagent.learning.offline:OfflineBCConfig",
+    "MARWIL": "toolagent.learning.offline:OfflineMARWILConfig",
 }
 
 _ENV_CONFIGS = (
@@ -165,6 +167,7 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
     from toolagent.envs.registration import env_id
+    from toolagent.envs.single import ToolEnv
     from toolagent.models.rl_module import MODULES
 
     network = _network_name(settings)
@@ -181,6 +184,9 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
             **_written(settings, _ENV_CONFIGS[0]),
         },
     )
+    if not config.is_online:  # without env runners, nobody else tells the spaces
+        env = ToolEnv(settings.task)
+        config.environment(observation_space=env.observation_space, action_space=env.action_space)
     config.env_runners(gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT.value)
     config.rl_module(
         rl_module_spec=RLModuleSpec(

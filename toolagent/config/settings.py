@@ -25,7 +25,7 @@ DEFAULT_TASK = "calculator"
 DEFAULT_ALGORITHM = "toolagent"
 MAX_SEED = 2**31 - 1  # RLlib adds the runner's index, and NumPy takes 32 bits
 
-_OWN_KEYS = ("task", "algorithm", "seed", "curriculum", "run")
+_OWN_KEYS = ("task", "algorithm", "seed", "curriculum", "run", "recording")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -61,6 +61,21 @@ class RunSettings(BaseModel):
         return self
 
 
+class RecordingSettings(BaseModel):
+    """How much of what is played is recorded (`run.record_episodes`), and in what files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    share: float = Field(
+        default=1.0, gt=0, le=1, description="share of the episodes, drawn at random"
+    )
+    max_episodes: int | None = Field(default=None, ge=1, description="in total")
+    max_bytes: int | None = Field(default=None, ge=1, description="of all files together")
+    episodes_per_file: int = Field(default=50_000, ge=1, description="of each env runner")
+    episodes_per_row_group: int = Field(default=50_000, ge=1, description="in a file")
+    seconds_per_file: float = Field(default=10.0, gt=0, description="a file is written no later")
+
+
 @dataclass(frozen=True)
 class Settings:
     """A configuration with every value resolved. Equal if the values are, whatever the source."""
@@ -70,6 +85,7 @@ class Settings:
     seed: int = 0
     curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    recording: RecordingSettings = field(default_factory=RecordingSettings)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)  # not to be changed
     source: Source = field(default_factory=Source, compare=False, repr=False)
 
@@ -131,6 +147,7 @@ def _document(settings: Settings) -> dict[str, Any]:
         "seed": settings.seed,
         "curriculum": settings.curriculum.model_dump(mode="json"),
         "run": settings.run.model_dump(mode="json"),
+        "recording": settings.recording.model_dump(mode="json"),
         **settings.sections,
     }
 
@@ -157,9 +174,9 @@ def _expanded(
             task = DEFAULT_TASK  # a wrong one is refused where all is resolved
         resolved = _curriculum(result.get("curriculum"), task, source)
         result["curriculum"] = resolved.model_dump(mode="json")
-    if "run" in reached:
-        run = _model(RunSettings, "run", result.get("run"), source)
-        result["run"] = run.model_dump(mode="json")
+    for name, model in (("run", RunSettings), ("recording", RecordingSettings)):
+        if name in reached:
+            result[name] = _model(model, name, result.get(name), source).model_dump(mode="json")
     return result
 
 
@@ -176,6 +193,7 @@ def _resolve(document: dict[str, Any], algorithm: str, source: Source) -> Settin
         seed=_seed(document.get("seed", 0), source),
         curriculum=curriculum,
         run=_model(RunSettings, "run", document.get("run"), source),
+        recording=_model(RecordingSettings, "recording", document.get("recording"), source),
         sections={
             name: _mapping(value, name, source)
             for name, value in document.items()

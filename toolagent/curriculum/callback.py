@@ -56,6 +56,9 @@ class CurriculumCallback(RLlibCallback):
         )
         self._module = copy.deepcopy(algorithm.get_module()).cpu()
         self.network = self._module.network
+        if not algorithm.config.is_online:
+            # The records decide what is learned from: all levels at once.
+            self.state = CurriculumState(level=len(self.settings.levels) - 1)
         self._send_stage(algorithm)
 
     def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:

@@ -47,7 +47,7 @@ def create_for_rllib(env_config: Mapping[str, Any]) -> Any:
     # Behind the action limit nothing comes; with that value an agent that never answers is
     # content with its own expectations, and stock PPO unlearns `ANS`.
     settings: dict[str, Any] = {"limit_terminates": True} | dict(env_config)
-    settings.pop("record_episodes", None)  # for the runner, which knows whole episodes
+    settings.pop("recording", None)  # for the runner, which knows whole episodes
     seed = settings.pop("seed", None)
     evaluation = settings.pop("evaluation", False)
     num_envs = settings.pop("num_envs", None)

@@ -44,8 +44,8 @@ from toolagent.envs.registration import create_for_rllib
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.rollouts.draw import ProblemDraw
 from toolagent.rollouts.episode_batch import EpisodeBatch
-from toolagent.rollouts.play import PlayTimes, play
-from toolagent.rollouts.recorder import EpisodeRecorder
+from toolagent.rollouts.play import PlayDetails, PlayTimes, play
+from toolagent.rollouts.recorder import EpisodeRecorder, recorder_of
 
 EXPLORERS = "explorers"  # in a state: (share of the episodes, their table of log-weights)
 
@@ -120,11 +120,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         settings: dict[str, Any] = dict(self.config.env_config) | {"num_envs": self.num_envs}
         settings.pop("seed", None)
         settings.pop("evaluation", None)
-        record = settings.pop("record_episodes", None)
         self.env = create_for_rllib(settings)
-        self._recorder = (
-            EpisodeRecorder(record, self.env.task, int(self.worker_index or 0)) if record else None
-        )
+        self.recorder: EpisodeRecorder | None = recorder_of(self, self.env.task)
         seed = self.config.seed
         streams = np.random.SeedSequence(
             None if seed is None else (int(seed), int(self.worker_index or 0), int(in_evaluation))
@@ -176,6 +173,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         drawn = (self._draw if learning else ProblemDraw()).draw(
             self.env, count, self._explorer_share if learning else 0.0, self._explorer_weights
         )
+        recording = self.recorder is not None and self.recorder.active
+        details = PlayDetails.empty(count, self.env.task.max_actions) if recording else None
         batch = play(
             self.module.network,
             self.env.task,
@@ -184,12 +183,13 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             random_actions=random_actions,
             explorers=drawn.explorers,
             times=self._times,
+            details=details,
         )
         if learning:
             self._draw.compare(batch, drawn, self.env.stage)
         self._log(batch, time.perf_counter() - started)
-        if self._recorder is not None:
-            self._recorder.add(batch)
+        if self.recorder is not None and details is not None:
+            self.recorder.add(batch, details, self._weights_seq_no)
         return batch
 
     def sample_fragment(self, state: Any = None, num_episodes: int | None = None) -> Fragment:
@@ -298,8 +298,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def stop(self) -> None:
-        if self._recorder is not None:
-            self._recorder.flush()
+        if self.recorder is not None:
+            self.recorder.flush()
         if self.env is not None:
             self.env.close()
 

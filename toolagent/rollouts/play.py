@@ -14,6 +14,7 @@ from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.detours import Detours
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.tasks import Task
+from toolagent.tasks.columns import Columns
 from toolagent.tokens import CTX
 
 
@@ -23,6 +24,24 @@ class PlayTimes:
 
     inference_s: float = 0.0  # network and sampling
     machine_s: float = 0.0  # everything else: transitions, columns, leaving the batch
+
+
+@dataclass
+class PlayDetails(Columns):
+    """What recorded episodes show and nobody learns from; `play` fills it on request."""
+
+    values: np.ndarray  # (B, T) float32: the value head's before each action, 0 after the end
+    answers: np.ndarray  # (B,) int64: what `ANS` answered with, 0 where there was no answer
+    answered: np.ndarray  # (B,) bool: there was one
+
+    @classmethod
+    def empty(cls, episodes: int, max_actions: int) -> PlayDetails:
+        """For so many episodes, to be filled."""
+        return cls(
+            np.zeros((episodes, max_actions), np.float32),
+            np.zeros(episodes, np.int64),
+            np.zeros(episodes, bool),
+        )
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,7 @@ def play(
     random_actions: bool = False,
     explorers: Explorers | Detours | None = None,
     times: PlayTimes | None = None,
+    details: PlayDetails | None = None,
 ) -> EpisodeBatch:
     """One episode of each problem, from start to end.
 
@@ -63,6 +83,7 @@ def play(
         random_actions: draw tokens evenly, not from the policy; needs a generator.
         explorers: the last few episodes are played by them, not by the policy; needs a generator.
         times: seconds are added to it.
+        details: of B episodes (`PlayDetails.empty`); filled.
 
     Returns:
         The B episodes in the order of `problems`.
@@ -83,7 +104,7 @@ def play(
     inference_s, started = 0.0, clock()
     for step in range(task.max_actions):
         mark = clock()
-        logits, _, hidden = network.step(table, token, encoding, hidden)
+        logits, values, hidden = network.step(table, token, encoding, hidden)
         if generator is None:
             token = logits.argmax(1)
             log_probability = None
@@ -112,6 +133,13 @@ def play(
         batch.solved[rows] = transition.solved
         if log_probability is not None:
             batch.log_probabilities[rows, step] = log_probability.numpy()
+        if details is not None:
+            details.values[rows, step] = values.numpy()
+            if done.any():
+                answers, filled = task.accumulator(transition.registers)
+                answered = transition.terminated & filled
+                details.answers[live[answered]] = answers[answered]
+                details.answered[live[answered]] = True
         registers = transition.registers
         if done.any():
             batch.lengths[live[done]] = step + 1

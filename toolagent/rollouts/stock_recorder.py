@@ -5,51 +5,97 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.columns import Columns
 
+from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
-from toolagent.rollouts.recorder import EpisodeRecorder
+from toolagent.rollouts.play import PlayDetails
+from toolagent.rollouts.recorder import RECORDING, EpisodeRecorder, recorder_of
 from toolagent.tasks import Task, get_task
+from toolagent.tokens import ANS
+
+# A whole episode in the pieces in which fragments returned it, the first one first.
+Pieces = list[Any]
 
 
 class RecordEpisodesCallback(RLlibCallback):
-    """Records the whole episodes of each `sample()` where `env_config` names a folder for them.
+    """Records the finished episodes of each `sample()` where `env_config` asks for it.
 
-    An episode cut by a truncated fragment comes in pieces and is not recorded; use
-    `batch_mode: complete_episodes`.
+    An episode that truncated fragments cut in pieces is put together again. This runner keeps no
+    values: they are read from the finished episodes with the weights that it has by then, whose
+    number is the `policy_version`.
     """
 
     def on_sample_end(self, *, env_runner: Any, samples: Any, **kwargs: Any) -> None:
         """Hands the finished episodes to the runner's recorder."""
-        folder = env_runner.config.env_config.get("record_episodes")
-        if not folder or isinstance(samples, EpisodeBatch):
+        if not env_runner.config.env_config.get(RECORDING) or isinstance(samples, EpisodeBatch):
             return
-        recorder = getattr(env_runner, "toolagent_recorder", None)
-        if recorder is None:
+        if not hasattr(env_runner, "recorder"):
             task = get_task(env_runner.config.env_config["task"])
-            recorder = EpisodeRecorder(folder, task, int(env_runner.worker_index or 0))
-            env_runner.toolagent_recorder = recorder
-        whole = [episode for episode in samples if episode.is_done and episode.t_started == 0]
+            env_runner.recorder = recorder_of(env_runner, task)
+            env_runner.episode_pieces = {}
+        recorder: EpisodeRecorder | None = env_runner.recorder
+        if recorder is None or not recorder.active:
+            return
+        whole = finished(samples, env_runner.episode_pieces)
         if whole:
-            recorder.add(batch_of_episodes(whole, recorder.task))
-            # The stock runner tells nobody that it stops, so nothing may wait in memory.
-            recorder.flush()
+            network = env_runner.module.network
+            batch, details = batch_of_episodes(whole, recorder.task, network)
+            recorder.add(batch, details, int(env_runner._weights_seq_no))
 
 
-def batch_of_episodes(episodes: list[Any], task: Task) -> EpisodeBatch:
+def finished(samples: list[Any], under_way: dict[str, Pieces]) -> list[Pieces]:
+    """The episodes that these pieces end; those that go on wait in `under_way`, by their id."""
+    whole = []
+    for piece in samples:
+        pieces = [*under_way.pop(piece.id_, []), piece]
+        if pieces[0].t_started > 0:  # began before this runner's recorder did
+            continue
+        if piece.is_done:
+            whole.append(pieces)
+        elif len(piece):
+            under_way[piece.id_] = pieces
+        elif pieces[:-1]:
+            under_way[piece.id_] = pieces[:-1]
+    return whole
+
+
+def batch_of_episodes(
+    episodes: list[Pieces], task: Task, network: AgentNetwork
+) -> tuple[EpisodeBatch, PlayDetails]:
     """RLlib's finished `SingleAgentEpisode`s in columns (slow: a Python loop over episodes)."""
-    first = [episode.get_observations(0) for episode in episodes]
+    first = [pieces[0].get_observations(0) for pieces in episodes]
     batch = empty_batch(
         task,
         np.stack([observation["context"] for observation in first]).astype(np.int8),
         np.array([observation["stage"] for observation in first], np.int8),
     )
-    for row, episode in enumerate(episodes):
-        length = len(episode)
+    details = PlayDetails.empty(len(batch), task.max_actions)
+    for row, pieces in enumerate(episodes):
+        length = sum(map(len, pieces))
         batch.lengths[row] = length
-        batch.actions[row, :length] = episode.get_actions()
-        batch.rewards[row, :length] = episode.get_rewards()
-        batch.log_probabilities[row, :length] = episode.get_extra_model_outputs(Columns.ACTION_LOGP)
-        batch.solved[row] = bool(episode.get_infos(-1).get("solved", False))
-    return batch
+        for column, parts in (
+            (batch.actions, [piece.get_actions() for piece in pieces]),
+            (batch.rewards, [piece.get_rewards() for piece in pieces]),
+            (
+                batch.log_probabilities,
+                [piece.get_extra_model_outputs(Columns.ACTION_LOGP) for piece in pieces],
+            ),
+        ):
+            column[row, :length] = np.concatenate([np.asarray(part) for part in parts])
+        last = pieces[-1].get_infos(-1)
+        batch.solved[row] = bool(last.get("solved", False))
+        answer = last.get("acc") if batch.actions[row, length - 1] == ANS else None
+        if answer is not None:
+            details.answers[row], details.answered[row] = answer, True
+    with torch.no_grad():
+        _, values = network.unroll_episodes(
+            torch.from_numpy(batch.context),
+            torch.from_numpy(batch.stage),
+            torch.from_numpy(batch.actions),
+            torch.from_numpy(batch.lengths),
+        )
+    details.values[:, : values.shape[1]] = values.numpy()
+    return batch, details

@@ -1,0 +1,239 @@
+"""Learning from recorded episodes: behaviour cloning and MARWIL, without an environment."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.marwil import MARWIL, MARWILConfig
+from ray.rllib.algorithms.marwil.torch.marwil_torch_learner import MARWILTorchLearner
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+)
+from torch import Tensor
+
+from toolagent.learning.callback_state import CallbackStateMixin
+from toolagent.learning.learner import EpisodeColumnsLearner
+from toolagent.learning.recorded_data import RecordedEpisodesData
+from toolagent.learning.returns import generalized_advantages, step_mask
+from toolagent.models.rl_module import StageGRUModule
+
+_UNSET: Any = NotProvided
+
+
+class OfflineLearner(EpisodeColumnsLearner, MARWILTorchLearner):
+    """RLlib's MARWIL loss on columns of whole episodes; with beta 0 it is behaviour cloning.
+
+        loss = -mean(w log pi(a)) + vf_coeff / 2 mean((R - V)^2),   w = exp(beta (R - V) / c)
+
+    with R the discounted return to go, no gradient through w, and c^2 a moving average of
+    (R - V)^2. With beta 0, w is 1 and there is no value loss.
+
+    Source: Wang et al. 2018, "Exponentially weighted imitation learning for batched historical
+    data", and RLlib's `MARWILTorchLearner`, which computes it.
+    """
+
+    @override(TorchLearner)
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
+    ) -> Tensor:
+        mask = step_mask(batch["lengths"], batch["actions"].shape[1])  # (B, T)
+        rewards = batch["rewards"]
+        _, returns = generalized_advantages(rewards, rewards * 0, mask, config.gamma, 1.0)
+        return MARWILTorchLearner.compute_loss_for_module(
+            self,
+            module_id=module_id,
+            config=config,
+            batch={
+                **batch,
+                Columns.LOSS_MASK: mask,
+                Postprocessing.VALUE_TARGETS: returns,
+            },
+            fwd_out=fwd_out,
+        )
+
+
+class OfflineMARWILConfig(MARWILConfig):
+    """RLlib's MARWIL settings for `OfflineMARWIL`, and those of `training()` below."""
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class or OfflineMARWIL)
+        self.offline_data_class = RecordedEpisodesData
+        self.dataset_num_iters_per_learner = 1
+        self.num_env_runners = 0
+        self.lr = 3e-3
+        self.grad_clip = 1.0
+        self.grad_clip_by = "global_norm"
+        self.gamma = 1.0
+        # RLlib's 100 and 1e-8 suit returns in the hundreds; ours are at most 1.2.
+        self.moving_average_sqd_adv_norm_start = 1.0
+        self.moving_average_sqd_adv_norm_update_rate = 0.01
+        self.min_time_s_per_iteration = 0.0
+
+        self.episodes_per_update = 512
+        self.updates_per_iteration = 20
+        self.solved_only = False
+        self.max_episodes: int | None = None
+        self.weight_decay = 0.0
+
+    @override(MARWILConfig)
+    def training(
+        self,
+        *,
+        episodes_per_update: int = _UNSET,
+        updates_per_iteration: int = _UNSET,
+        solved_only: bool = _UNSET,
+        max_episodes: int | None = _UNSET,
+        weight_decay: float = _UNSET,
+        **kwargs: Any,
+    ) -> Self:
+        """What `MARWILConfig.training()` does not know.
+
+        Args:
+            episodes_per_update: whole episodes in one gradient step (over all learners).
+            updates_per_iteration: gradient steps in one `train()` call.
+            solved_only: learn from the solved episodes among the recorded ones.
+            max_episodes: learn from so many of them, drawn at random; None: from all.
+            weight_decay: added to the gradient, times the weights.
+            kwargs: those of `MARWILConfig.training()` (beta, vf_coeff, lr, gamma, grad_clip, ...).
+        """
+        super().training(**kwargs)
+        for name, value in (
+            ("episodes_per_update", episodes_per_update),
+            ("updates_per_iteration", updates_per_iteration),
+            ("solved_only", solved_only),
+            ("max_episodes", max_episodes),
+            ("weight_decay", weight_decay),
+        ):
+            if value is not _UNSET:
+                setattr(self, name, value)
+        return self
+
+    @override(MARWILConfig)
+    def get_default_learner_class(self) -> type:
+        return OfflineLearner
+
+    @override(MARWILConfig)
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=StageGRUModule)
+
+    @override(MARWILConfig)
+    def validate(self) -> None:
+        super().validate()
+        for name in ("episodes_per_update", "updates_per_iteration"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_episodes is not None and self.max_episodes < 1:
+            raise ValueError(f"max_episodes is {self.max_episodes}; it must be at least 1")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+        if self.episodes_per_update < max(1, self.num_learners or 0):
+            raise ValueError(
+                f"episodes_per_update is {self.episodes_per_update}; {self.num_learners} learners "
+                "need at least one each"
+            )
+        if self.num_env_runners:
+            raise ValueError(
+                f"num_env_runners is {self.num_env_runners}; recorded episodes are played "
+                "already: use 0"
+            )
+
+    @property
+    @override(AlgorithmConfig)
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return {}
+
+
+class OfflineMARWIL(CallbackStateMixin, MARWIL):
+    """MARWIL on recorded episodes, without env runners."""
+
+    # RLlib types these as their base classes, or as what they are before `setup`.
+    config: Any
+    learner_group: Any
+    offline_data: Any
+
+    @classmethod
+    @override(MARWIL)
+    def get_default_config(cls) -> OfflineMARWILConfig:
+        return OfflineMARWILConfig()
+
+    @override(MARWIL)
+    def training_step(self) -> None:
+        config, steps = self.config, 0
+        lifetime = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+        before = self.metrics.peek(lifetime, default=0)
+        for update in range(config.updates_per_iteration):
+            last = update + 1 == config.updates_per_iteration
+            batches = self.offline_data.sample(
+                config.episodes_per_update, num_shards=config.num_learners
+            )
+            results = self.learner_group.update(
+                training_data=TrainingData(batch_refs=[ray.put(part) for part in batches])
+                if config.num_learners
+                else TrainingData(batch=batches[0]),
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: before + steps},
+                _no_metrics_reduce=not last,
+            )
+            steps += sum(part.env_steps() for part in batches)
+            if last:
+                self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        # As RLlib does it offline: what is drawn from the records counts as sampled.
+        self.metrics.log_value(lifetime, steps, reduce="lifetime_sum", with_throughput=True)
+
+    @override(Algorithm)
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule:
+        """A module of the configured kind and sizes; its weights are not the learner's.
+
+        RLlib's would be an env runner's, and there are none.
+        """
+        spec = copy.deepcopy(self.config.rl_module_spec)
+        spec.observation_space = self.config.observation_space
+        spec.action_space = self.config.action_space
+        spec.inference_only = True
+        return spec.build()
+
+    @override(Algorithm)
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return super().get_state(*args, **kwargs) | {"records": self.offline_data.get_state()}
+
+    @override(Algorithm)
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if "records" in state:
+            self.offline_data.set_state(state["records"])
+
+
+class OfflineBCConfig(OfflineMARWILConfig):
+    """Behaviour cloning: MARWIL with beta 0, on the solved episodes."""
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class or OfflineBC)
+        self.beta = 0.0
+        self.solved_only = True
+
+    @override(OfflineMARWILConfig)
+    def validate(self) -> None:
+        super().validate()
+        if self.beta != 0.0:
+            raise ValueError(f"beta is {self.beta}; behaviour cloning has 0, MARWIL more")
+
+
+class OfflineBC(OfflineMARWIL):
+    """Behaviour cloning of recorded episodes, without env runners."""
+
+    @classmethod
+    @override(MARWIL)
+    def get_default_config(cls) -> OfflineBCConfig:
+        return OfflineBCConfig()

@@ -1,0 +1,100 @@
+"""Recorded episodes as RLlib's offline data: columns of whole episodes, drawn by the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.offline.offline_data import OfflineData
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.annotations import override
+
+from toolagent.errors import UserError
+from toolagent.rollouts.records import read_episodes
+
+_STREAM = 0x6F66666C  # 'offl'
+_STEP_COLUMNS = ("actions", "rewards")  # (B, T)
+
+
+class RecordedEpisodesData(OfflineData):
+    """Reads a folder of recorded episodes and draws batches from it, each episode once an epoch.
+
+    RLlib's own `OfflineData` streams rows through Ray Data and makes an episode object of each;
+    the README says what that costs. The records of a run fit into memory: 60 bytes an episode.
+
+    Args:
+        config: its `input_` is the folder, `solved_only` and `max_episodes` choose among what is
+            in it.
+
+    Raises:
+        UserError: there are no such episodes.
+    """
+
+    @override(OfflineData)
+    def __init__(self, config: Any):
+        self.config = config
+        self.path = str(config.input_)
+        episodes = read_episodes(self.path, config.env_config["task"])
+        found = len(episodes)
+        seed = None if config.seed is None else (int(config.seed), _STREAM)
+        self._rng = np.random.default_rng(np.random.SeedSequence(seed))
+        if config.solved_only:
+            episodes = episodes.take(episodes.solved)
+            if not len(episodes):
+                raise UserError(f"{self.path}: none of its {found:,} episodes is solved")
+        if config.max_episodes is not None and config.max_episodes < len(episodes):
+            drawn = self._rng.permutation(len(episodes))[: config.max_episodes]
+            episodes = episodes.take(drawn)
+        self.episodes = episodes
+        self._order = np.zeros(0, np.int64)
+        # What RLlib tells an OfflineData, and this one has no use for.
+        self.locality_hints = self.learner_handles = self.module_spec = self.spaces = None
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    @override(OfflineData)
+    def sample(
+        self,
+        num_samples: int,
+        return_iterator: bool = False,
+        num_shards: int = 1,
+        module_state: dict[str, Any] | None = None,
+    ) -> list[MultiAgentBatch]:
+        """One gradient step's episodes, for each learner its share.
+
+        Args:
+            num_samples: episodes, over all shards.
+            return_iterator: not supported; a batch is drawn when it is needed.
+            num_shards: learners.
+            module_state: not needed.
+        """
+        if return_iterator:
+            raise ValueError("return_iterator: batches are drawn one at a time")
+        while len(self._order) < num_samples:
+            self._order = np.append(self._order, self._rng.permutation(len(self.episodes)))
+        rows, self._order = self._order[:num_samples], self._order[num_samples:]
+        return [self._batch(rows[shard::num_shards]) for shard in range(max(1, num_shards))]
+
+    def get_state(self) -> dict[str, Any]:
+        """For the algorithm's checkpoint: what comes next."""
+        return {"stream": self._rng.bit_generator.state, "order": self._order.copy()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_state`; records that have become fewer begin a new epoch."""
+        self._rng.bit_generator.state = state["stream"]
+        order = np.array(state["order"])
+        self._order = order if (order < len(self.episodes)).all() else order[:0]
+
+    def _batch(self, rows: np.ndarray) -> MultiAgentBatch:
+        """These episodes, cut to the longest one's steps."""
+        columns = dict(self.episodes.take(rows).columns())
+        steps = int(columns["lengths"].max())
+        for name in _STEP_COLUMNS:
+            columns[name] = columns[name][:, :steps]
+        columns["replayed"] = np.zeros(len(rows), bool)  # all of them count as learned from
+        del columns["solved"]
+        return MultiAgentBatch(
+            {DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(columns["lengths"].sum())
+        )

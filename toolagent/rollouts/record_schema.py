@@ -1,0 +1,117 @@
+"""The one schema of recorded episodes, and episode batches as rows of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from toolagent import __version__
+from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.rollouts.play import PlayDetails
+from toolagent.tasks import Task
+
+SCHEMA_VERSION = 1
+VERSION_KEY, TASK_KEY = b"toolagent.schema_version", b"toolagent.task"
+_SOFTWARE_KEY = b"toolagent.version"
+
+# One row an episode. Lists are as long as the episode. README: 'Recorded episodes'.
+_COLUMNS = (
+    pa.field("stage", pa.int8(), nullable=False),
+    # What poses the problem again: of these two the one that the task has, the other is null.
+    pa.field("digits", pa.list_(pa.int8())),
+    pa.field("expression", pa.string()),
+    pa.field("actions", pa.list_(pa.int8()), nullable=False),
+    pa.field("rewards", pa.list_(pa.float32()), nullable=False),
+    pa.field("log_probabilities", pa.list_(pa.float32()), nullable=False),
+    pa.field("values", pa.list_(pa.float32()), nullable=False),
+    pa.field("answer", pa.int64()),
+    pa.field("solved", pa.bool_(), nullable=False),
+    pa.field("explored", pa.bool_(), nullable=False),
+    pa.field("policy_version", pa.int32(), nullable=False),
+    pa.field("run_id", pa.string(), nullable=False),
+    pa.field("env_runner", pa.int32(), nullable=False),
+)
+
+
+def record_schema(task: Task) -> pa.Schema:
+    """The schema of a task's files.
+
+    It is the same for all tasks, so that a folder with several reads as one table; a task that is
+    posed neither by digits nor by an expression has its own columns behind the others.
+    """
+    names = {field.name for field in _COLUMNS}
+    own = [
+        pa.field(name, column.type, nullable=False)
+        for name, column in _posed(task, task.example().context).items()
+        if name not in names
+    ]
+    metadata = {
+        VERSION_KEY: str(SCHEMA_VERSION).encode(),
+        TASK_KEY: task.name.encode(),
+        _SOFTWARE_KEY: __version__.encode(),
+    }
+    return pa.schema([*_COLUMNS, *own], metadata)
+
+
+def record_table(
+    batch: EpisodeBatch,
+    details: PlayDetails,
+    policy_version: np.ndarray,
+    task: Task,
+    run_id: str,
+    env_runner: int,
+) -> pa.Table:
+    """Episodes under `record_schema`; whole columns, no Python for each row.
+
+    Args:
+        batch: B finished episodes.
+        details: of the same episodes.
+        policy_version: (B,) integers: the number of the weights that played them.
+        task: the machine they were played on.
+        run_id: of all of them.
+        env_runner: of all of them.
+    """
+    happened = np.arange(batch.actions.shape[1]) < batch.lengths[:, None]  # (B, T)
+    offsets = np.zeros(len(batch) + 1, np.int32)
+    np.cumsum(batch.lengths, dtype=np.int32, out=offsets[1:])
+
+    def ragged(column: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(column[happened]))
+
+    columns = _posed(task, batch.context) | {
+        "stage": pa.array(batch.stage),
+        "actions": ragged(batch.actions),
+        "rewards": ragged(batch.rewards),
+        "log_probabilities": ragged(batch.log_probabilities),
+        "values": ragged(details.values),
+        "answer": pa.array(details.answers, mask=~details.answered),
+        "solved": pa.array(batch.solved),
+        "explored": pa.array(batch.explored),
+        "policy_version": pa.array(policy_version, pa.int32()),
+        "run_id": pa.repeat(pa.scalar(run_id), len(batch)),
+        "env_runner": pa.repeat(pa.scalar(env_runner, pa.int32()), len(batch)),
+    }
+    schema = record_schema(task)
+    return pa.Table.from_arrays(
+        [
+            columns[field.name] if field.name in columns else pa.nulls(len(batch), field.type)
+            for field in schema
+        ],
+        schema=schema,
+    )
+
+
+def _posed(task: Task, context: np.ndarray) -> dict[str, Any]:
+    """What poses the problems of (B, L) contexts again: texts, or several integers a problem."""
+    result = {}
+    for name, column in task.read(context).items():
+        if column.ndim == 1:
+            result[name] = pa.array(column)
+            continue
+        width = column.shape[1]
+        offsets = np.arange(0, len(column) * width + 1, width, dtype=np.int32)
+        flat = pa.array(np.ascontiguousarray(column).reshape(-1))
+        result[name] = pa.ListArray.from_arrays(pa.array(offsets), flat)
+    return result

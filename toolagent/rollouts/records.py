@@ -1,0 +1,262 @@
+"""Reading recorded episodes back: which files are there, whether they are sound, and as columns."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from toolagent import __version__
+from toolagent.errors import UserError
+from toolagent.rollouts.record_schema import (
+    SCHEMA_VERSION,
+    TASK_KEY,
+    VERSION_KEY,
+    record_schema,
+)
+from toolagent.tasks import TASKS, Task, get_task
+from toolagent.tasks.columns import Columns
+from toolagent.tokens import EOS, NUM_TOKENS
+
+_SUFFIX = ".parquet"
+_READ = ("stage", "actions", "rewards", "solved")
+
+
+@dataclass
+class RecordedEpisodes(Columns):
+    """B recorded episodes: what can be learned from."""
+
+    stage: np.ndarray  # (B,) int8
+    context: np.ndarray  # (B, L) int8
+    actions: np.ndarray  # (B, T) int8, EOS after the end
+    lengths: np.ndarray  # (B,) int8
+    rewards: np.ndarray  # (B, T) float32, 0 after the end
+    solved: np.ndarray  # (B,) bool
+
+
+@functools.lru_cache(maxsize=1)
+def read_episodes(path: str, task_name: str) -> RecordedEpisodes:
+    """All recorded episodes of a task; the latest call's are kept, a second one costs nothing.
+
+    Args:
+        path: a folder, a Parquet file, or a URI of one that `pyarrow.fs` takes.
+        task_name: the episodes' task.
+
+    Raises:
+        UserError: there are none, or a file is torn, foreign or of another version or task.
+    """
+    task = get_task(task_name)
+    filesystem, files = _sound_files(path)
+    others = sorted({name for _, name in files} - {task_name})
+    mine = [file for file, name in files if name == task_name]
+    if not mine:
+        raise UserError(
+            f"{path}: holds recorded episodes of task {_listed(others)}, not '{task_name}'"
+        )
+    parts = [_read(filesystem, file, task) for file in mine]
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        raise UserError(f"{path}: its files of recorded episodes are all empty")
+    return RecordedEpisodes(
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name, _ in parts[0].columns()
+        }
+    )
+
+
+def check_recording_folder(path: str) -> None:
+    """Refuses to record into a folder that holds other Parquet files than recorded episodes.
+
+    Raises:
+        UserError: with the file and what it is.
+    """
+    filesystem, root = _filesystem(path)
+    if filesystem.get_file_info(root).type == fs.FileType.NotFound:
+        return
+    for file in _parquet_files(filesystem, root):
+        _task_of(filesystem, file)
+
+
+def count_episodes(path: str, run_id: str) -> tuple[int, int]:
+    """(episodes, bytes) that a run has recorded, by its files' footers."""
+    filesystem, root = _filesystem(path)
+    episodes = size = 0
+    for file in _parquet_files(filesystem, root):
+        if file.rsplit("/", 1)[-1].startswith(f"{run_id}-"):
+            episodes += _footer(filesystem, file).num_rows
+            size += int(filesystem.get_file_info(file).size or 0)
+    return episodes, size
+
+
+def _sound_files(path: str) -> tuple[fs.FileSystem, list[tuple[str, str]]]:
+    """The filesystem, and each Parquet file there with its task."""
+    filesystem, root = _filesystem(path)
+    kind = filesystem.get_file_info(root).type
+    if kind == fs.FileType.NotFound:
+        raise UserError(f"{path}: there is no such folder of recorded episodes")
+    files = [root] if kind == fs.FileType.File else _parquet_files(filesystem, root)
+    if not files:
+        raise UserError(
+            f"{path}: holds no recorded episodes (*{_SUFFIX}); record some with "
+            "'python -m toolagent.run --record-episodes DIR'"
+        )
+    return filesystem, [(file, _task_of(filesystem, file)) for file in files]
+
+
+def _filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    try:
+        return fs.FileSystem.from_uri(recording_uri(path))
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise UserError(f"{path}: {_condensed(error)}") from None
+
+
+def recording_uri(path: str) -> str:
+    """The path as `pyarrow.fs` takes it: URIs as they are, anything else as an absolute path."""
+    from pathlib import Path
+
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def _parquet_files(filesystem: fs.FileSystem, root: str) -> list[str]:
+    """In the order of their names; hidden ones are being written."""
+    try:
+        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    except OSError as error:
+        raise UserError(f"{root}: {_condensed(error)}") from None
+    return sorted(
+        info.path
+        for info in infos
+        if info.is_file and info.path.endswith(_SUFFIX) and not info.base_name.startswith(".")
+    )
+
+
+def _footer(filesystem: fs.FileSystem, file: str) -> pq.FileMetaData:
+    try:
+        with filesystem.open_input_file(file) as stream:
+            return pq.read_metadata(stream)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file}: is torn or no Parquet file ({_condensed(error)})") from None
+
+
+def _task_of(filesystem: fs.FileSystem, file: str) -> str:
+    """The task of a file of recorded episodes of this schema version."""
+    footer = _footer(filesystem, file)
+    metadata = footer.metadata or {}
+    version = metadata.get(VERSION_KEY)
+    if version is None:
+        raise UserError(
+            f"{file}: holds no recorded episodes of toolagent {__version__} (it names no schema "
+            "version); name another folder"
+        )
+    if version != str(SCHEMA_VERSION).encode():
+        raise UserError(
+            f"{file}: has schema version {version.decode(errors='replace')}; toolagent "
+            f"{__version__} reads and writes version {SCHEMA_VERSION}"
+        )
+    name = metadata.get(TASK_KEY, b"").decode(errors="replace")
+    if name not in TASKS:
+        raise UserError(f"{file}: is of task '{name}', which there is none of; {_listed(TASKS)}")
+    schema = footer.schema.to_arrow_schema()
+    for field in record_schema(get_task(name)):
+        if field.name not in schema.names:
+            raise UserError(f"{file}: has no column '{field.name}'; is it from elsewhere?")
+        if schema.field(field.name).type != field.type:
+            raise UserError(
+                f"{file}: column '{field.name}' is {schema.field(field.name).type}, not "
+                f"{field.type}; is it from elsewhere?"
+            )
+    return name
+
+
+def _read(filesystem: fs.FileSystem, file: str, task: Task) -> RecordedEpisodes:
+    posed = [*task.read(task.example().context)]
+    try:
+        with filesystem.open_input_file(file) as stream:
+            table = pq.read_table(stream, columns=[*_READ, *posed])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file}: is torn ({_condensed(error)})") from None
+    try:
+        return _episodes(table.combine_chunks(), task, posed)
+    except ValueError as error:
+        raise UserError(f"{file}: {_condensed(error)}") from None
+
+
+def _episodes(table: pa.Table, task: Task, posed: list[str]) -> RecordedEpisodes:
+    """The table's rows as columns; ValueError where they can be no episodes of the task."""
+    stage = table["stage"].to_numpy()
+    columns = {name: _flat(table, name) for name in ("actions", "rewards")}
+    (actions, lengths), (rewards, reward_lengths) = columns["actions"], columns["rewards"]
+    if not len(table):
+        lengths = np.zeros(0, np.int64)
+    if (lengths < 1).any() or (lengths > task.max_actions).any():
+        raise ValueError(f"an episode has not 1 to {task.max_actions} actions")
+    if not np.array_equal(lengths, reward_lengths):
+        raise ValueError("an episode has not one reward for each action")
+    if ((actions < 0) | (actions >= NUM_TOKENS)).any():
+        raise ValueError(f"an action is not in 0..{NUM_TOKENS - 1}")
+    if not np.isfinite(rewards).all():
+        raise ValueError("a reward is not finite")
+    happened = np.arange(task.max_actions) < lengths[:, None]  # (B, T)
+    padded_actions = np.full(happened.shape, EOS, np.int8)
+    padded_actions[happened] = actions
+    padded_rewards = np.zeros(happened.shape, np.float32)
+    padded_rewards[happened] = rewards
+    return RecordedEpisodes(
+        stage=stage,
+        context=_contexts(table, stage, task, posed),
+        actions=padded_actions,
+        lengths=lengths.astype(np.int8),
+        rewards=padded_rewards,
+        solved=table["solved"].to_numpy(),
+    )
+
+
+def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A list column's values one after the other, and (B,) how many each row has."""
+    column = table[name]
+    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    if not values:
+        return np.zeros(0), np.zeros(0, np.int64)
+    return np.concatenate(values), np.concatenate(lengths).astype(np.int64)
+
+
+def _contexts(table: pa.Table, stage: np.ndarray, task: Task, posed: list[str]) -> np.ndarray:
+    """(B, L) what the agent read. Texts are parsed once each: many are played in groups."""
+    given: dict[str, Any] = {}
+    rows, back = np.arange(len(table)), slice(None)
+    for name in posed:
+        column = table[name]
+        if column.null_count:
+            raise ValueError(f"column '{name}' has rows without a value")
+        if pa.types.is_string(column.type):
+            texts = column.to_numpy()
+            _, rows, back = np.unique(texts.astype(str), return_index=True, return_inverse=True)
+            given[name] = texts
+        else:
+            values, lengths = _flat(table, name)
+            if (lengths != lengths[:1]).any():
+                raise ValueError(f"column '{name}' has lists of different lengths")
+            given[name] = values.reshape(len(table), -1)
+    if not len(table):
+        return np.zeros((0, task.context_length), np.int8)
+    problems = task.pose(stage[rows], **{name: column[rows] for name, column in given.items()})
+    if not np.array_equal(problems.stage[back], stage):
+        raise ValueError("a problem is not of its row's stage")
+    return problems.context[back]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _condensed(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."
