@@ -17,6 +17,7 @@ from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import concatenate
+from toolagent.rollouts.recorder import Recording
 from toolagent.tokens import EOS, NUM_TOKENS
 
 GROUPS = {"episodes_per_problem": 8, "failed_problem_share": 0.8, "explorer_kind": "detours"}
@@ -297,12 +298,14 @@ def test_spaces_are_those_of_one_environment_and_of_the_batch():
 
 
 def test_recorded_episodes_replay_exactly_in_the_environment(tmp_path):
-    runner = make_runner(record_episodes=str(tmp_path / "episodes"))
+    recording = Recording(str(tmp_path / "episodes"), "run-1").to_dict()
+    runner = make_runner(recording=recording)
+    assert make_runner(recording=recording, evaluation=True).recorder is None
     batch = concatenate([runner.sample(), runner.sample(num_episodes=20)])
     runner.stop()
-    [file] = (tmp_path / "episodes").iterdir()
+    [file] = (tmp_path / "episodes" / "task=calculator").iterdir()
     assert file.suffix == ".parquet"
-    rows = pq.read_table(file).to_pylist()
+    rows = pq.read_table(file, partitioning=None).to_pylist()
     assert len(rows) == len(batch) == 84
     env = ToolEnv("calculator")
     for number, row in enumerate(rows):
@@ -317,5 +320,6 @@ def test_recorded_episodes_replay_exactly_in_the_environment(tmp_path):
         np.testing.assert_allclose(row["rewards"], rewards, atol=1e-6)
         length = int(batch.lengths[number])
         assert row["actions"] == batch.actions[number, :length].tolist()
-        assert len(row["log_probabilities"]) == length
+        assert len(row["log_probabilities"]) == len(row["values"]) == length
+        assert row["answer"] == (info["acc"] if terminated else None)
     json.dumps(rows)  # plain values all through

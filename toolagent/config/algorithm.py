@@ -251,7 +251,9 @@ def _with_code(
     result = copy.deepcopy(dict(given))
     for name, value in result.items():
         option = options[name]
-        if isinstance(value, str) and ":" in value and names_code(option.hint):
+        # 'input_' may be a class or a place, and the place a URI.
+        code = isinstance(value, str) and ":" in value and "://" not in value
+        if code and names_code(option.hint):
             result[name] = _imported(value, (section, name), source)
     return result
 

@@ -95,9 +95,16 @@ def sections_of(config_class: type) -> dict[str, Options]:
     from ray.rllib.utils.from_config import NotProvided
 
     sections: dict[str, Options] = {}
-    for name, method in inspect.getmembers(config_class, inspect.isfunction):
-        parameters = inspect.signature(method).parameters.values()
-        # 'Leave as it is' as a default is what tells an option method from any other method.
+    for name, _ in inspect.getmembers(config_class, inspect.isfunction):
+        # 'Leave as it is' as a default is what tells an option method from any other method. An
+        # override may pass everything on, as MARWIL's `offline_data` does.
+        methods = [vars(base)[name] for base in config_class.__mro__ if name in vars(base)]
+        parameters = [
+            parameter
+            for method in methods
+            if inspect.isfunction(method)
+            for parameter in inspect.signature(method).parameters.values()
+        ]
         if not name.startswith("_") and any(p.default is NotProvided for p in parameters):
             sections[name] = _inherited_options(config_class, name)
     return sections

@@ -52,7 +52,7 @@ class OfflineLearner(EpisodeColumnsLearner, MARWILTorchLearner):
         mask = step_mask(batch["lengths"], batch["actions"].shape[1])  # (B, T)
         rewards = batch["rewards"]
         _, returns = generalized_advantages(rewards, rewards * 0, mask, config.gamma, 1.0)
-        return MARWILTorchLearner.compute_loss_for_module(
+        return MARWILTorchLearner.compute_loss_for_module(  # type: ignore[return-value]
             self,
             module_id=module_id,
             config=config,

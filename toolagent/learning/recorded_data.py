@@ -75,7 +75,8 @@ class RecordedEpisodesData(OfflineData):
         while len(self._order) < num_samples:
             self._order = np.append(self._order, self._rng.permutation(len(self.episodes)))
         rows, self._order = self._order[:num_samples], self._order[num_samples:]
-        return [self._batch(rows[shard::num_shards]) for shard in range(max(1, num_shards))]
+        shards = max(1, num_shards)  # none: the local learner's
+        return [self._batch(rows[shard::shards]) for shard in range(shards)]
 
     def get_state(self) -> dict[str, Any]:
         """For the algorithm's checkpoint: what comes next."""

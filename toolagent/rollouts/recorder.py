@@ -21,7 +21,7 @@ from toolagent.tasks import Task
 RECORDING = "recording"  # the key in `env_config`, with a `Recording` as a dict
 # Columns of few different values, as Parquet calls them; looking for repetitions among the others
 # takes half of the time of writing and finds none.
-_REPEATING = [
+_REPEATING: Any = [  # typed as a bool by pyarrow's stubs
     *("stage", "answer", "policy_version", "run_id", "env_runner"),
     *(f"{name}.list.element" for name in ("digits", "actions", "rewards")),
 ]

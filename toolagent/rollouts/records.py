@@ -60,7 +60,7 @@ def read_episodes(path: str, task_name: str) -> RecordedEpisodes:
             f"{path}: holds recorded episodes of task {_listed(others)}, not '{task_name}'"
         )
     parts = [_read(filesystem, file, task) for file in mine]
-    parts = [part for part in parts if len(part)]
+    parts = [part for part in parts if part is not None]
     if not parts:
         raise UserError(f"{path}: its files of recorded episodes are all empty")
     return RecordedEpisodes(
@@ -175,13 +175,16 @@ def _task_of(filesystem: fs.FileSystem, file: str) -> str:
     return name
 
 
-def _read(filesystem: fs.FileSystem, file: str, task: Task) -> RecordedEpisodes:
+def _read(filesystem: fs.FileSystem, file: str, task: Task) -> RecordedEpisodes | None:
+    """The file's episodes; None if it has none."""
     posed = [*task.read(task.example().context)]
     try:
         with filesystem.open_input_file(file) as stream:
             table = pq.read_table(stream, columns=[*_READ, *posed])
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file}: is torn ({_condensed(error)})") from None
+    if not len(table):
+        return None
     try:
         return _episodes(table.combine_chunks(), task, posed)
     except ValueError as error:
@@ -193,8 +196,6 @@ def _episodes(table: pa.Table, task: Task, posed: list[str]) -> RecordedEpisodes
     stage = table["stage"].to_numpy()
     columns = {name: _flat(table, name) for name in ("actions", "rewards")}
     (actions, lengths), (rewards, reward_lengths) = columns["actions"], columns["rewards"]
-    if not len(table):
-        lengths = np.zeros(0, np.int64)
     if (lengths < 1).any() or (lengths > task.max_actions).any():
         raise ValueError(f"an episode has not 1 to {task.max_actions} actions")
     if not np.array_equal(lengths, reward_lengths):
@@ -223,8 +224,6 @@ def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     column = table[name]
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    if not values:
-        return np.zeros(0), np.zeros(0, np.int64)
     return np.concatenate(values), np.concatenate(lengths).astype(np.int64)
 
 
@@ -245,8 +244,6 @@ def _contexts(table: pa.Table, stage: np.ndarray, task: Task, posed: list[str]) 
             if (lengths != lengths[:1]).any():
                 raise ValueError(f"column '{name}' has lists of different lengths")
             given[name] = values.reshape(len(table), -1)
-    if not len(table):
-        return np.zeros((0, task.context_length), np.int8)
     problems = task.pose(stage[rows], **{name: column[rows] for name, column in given.items()})
     if not np.array_equal(problems.stage[back], stage):
         raise ValueError("a problem is not of its row's stage")

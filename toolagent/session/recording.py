@@ -43,6 +43,11 @@ def check_records(settings: Any, algorithm_config: Any) -> None:
     """
     if algorithm_config.is_online:
         return
+    if settings.run.record_episodes is not None:
+        raise UserError(
+            f"--record-episodes {settings.run.record_episodes}: algorithm {settings.algorithm} "
+            "learns from recorded episodes and plays none"
+        )
     from toolagent.rollouts.records import read_episodes
 
     try:

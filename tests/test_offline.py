@@ -1,0 +1,210 @@
+"""Learning from recorded episodes: the data, the loss, and agents that come of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from test_recorder import record
+from trained import ROOT, run_modules, trained_network
+
+from toolagent.config import build_algorithm_config, load_settings
+from toolagent.curriculum.callback import CurriculumCallback
+from toolagent.errors import UserError
+from toolagent.learning.offline import OfflineBCConfig
+from toolagent.learning.recorded_data import RecordedEpisodesData
+from toolagent.rollouts.certification import certify
+from toolagent.rollouts.play import PlayDetails, play
+from toolagent.rollouts.recorder import EpisodeRecorder, Recording
+from toolagent.rollouts.records import read_episodes
+from toolagent.tasks import get_task
+
+
+def experts(folder, episodes, random_share=0.0):
+    """Records of an agent that solves everything, and a share of episodes of random tokens."""
+    task, rng = get_task("calculator"), np.random.default_rng(0)
+    recorder = EpisodeRecorder(Recording(str(folder), "experts"), task)
+    failed = round(episodes * random_share)
+    for count, random_actions in ((episodes - failed, False), (failed, True)):
+        if count:
+            problems = task.sample(rng, rng.integers(0, 3, count).astype(np.int8))
+            details = PlayDetails.empty(count, task.max_actions)
+            generator = torch.Generator().manual_seed(0) if random_actions else None
+            options = {"random_actions": random_actions, "details": details}
+            recorder.add(play(trained_network(), task, problems, generator, **options), details, 1)
+    recorder.flush()
+
+
+def built(config, folder, *overrides):
+    """An algorithm in this process, and its curriculum's callback."""
+    settings = load_settings(config, (f"offline_data.input_={folder}", *overrides))
+    algorithm_config = build_algorithm_config(settings)
+    algorithm_config.callbacks(
+        callbacks_class=functools.partial(CurriculumCallback, settings.curriculum)
+    )
+    algorithm = algorithm_config.build_algo()
+    callbacks = algorithm.callbacks
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    return algorithm, next(c for c in callbacks if isinstance(c, CurriculumCallback))
+
+
+def data_of(folder, seed=0, **options):
+    config = OfflineBCConfig().environment(env_config={"task": "calculator"})
+    config.debugging(seed=seed).offline_data(input_=str(folder)).training(**options)
+    return RecordedEpisodesData(config)
+
+
+def test_every_episode_is_drawn_once_an_epoch(tmp_path):
+    record(tmp_path)
+    data = data_of(tmp_path, solved_only=False)
+    episodes = read_episodes(str(tmp_path), "calculator")
+    batches = [data.sample(35)[0] for _ in range(4)]
+    drawn = [batch[DEFAULT_MODULE_ID] for batch in batches]
+
+    def keys(columns):
+        return sorted(
+            (tuple(context), tuple(actions[:length]), length)
+            for context, actions, length in zip(
+                columns["context"].tolist(), columns["actions"].tolist(), columns["lengths"],
+                strict=True,
+            )
+        )  # fmt: skip
+
+    whole = keys(dict(episodes.columns()))
+    assert sorted(key for part in drawn for key in keys(part)) == whole
+    assert sum(batch.env_steps() for batch in batches) == episodes.lengths.sum()
+    first = [keys(part[DEFAULT_MODULE_ID]) for part in data.sample(35, num_shards=2)]
+    assert [len(part) for part in first] == [18, 17]
+
+
+def test_episodes_are_chosen_and_the_stream_is_restored(tmp_path):
+    record(tmp_path)
+    episodes = read_episodes(str(tmp_path), "calculator")
+    assert 20 < episodes.solved.sum() < 140
+    assert data_of(tmp_path).episodes.solved.all()
+    assert len(data_of(tmp_path)) == episodes.solved.sum()
+    some = data_of(tmp_path, max_episodes=20)
+    assert len(some) == 20 and some.episodes.solved.all()
+    again, other = data_of(tmp_path, max_episodes=20), data_of(tmp_path, 1, max_episodes=20)
+    np.testing.assert_array_equal(some.episodes.context, again.episodes.context)
+    assert not np.array_equal(some.episodes.context, other.episodes.context)
+    some.sample(7)
+    again.set_state(some.get_state())
+    for left, right in zip(some.sample(30), again.sample(30), strict=True):
+        np.testing.assert_array_equal(
+            left[DEFAULT_MODULE_ID]["actions"], right[DEFAULT_MODULE_ID]["actions"]
+        )
+    with pytest.raises(ValueError, match="one at a time"):
+        some.sample(7, return_iterator=True)
+
+
+def test_nothing_solved_is_nothing_to_clone(tmp_path):
+    experts(tmp_path, 40, random_share=1.0)
+    read_episodes.cache_clear()
+    if not read_episodes(str(tmp_path), "calculator").solved.any():
+        with pytest.raises(UserError, match="none of its 40 episodes is solved"):
+            data_of(tmp_path)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+def test_the_loss_is_marwil_s(tmp_path, beta):
+    record(tmp_path)
+    algorithm, _ = built("marwil", tmp_path, f"training.beta={beta}", "training.gamma=0.9")
+    learner = algorithm.learner_group._learner
+    batch = algorithm.offline_data.sample(50)[0][DEFAULT_MODULE_ID]
+    columns = {name: torch.from_numpy(np.array(column)) for name, column in batch.items()}
+    out = learner.module[DEFAULT_MODULE_ID].forward_train(columns)
+    config = learner.config.get_config_for_module(DEFAULT_MODULE_ID)
+    loss = learner.compute_loss_for_module(
+        module_id=DEFAULT_MODULE_ID, config=config, batch=columns, fwd_out=out
+    )
+    algorithm.stop()
+
+    # Wang et al. 2018, step by step.
+    logits = out[Columns.ACTION_DIST_INPUTS].detach().numpy()
+    log_probabilities, advantages = [], []
+    network = learner.module[DEFAULT_MODULE_ID].network
+    with torch.no_grad():
+        _, values = network.unroll_episodes(
+            *(columns[name] for name in ("context", "stage", "actions", "lengths"))
+        )
+    for row, length in enumerate(batch["lengths"]):
+        for step in range(length):
+            chosen = logits[row, step] - np.log(np.exp(logits[row, step]).sum())
+            log_probabilities.append(chosen[batch["actions"][row, step]])
+            ahead = batch["rewards"][row, step:length]
+            result = float((ahead * 0.9 ** np.arange(len(ahead))).sum())
+            advantages.append(result - float(values[row, step]))
+    log_probabilities, advantages = np.array(log_probabilities), np.array(advantages)
+    squares = (advantages**2).mean()
+    norm = 1.0 + 0.01 * (squares - 1.0)  # the moving average after one batch
+    weights = np.exp(beta * advantages / np.sqrt(norm))
+    expected = -(weights * log_probabilities).mean() + (0.5 * squares if beta else 0.0)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_cloning_an_expert_certifies_every_stage_and_survives_a_checkpoint(tmp_path):
+    experts(tmp_path / "records", 3000)
+    algorithm, callback = built("bc", tmp_path / "records")
+    result = {}
+    for _ in range(15):
+        result = algorithm.train()
+        if set(result["curriculum"]["accuracy"].values()) == {1.0}:
+            break
+    assert result["curriculum"]["stage"] == 2 and result["curriculum"]["reason"] is None
+    stages = certify(callback.refresh_network(algorithm), callback.task)
+    assert [(row.stage, row.solved) for row in stages] == [(0, 1000), (1, 10_000), (2, 100_000)]
+
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    expected = algorithm.offline_data.get_state()
+    algorithm.stop()
+    other, callback = built("bc", tmp_path / "records", "training.lr=0.0")
+    other.restore_from_path(str(tmp_path / "checkpoint"))
+    np.testing.assert_array_equal(other.offline_data.get_state()["order"], expected["order"])
+    again = certify(callback.refresh_network(other), callback.task)
+    assert [row.solved for row in again] == [row.solved for row in stages]
+    other.stop()
+
+
+def test_marwil_tells_what_went_well_from_what_did_not(tmp_path):
+    """Nine episodes in ten are random: cloning all of them clones noise."""
+    experts(tmp_path, 6000, random_share=0.9)
+    solved = {}
+    for beta in (0.0, 1.0):
+        algorithm, callback = built("marwil", tmp_path, f"training.beta={beta}")
+        for _ in range(8):
+            algorithm.train()
+        stages = certify(callback.refresh_network(algorithm), callback.task)
+        solved[beta] = [row.accuracy for row in stages]
+        algorithm.stop()
+    assert min(solved[1.0]) > 0.9 > max(solved[0.0]) + 0.3, solved
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_commands_record_clone_and_go_on_by_reinforcement_learning(tmp_path):
+    quick = ("--set", "run.dashboard=false")
+
+    def run(*arguments):
+        command = ["-m", "toolagent.run", *map(str, arguments), *quick]
+        (done,) = run_modules(command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    out = run("--output-dir", "first", "--record-episodes", "episodes")
+    assert "recorded " in out and "run_id first-" in out
+    out = run("--config", "bc", "--set", "offline_data.input_=episodes", "--output-dir", "cloned")
+    cloned = json.loads((tmp_path / "cloned" / "summary.json").read_text())
+    assert cloned["stopped_by"] == "solved", out
+    run("--init-from", "cloned", "--output-dir", "second")
+    first, second = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "second")
+    )
+    assert second["stopped_by"] == "solved"
+    assert second["env_steps"] < first["env_steps"] / 2
+    assert (ROOT / "rllib_configs" / "bc.yaml").is_file()
