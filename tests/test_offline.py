@@ -23,20 +23,18 @@ from toolagent.rollouts.play import PlayDetails, play
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import read_episodes
 from toolagent.tasks import get_task
+from toolagent.tokens import ANS, MUL
 
 
-def experts(folder, episodes, random_share=0.0):
-    """Records of an agent that solves everything, and a share of episodes of random tokens."""
+def experts(folder, episodes, wrong=0, programs=((MUL, ANS),) * 3):
+    """Records of an agent that solves everything, and `wrong` ones of one that plays `programs`."""
     task, rng = get_task("calculator"), np.random.default_rng(0)
     recorder = EpisodeRecorder(Recording(str(folder), "experts"), task)
-    failed = round(episodes * random_share)
-    for count, random_actions in ((episodes - failed, False), (failed, True)):
+    for count, network in ((episodes, trained_network()), (wrong, trained_network(programs))):
         if count:
             problems = task.sample(rng, rng.integers(0, 3, count).astype(np.int8))
             details = PlayDetails.empty(count, task.max_actions)
-            generator = torch.Generator().manual_seed(0) if random_actions else None
-            options = {"random_actions": random_actions, "details": details}
-            recorder.add(play(trained_network(), task, problems, generator, **options), details, 1)
+            recorder.add(play(network, task, problems, details=details), details, 1)
     recorder.flush()
 
 
@@ -104,11 +102,9 @@ def test_episodes_are_chosen_and_the_stream_is_restored(tmp_path):
 
 
 def test_nothing_solved_is_nothing_to_clone(tmp_path):
-    experts(tmp_path, 40, random_share=1.0)
-    read_episodes.cache_clear()
-    if not read_episodes(str(tmp_path), "calculator").solved.any():
-        with pytest.raises(UserError, match="none of its 40 episodes is solved"):
-            data_of(tmp_path)
+    experts(tmp_path, 0, wrong=40, programs=((ANS,),) * 3)
+    with pytest.raises(UserError, match="none of its 40 episodes is solved"):
+        data_of(tmp_path)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.7])
@@ -142,7 +138,7 @@ def test_the_loss_is_marwil_s(tmp_path, beta):
             advantages.append(result - float(values[row, step]))
     log_probabilities, advantages = np.array(log_probabilities), np.array(advantages)
     squares = (advantages**2).mean()
-    norm = 1.0 + 0.01 * (squares - 1.0)  # the moving average after one batch
+    norm = 1.0 + 0.05 * (squares - 1.0)  # the moving average after one batch
     weights = np.exp(beta * advantages / np.sqrt(norm))
     expected = -(weights * log_probabilities).mean() + (0.5 * squares if beta else 0.0)
     assert float(loss) == pytest.approx(expected, rel=1e-4)
@@ -172,17 +168,17 @@ def test_cloning_an_expert_certifies_every_stage_and_survives_a_checkpoint(tmp_p
 
 
 def test_marwil_tells_what_went_well_from_what_did_not(tmp_path):
-    """Nine episodes in ten are random: cloning all of them clones noise."""
-    experts(tmp_path, 6000, random_share=0.9)
+    """Four episodes in five answer too early: cloning all of them clones that."""
+    experts(tmp_path, 1200, wrong=4800)
     solved = {}
     for beta in (0.0, 1.0):
         algorithm, callback = built("marwil", tmp_path, f"training.beta={beta}")
-        for _ in range(8):
+        for _ in range(10):
             algorithm.train()
         stages = certify(callback.refresh_network(algorithm), callback.task)
         solved[beta] = [row.accuracy for row in stages]
         algorithm.stop()
-    assert min(solved[1.0]) > 0.9 > max(solved[0.0]) + 0.3, solved
+    assert min(solved[1.0]) > 0.9 and max(solved[0.0]) < 0.3, solved
 
 
 @pytest.mark.slow

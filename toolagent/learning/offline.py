@@ -17,6 +17,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     LEARNER_RESULTS,
@@ -61,7 +62,8 @@ class OfflineLearner(EpisodeColumnsLearner, MARWILTorchLearner):
                 Columns.LOSS_MASK: mask,
                 Postprocessing.VALUE_TARGETS: returns,
             },
-            fwd_out=fwd_out,
+            # Of what `_forward_train` has computed, these are what `compute_values` starts from.
+            fwd_out={**fwd_out, Columns.EMBEDDINGS: fwd_out[Columns.VF_PREDS]},
         )
 
 
@@ -79,7 +81,7 @@ class OfflineMARWILConfig(MARWILConfig):
         self.gamma = 1.0
         # RLlib's 100 and 1e-8 suit returns in the hundreds; ours are at most 1.2.
         self.moving_average_sqd_adv_norm_start = 1.0
-        self.moving_average_sqd_adv_norm_update_rate = 0.01
+        self.moving_average_sqd_adv_norm_update_rate = 0.05
         self.min_time_s_per_iteration = 0.0
 
         self.episodes_per_update = 512
@@ -203,6 +205,11 @@ class OfflineMARWIL(CallbackStateMixin, MARWIL):
         spec.action_space = self.config.action_space
         spec.inference_only = True
         return spec.build()
+
+    @override(Algorithm)
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """As in RLlib, but for its last step, which syncs env runners and fails without any."""
+        Checkpointable.restore_from_path(self, path, *args, **kwargs)
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
