@@ -1,22 +1,32 @@
 """Shows what a checkpoint's greedy agent does on one problem, and why it is right or wrong.
 
 python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7 | --expression "(3+4)*2"]
+    [--probes] [--html FILE] [--parquet FILE] [--json FILE]
 """
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from rich.table import Table
 
 from toolagent import cli
 from toolagent.errors import UserError
-from toolagent.policy import load_policy
+from toolagent.evaluate import check_writable
+from toolagent.explanation import views
+from toolagent.explanation.microscope import Look, look_at, record
+from toolagent.explanation.probes import ProbeReport, run_probes
+from toolagent.policy import load_policy, write_atomically
 from toolagent.rollouts.trajectory import Trajectory, probability_text, trajectory, verdict
 from toolagent.tasks import TASKS, Task
 from toolagent.tasks.oracle import shortest_programs
@@ -40,34 +50,146 @@ def problem_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("checkpoint")
 @click.option("--stage", type=int, metavar="S", help="A problem of this stage.")
 @problem_flags
-def command(checkpoint: str, stage: int | None, **texts: str | None) -> None:
+@click.option("--probes", is_flag=True, help="Measure what the hidden state holds: some seconds.")
+@click.option("--html", "html_file", metavar="FILE", help="Also write it as a page.")
+@click.option("--parquet", "parquet_file", metavar="FILE", help="Also write a row a step.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write all of it.")
+def command(
+    checkpoint: str,
+    stage: int | None,
+    probes: bool,
+    html_file: str | None,
+    parquet_file: str | None,
+    json_file: str | None,
+    **texts: str | None,
+) -> None:
     """Explain what CHECKPOINT's greedy agent does on one problem, and why the answer is right or
     wrong.
 
     CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint).
     """
+    for file in (html_file, parquet_file, json_file):
+        if file is not None:
+            check_writable(Path(file))
     policy = load_policy(checkpoint)
     task = policy.task
     torch.set_num_threads(1)  # one problem
     problems = pose(task, stage, **texts)
     recorded = trajectory(policy.network, task, problems)
     console = cli.console()
+    heading = f"stage {recorded.stage}: {task.describe(problems, 0)}"
+    notes = [
+        f"{reason}: training drew no such problem"
+        for reason in untrained(task, problems, policy.metadata.get("trained_stages"))
+    ]
     console.print(
-        f"task {task.name}, checkpoint {cli.one_line(policy.folder)}\n"
-        f"stage {recorded.stage}: {task.describe(problems, 0)}",
+        "\n".join(
+            [f"task {task.name}, checkpoint {cli.one_line(policy.folder)}", heading, *notes, ""]
+        ),
         soft_wrap=True,
     )
-    for reason in untrained(task, problems, policy.metadata.get("trained_stages")):
-        console.print(f"{reason}: training drew no such problem")
-    console.print()
     cli.print_table(console, step_table(recorded))
-    console.print(f"\n{verdict(recorded)}", soft_wrap=True)
+    told = [verdict(recorded)]
     if task.one_plan_a_stage:
-        text = comparison(task, recorded)
+        told.append(comparison(task, recorded))
     else:
-        text = judgement(recorded, task.plan(problems, 0))
-    if text:
-        console.print(text, soft_wrap=True)
+        told += judgement(recorded, task.plan(problems, 0)).splitlines()
+    console.print("\n" + "\n".join(told), soft_wrap=True)
+
+    looks = look_at(policy.network, task, problems, recorded)
+    console.print("\nwhat each token was chosen from, in per cent:")
+    cli.print_table(console, views.probability_table(looks))
+    console.print(
+        "\nwhat the oracle would write, with how many tokens to go; and what the runner-up\n"
+        "in this place would have led to:",
+    )
+    cli.print_table(console, views.futures_table(looks))
+    report = run_probes(policy.network, task) if probes else None
+    if report is not None:
+        console.print("\nwhat can be told from the hidden state, and from the controls:")
+        cli.print_table(console, views.probe_table(report))
+        for note in report.notes:
+            console.print(note, soft_wrap=True)
+
+    about = {
+        "task": task.name,
+        "checkpoint": str(policy.folder),
+        "stage": recorded.stage,
+        "problem": recorded.problem,
+        "target": recorded.target,
+    }
+    if html_file is not None:
+        shown = f"task {task.name}, checkpoint {cli.one_line(policy.folder)}"
+        page = views.page(heading, [*notes, *told], looks, report, shown)
+        write_atomically(Path(html_file), page.encode())
+    if parquet_file is not None:
+        rows = [about | record(look) for look in looks]
+        with pa.BufferOutputStream() as stream:
+            pq.write_table(pa.Table.from_pylist(rows, schema(looks)), stream, compression="zstd")
+            write_atomically(Path(parquet_file), stream.getvalue().to_pybytes())
+    if json_file is not None:
+        document = json_document(about, recorded, told, looks, report)
+        write_atomically(Path(json_file), (json.dumps(document, indent=1) + "\n").encode())
+
+
+def schema(looks: list[Look]) -> pa.Schema:
+    """Of `--parquet`: a row a step; what the problem is stands in every row."""
+    texts, integers, numbers = pa.string(), pa.int64(), pa.list_(pa.float32())
+    kinds = {"stack": texts}
+    registers = pa.struct([(name, kinds.get(name, integers)) for name in looks[0].step.registers])
+    return pa.schema(
+        {
+            "task": texts,
+            "checkpoint": texts,
+            "stage": integers,
+            "problem": texts,
+            "target": integers,
+            "step": integers,
+            "token": texts,
+            "probability": pa.float32(),
+            "probabilities": numbers,
+            "value": pa.float32(),
+            "reward": pa.float64(),
+            "registers": registers,
+            "oracle": pa.list_(texts),
+            "runner_up": texts,
+            "runner_up_probability": pa.float32(),
+            "instead_tokens": pa.list_(texts),
+            "instead_answer": integers,
+            "instead_solved": pa.bool_(),
+            "hidden": numbers,
+        }
+    )
+
+
+def json_document(
+    about: dict[str, Any],
+    recorded: Trajectory,
+    told: list[str],
+    looks: list[Look],
+    report: ProbeReport | None,
+) -> dict[str, Any]:
+    """All that is known of the episode; numbers that are not finite are null."""
+    document = about | {
+        "answer": recorded.answer,
+        "solved": recorded.solved,
+        "verdict": told,
+        "tokens": list(TOKEN_NAMES),
+        "steps": [record(look) for look in looks],
+    }
+    if report is not None:
+        document["probes"] = [vars(probe) for probe in report.probes]
+        document["probe_notes"] = report.notes
+    return _finite(document)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no nan."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def pose(task: Task, stage: int | None, **texts: str | None) -> Any:

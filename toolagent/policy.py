@@ -142,6 +142,11 @@ def _find(path: Path) -> Path:
             raise UserError(f"{path} is a link to nothing; expected a checkpoint folder")
         raise UserError(f"no checkpoint '{path}': there is no such folder")
     if not path.is_dir():
+        if path.suffix == ".onnx":
+            raise UserError(
+                f"{path} is an ONNX file: it can be run, not loaded; "
+                "expected the checkpoint that it was exported from, or the folder it lies in"
+            )
         raise UserError(f"{path} is a file; expected a checkpoint folder (it holds {POLICY_FILE})")
     if (path / POLICY_FILE).exists():
         return path

@@ -30,6 +30,7 @@ class Step:
     registers: dict[str, int | str | None]  # after the action; None where empty
     changed: tuple[str, ...]  # the names of the registers that the action changed
     reward: float
+    probabilities: tuple[float, ...] = ()  # of all 18 tokens
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
                 registers=shown,
                 changed=tuple(name for name in shown if shown[name] != before[name]),
                 reward=float(transition.rewards[0]),
+                probabilities=tuple(log_probabilities[index].exp().tolist()),
             )
         )
     formula, text = describe(task, problems, 0)

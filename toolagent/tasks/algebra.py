@@ -13,7 +13,9 @@ polynomials are. With it `3-(5-3)` may be computed as 3-5+3 and as 3+3-5.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from itertools import combinations
 from typing import NamedTuple
 
 from toolagent.tokens import ADD, MUL, SUB
@@ -47,14 +49,40 @@ def normal_form(postfix: Iterable[int]) -> Polynomial:
     for token in postfix:
         if token in _OPERATORS:
             right, left = stack.pop(), stack.pop()
-            if token == MUL:
-                stack.append(_product(left, right))
-            else:
-                stack.append(_sum(left, right if token == ADD else right.negated()))
+            stack.append(join(token, left, right))
         else:
             stack.append(Polynomial(1, _OPERAND, (token,), False))
     (polynomial,) = stack
     return polynomial
+
+
+def unsigned(polynomial: Polynomial) -> tuple[int, tuple]:
+    """The normal form but for its sign."""
+    return polynomial.kind, polynomial.parts
+
+
+def join(operator: int, left: Polynomial, right: Polynomial) -> Polynomial:
+    """The normal form of `left operator right`."""
+    if operator == MUL:
+        return _product(left, right)
+    return _sum(left, right if operator == ADD else right.negated())
+
+
+def blocks(polynomial: Polynomial) -> set[tuple[int, tuple]]:
+    """The normal forms, but for their signs, of all that stands as a part in any formula of this
+    polynomial: some factors of a product, some terms of a sum, and the parts of those."""
+    kind, parts = polynomial.kind, polynomial.parts
+    found = {(kind, parts)}
+    if kind == _OPERAND:
+        return found
+    whole = [Polynomial(1, *part, False) if kind == _PRODUCT else part for part in parts]
+    for part in whole:
+        found |= blocks(part)
+    for size in range(2, len(whole)):
+        for some in combinations(whole, size):
+            joined = functools.reduce(_product if kind == _PRODUCT else _sum, some)
+            found.add(unsigned(joined))
+    return found
 
 
 def _product(left: Polynomial, right: Polynomial) -> Polynomial:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,12 +128,21 @@ class ArithmeticTask(Task):
 
     def plan(self, problems: ArithmeticProblems, row: int) -> tuple[int, ...] | None:
         # One program solves every problem of a stage, found by search.
-        return _plan(type(self), int(problems.stage[row]))
+        return _plan(type(self), int(problems.stage[row]), ())
+
+    def continuation(
+        self, problems: ArithmeticProblems, row: int, tokens: Sequence[int]
+    ) -> tuple[int, ...] | None:
+        program = _plan(type(self), int(problems.stage[row]), tuple(map(int, tokens)))
+        return program and program[len(tokens) :]
 
 
 @functools.cache
-def _plan(task: type[ArithmeticTask], stage: int) -> tuple[int, ...] | None:
-    programs = shortest_programs(task(), stage)
+def _plan(
+    task: type[ArithmeticTask], stage: int, prefix: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The shortest program for the stage that begins with the prefix."""
+    programs = shortest_programs(task(), stage, prefix=prefix)
     return programs[0] if programs else None
 
 

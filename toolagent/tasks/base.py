@@ -231,6 +231,21 @@ class Task(abc.ABC):
         """
         return None
 
+    def continuation(
+        self, problems: Any, row: int, tokens: Sequence[int]
+    ) -> tuple[int, ...] | None:
+        """The shortest way to go on after some tokens so that the whole is such a program (`plan`).
+
+        Args:
+            problems: of this task.
+            row: the problem.
+            tokens: what is written already, no `ANS` among it.
+
+        Returns:
+            The tokens to come, `ANS` included; None if nothing within the limit does it.
+        """
+        return None
+
     def terms(self, problems: Any, row: int) -> dict[str, int]:
         """Parts of a problem by name, which a wrong answer may equal: {'a*b': 12}."""
         return {}

@@ -13,6 +13,7 @@ import numpy as np
 
 from toolagent.tasks.algebra import normal_form
 from toolagent.tasks.base import Task, Transition
+from toolagent.tasks.completion import complete
 from toolagent.tasks.expression_problems import (
     CONTEXT_LENGTH,
     MAX_OPERANDS,
@@ -217,6 +218,13 @@ class ExpressionTask(Task):
     def plan(self, problems: ExpressionProblems, row: int) -> tuple[int, ...] | None:
         # The text in postfix: of all shortest valid programs the one that a person would write.
         return (*_parse(text_of(problems.context[row])).postfix, ANS)
+
+    def continuation(
+        self, problems: ExpressionProblems, row: int, tokens: Sequence[int]
+    ) -> tuple[int, ...] | None:
+        postfix = _parse(text_of(problems.context[row])).postfix
+        limit = int(self.action_limit(problems.stage)[row])
+        return complete(postfix, tuple(map(int, tokens)), limit)
 
     def computes(self, actions: Sequence[int]) -> str | None:
         program = np.array([actions], np.int64)

@@ -43,7 +43,9 @@ class _Behaviour:
                 yield (*program, token)
 
 
-def shortest_programs(task: Task, stage: int, max_length: int | None = None) -> list[Program]:
+def shortest_programs(
+    task: Task, stage: int, max_length: int | None = None, prefix: Program = ()
+) -> list[Program]:
     """All shortest programs that solve every problem of the stage, in ascending order.
 
     Solved is judged by the *stated* target (`Transition.solved`). The search runs on a few probe
@@ -56,6 +58,7 @@ def shortest_programs(task: Task, stage: int, max_length: int | None = None) -> 
             enumerated. (Behaviours are too many where a program can push numbers of its own.)
         stage: the stage.
         max_length: the most tokens, `ANS` included; None for the task's own limit.
+        prefix: what the programs begin with, counted in their length; it has no `ANS`.
 
     Returns:
         Programs with their final `ANS`; [] if none of up to `max_length` tokens solves the stage.
@@ -67,7 +70,7 @@ def shortest_programs(task: Task, stage: int, max_length: int | None = None) -> 
     stage, length, _ = _checked(task, stage, max_length)
     probes = _probes(task, stage, PROBES)
     while True:
-        survivors = _solving_all(task, probes, length)
+        survivors = _solving_all(task, probes, length, prefix)
         counterexamples = [_first_unsolved(task, stage, program) for program in survivors]
         correct = [
             program
@@ -153,14 +156,16 @@ def shortest_lengths(task: Task, problems: Problems) -> np.ndarray:
     return lengths
 
 
-def _walk(task: Task, problems: Problems, length: int, prune: bool) -> Iterator[list[_Behaviour]]:
-    """The behaviours of programs of 0, 1, ... `length` - 1 tokens, a list for each.
+def _walk(
+    task: Task, problems: Problems, length: int, prune: bool, prefix: Program = ()
+) -> Iterator[list[_Behaviour]]:
+    """The behaviours of 0, 1, ... `length` - 1 tokens behind the prefix, a list for each.
 
     `prune` leaves out what a shorter program does as well. That is exact only where `problems` are
     all that matters: on probes, two programs of different length may be alike by chance, and the
     shorter one wrong elsewhere.
     """
-    layer = [_Behaviour(task.start(problems))]
+    layer = [_Behaviour(_after(task, problems, prefix))]
     seen: set[bytes] = set()
     for depth in range(length):
         yield layer
@@ -197,17 +202,24 @@ def _answered(task: Task, problems: Problems, registers: Any) -> np.ndarray:
 
 def _play(task: Task, problems: Problems, program: Program) -> np.ndarray:
     """(B,) bool: the program solves the problem."""
+    return _answered(task, problems, _after(task, problems, program[:-1]))
+
+
+def _after(task: Task, problems: Problems, tokens: Program) -> Any:
+    """The registers that the tokens leave."""
     registers = task.start(problems)
-    for token in program[:-1]:
+    for token in tokens:
         registers = task.step(problems, registers, np.full(len(problems), token)).registers
-    return _answered(task, problems, registers)
+    return registers
 
 
-def _solving_all(task: Task, problems: Problems, length: int) -> list[Program]:
+def _solving_all(
+    task: Task, problems: Problems, length: int, prefix: Program = ()
+) -> list[Program]:
     """All shortest programs of up to `length` tokens that solve all of the given problems."""
-    for layer in _walk(task, problems, length, prune=False):
+    for layer in _walk(task, problems, length - len(prefix), prune=False, prefix=prefix):
         programs = [
-            (*program, ANS)
+            (*prefix, *program, ANS)
             for behaviour in layer
             if _answered(task, problems, behaviour.registers).all()
             for program in behaviour.programs()
