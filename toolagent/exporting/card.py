@@ -56,7 +56,7 @@ def action_limits(task: Task) -> dict[str, int]:
 
 
 def training_record(policy: Policy) -> dict[str, Any]:
-    """How the weights came about: of the checkpoint, and of the run around it where there is one."""
+    """How the weights came about: the checkpoint's record, and that of the run around it."""
     keys = ("env_steps", "iteration", "seed", "trained_stages", "config_sha256", "created")
     record: dict[str, Any] = {key: policy.metadata.get(key) for key in keys}
     summary = policy.folder.resolve().parent.parent / "summary.json"

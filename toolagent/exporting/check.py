@@ -104,7 +104,7 @@ def compare(network: AgentNetwork, task: Task, folder: Path) -> Comparison:
 
 
 def checked_problems(task: Task) -> Iterator[Any]:
-    """All problems in parts; where they can't be listed, a fixed sample of every stage and split."""
+    """All problems in parts; or a fixed sample of every stage and split if they can't be listed."""
     if all(task.num_problems(stage) is not None for stage in task.stages):
         for stage in task.stages:
             for start in range(0, task.num_problems(stage) or 0, CHUNK):
