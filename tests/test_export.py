@@ -96,6 +96,7 @@ def test_the_card_fits_the_weights_and_the_folder_is_a_checkpoint(calculator):
     assert not [file for file in calculator.parent.iterdir() if file.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_fault_in_any_form_is_found(calculator, tmp_path):
     """Each file in turn is that of another agent; only this one is told apart."""
     other = noisy_network(0.3)
@@ -146,7 +147,16 @@ def test_every_player_is_short_and_imports_numpy_alone(network, task):
     assert set(imports) - standard == {"from pathlib import Path", "import numpy as np"}
 
 
-@pytest.mark.parametrize("kind", ["gru", "planner", "planner that sees digits", "hinted"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "planner",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("gru", "planner that sees digits", "hinted")
+        ),
+    ],
+)
 def test_expressions_with_every_network(kind, tmp_path):
     """Untrained weights write long, odd programs, which use every part of the machine."""
     task = get_task("expression")

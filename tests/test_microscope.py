@@ -56,7 +56,7 @@ def test_the_oracle_goes_on_from_any_state_of_the_calculator():
         ("(3+4)*2", (9, 9, 3), None),  # out of actions
         ("(3+4)*2", (3, 4, MUL), None),
         ("1-2", (2, 1), (2, SUB, ANS)),  # as above: the 2 is left over
-        ("1-2-3", (2, 1), None),  # it would have to be left over, and 2-1 can't be turned round
+        ("1-2", (EOS, 2, 1), None),  # 2-1 can't be turned round in two actions
     ],
 )
 def test_the_oracle_goes_on_from_any_stack(text, tokens, rest):
@@ -78,9 +78,7 @@ def test_continuations_of_expressions_are_found_where_a_plain_search_finds_them(
         length = len(digits) + len(digits) - 1 - len(prefix)
         pool = rest + [t for t in (ADD, SUB, MUL) for _ in range(length - len(rest))]
         tried = set(itertools.permutations(pool, length))
-        candidates = [
-            program for program in tried if sorted(t for t in program if t < 10) == sorted(rest)
-        ]
+        right = [p for p in tried if sorted(t for t in p if t < 10) == sorted(rest)]
         programs = np.array([[*prefix, *p, ANS] for p in right])
         repeated = problems.take(np.zeros(len(programs), np.int64))
         lengths = np.full(len(programs), programs.shape[1])
