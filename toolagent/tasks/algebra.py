@@ -75,7 +75,7 @@ def blocks(polynomial: Polynomial) -> set[tuple[int, tuple]]:
     found = {(kind, parts)}
     if kind == _OPERAND:
         return found
-    whole = [Polynomial(1, *part, False) if kind == _PRODUCT else part for part in parts]
+    whole = [Polynomial(1, part[0], part[1], False) if kind == _PRODUCT else part for part in parts]
     for part in whole:
         found |= blocks(part)
     for size in range(2, len(whole)):
