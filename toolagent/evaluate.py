@@ -188,7 +188,7 @@ def _report(
 
 def _print_head(console: Console, policy: Policy) -> None:
     console.print(
-        f"task {policy.task.name}, checkpoint {cli.one_line(policy.folder)}\n", soft_wrap=True
+        f"task {policy.task.name}, checkpoint {cli.one_line(policy.place)}\n", soft_wrap=True
     )
 
 

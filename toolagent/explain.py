@@ -84,7 +84,7 @@ def command(
     ]
     console.print(
         "\n".join(
-            [f"task {task.name}, checkpoint {cli.one_line(policy.folder)}", heading, *notes, ""]
+            [f"task {task.name}, checkpoint {cli.one_line(policy.place)}", heading, *notes, ""]
         ),
         soft_wrap=True,
     )
@@ -113,13 +113,13 @@ def command(
 
     about = {
         "task": task.name,
-        "checkpoint": str(policy.folder),
+        "checkpoint": str(policy.place),
         "stage": recorded.stage,
         "problem": recorded.problem,
         "target": recorded.target,
     }
     if html_file is not None:
-        shown = f"task {task.name}, checkpoint {cli.one_line(policy.folder)}"
+        shown = f"task {task.name}, checkpoint {cli.one_line(policy.place)}"
         page = views.page(heading, [*notes, *told], looks, report, shown)
         write_atomically(Path(html_file), page.encode())
     if parquet_file is not None:

@@ -8,6 +8,7 @@ numbers and text and can execute nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -28,6 +29,7 @@ from toolagent.files import write_atomically
 from toolagent.models.base import AgentNetwork
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.models.network import StageGRUNetwork
+from toolagent.session.storage import fetched, is_uri
 from toolagent.tasks import TASKS, Task, get_task
 
 FORMAT = 1
@@ -48,6 +50,12 @@ class Policy:
     task: Task
     metadata: dict[str, Any]  # what `policy.json` says
     folder: Path  # where it was found: the checkpoint, also when a run's folder was given
+    uri: str | None = None  # of the checkpoint, if it is on storage; the folder is gone then
+
+    @property
+    def place(self) -> str:
+        """Where it was found, for people."""
+        return self.uri or str(self.folder)
 
 
 def save_policy(
@@ -118,12 +126,18 @@ def load_policy(path: str | Path, expected_task: str | None = None) -> Policy:
 
     Args:
         path: a policy folder (`DIR/checkpoints/checkpoint_000012`); or a run's `DIR`: then the
-            checkpoint that its `summary.json` names, or without one the newest.
+            checkpoint that its `summary.json` names, or without one the newest. A URI
+            (`s3://bucket/DIR`) means the same on storage.
         expected_task: what the caller needs it to be a checkpoint of.
 
     Raises:
         UserError: there is no sound checkpoint there, or it is one of another task.
     """
+    if is_uri(path):
+        with fetched(str(path), "checkpoint") as (copy, storage):
+            policy = load_policy(copy, expected_task)
+            uri = storage.name_of(policy.folder.relative_to(copy).as_posix().removeprefix("."))
+            return dataclasses.replace(policy, uri=uri)
     path = Path(path)
     try:
         folder = _find(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -15,6 +16,7 @@ from toolagent import cli
 from toolagent.config.settings import MAX_SEED
 from toolagent.errors import UserError
 from toolagent.session.folder import RunFolder
+from toolagent.session.output import finish, new_run, run_to_resume
 from toolagent.session.ray_session import Cluster, listen_on_loopback, quiet, ray_session
 from toolagent.session.recording import (
     check_recording,
@@ -38,6 +40,16 @@ _SHORTHANDS = {
     "stop_time_s": "run.stop_time_s",
     "record_episodes": "run.record_episodes",
 }
+
+
+class CountOrAuto(click.IntRange):
+    """A number, or 'auto'."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """'auto' stays as it is."""
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 _COUNT, _LIMIT = click.IntRange(min=0), click.IntRange(min=1)
 _SHARE, _TIME = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
 _FIXED = ("task", "algorithm", "seed")  # what a resumed run can't change
@@ -45,13 +57,22 @@ _FIXED = ("task", "algorithm", "seed")  # what a resumed run can't change
 
 @click.command()
 @click.option("--config", metavar="FILE", help="A YAML file, or the name of a shipped config.")
-@click.option("--num-env-runners", type=_COUNT, metavar="N", help="Processes that play episodes.")
+@click.option(
+    "--num-env-runners",
+    type=CountOrAuto(min=0),
+    metavar="N",
+    help="Processes that play episodes; auto: as many as the cluster has CPUs for and can use.",
+)
 @click.option("--num-learners", type=_COUNT, metavar="N", help="Remote learners; 0: none, local.")
 @click.option("--num-gpus-per-learner", type=_SHARE, metavar="X", help="0: learn on the CPU.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="S", help="Seeds everything.")
 @click.option("--stop-env-steps", type=_LIMIT, metavar="N", help="Stop after N env steps.")
 @click.option("--stop-time-s", type=_TIME, metavar="X", help="Stop after X seconds of training.")
-@click.option("--output-dir", metavar="DIR", help="New folder for results. Default: runs/...")
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    help="New folder for results, also s3://... or gs://... Default: runs/...",
+)
 @click.option("--resume", metavar="DIR", help="Continue the run in DIR from its last checkpoint.")
 @click.option("--init-from", metavar="CHECKPOINT", help="Start from a checkpoint's weights.")
 @click.option(
@@ -91,31 +112,35 @@ def command(
         ):
             if given is not None:
                 raise UserError(f"{flag}: can't be given with --resume, which continues a run")
-        # Read before anything is started: a wrong path is answered at once.
-        folder = RunFolder.existing(Path(resume))
-        config = str(folder.config)
-
     from toolagent.config import build_algorithm_config, load_settings
-
-    settings = load_settings(config, overrides)
-    algorithm_config = build_algorithm_config(settings)
-    _check_local_gpus(algorithm_config, address)
-    check_recording(settings.run.record_episodes)
-    check_records(settings, algorithm_config)
-    start = Start()
-    if resume is not None:
-        start = _resumed(folder, settings, load_settings(config), algorithm_config)
-    else:
-        folder = RunFolder.new(Path(output_dir) if output_dir else None, settings.task)
-        if init_from is not None:
-            start = Start(policy=_policy("--init-from", init_from, settings, algorithm_config))
     from toolagent.session.trackers import Trackers
 
-    with (
-        Trackers(settings.run.trackers, folder) as trackers,  # refuses before Ray is started
-        ray_session(address, settings.run.dashboard) as cluster,
-    ):
-        return _run(console, settings, algorithm_config, cluster, folder, start, trackers)
+    def tell(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    with contextlib.ExitStack() as stack:
+        if resume is not None:
+            # Read before anything is started: a wrong path is answered at once.
+            folder = stack.enter_context(run_to_resume(resume, tell))
+            config = str(folder.config)
+        settings = load_settings(config, overrides)
+        algorithm_config = build_algorithm_config(settings)
+        _check_local_resources(algorithm_config, address)
+        check_recording(settings.run.record_episodes)
+        check_records(settings, algorithm_config)
+        start = Start()
+        if resume is not None:
+            start = _resumed(folder, settings, load_settings(config), algorithm_config)
+        else:
+            folder = stack.enter_context(new_run(output_dir, settings.task, tell))
+            if init_from is not None:
+                start = Start(policy=_policy("--init-from", init_from, settings, algorithm_config))
+        with (
+            Trackers(settings.run.trackers, folder) as trackers,  # refuses before Ray is started
+            ray_session(address, settings.run.dashboard, settings.sections) as cluster,
+        ):
+            code = _run(console, settings, algorithm_config, cluster, folder, start, trackers)
+        return code if finish(folder) else code or 1
 
 
 @dataclass(frozen=True)
@@ -147,7 +172,7 @@ def _run(
 ) -> int:
     import torch
 
-    from toolagent.config import config_sha256, documents, resolve_resources, to_yaml
+    from toolagent.config import config_sha256, documents, to_yaml
     from toolagent.curriculum.callback import CurriculumCallback
     from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
     from toolagent.session.checkpoints import ALGORITHM
@@ -160,15 +185,15 @@ def _run(
         sample_trajectories,
         summarize,
     )
+    from toolagent.session.spread import spread_env_runners
     from toolagent.session.trackers.base import FINISHED, INTERRUPTED
     from toolagent.session.trackers.group import result_files
     from toolagent.session.training import RunState, train
 
-    algorithm_config, notes = resolve_resources(
-        algorithm_config, cluster.cpus, cluster.gpus, cluster.nodes
-    )
+    algorithm_config, notes = _fitted(settings, algorithm_config, cluster)
     text = to_yaml(settings)
-    folder.make(text)  # of all that could be refused, only a tracker comes after
+    header = "".join(f"# Here: {note}\n" for note in notes)
+    folder.make(header + text)  # of all that could be refused, only a tracker comes after
     trackers.start(
         documents.parse(text, "the configuration"), config_sha256=config_sha256(settings)
     )
@@ -187,7 +212,9 @@ def _run(
     if recording is not None:
         algorithm_config.environment(env_config={"recording": recording.to_dict()})
     console.print(f"task {settings.task}, algorithm {settings.algorithm}, seed {settings.seed}")
-    console.print(f"results in {folder.path}", soft_wrap=True)
+    console.print(f"results in {folder.name}", soft_wrap=True)
+    if folder.mirror is not None:
+        console.print(f"until they are there, in {folder.path}", soft_wrap=True)
     if cluster.dashboard_url:
         console.print(f"Ray dashboard: http://{cluster.dashboard_url}")
     for note in notes:
@@ -198,8 +225,8 @@ def _run(
         rows = folder.cut_progress(state.iteration)
         console.print(f"continues from {start.checkpoint.name} at {state.env_steps:,} env steps")
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
-    with console.status("starting env runners and learners"):  # shown on terminals only
-        algorithm = algorithm_config.build_algo()
+    with console.status("starting env runners and learners"), spread_env_runners():
+        algorithm = algorithm_config.build_algo()  # the status is shown on terminals only
     try:
         if start.checkpoint is not None:
             algorithm.restore_from_path(str((start.checkpoint / ALGORITHM).resolve()))
@@ -214,6 +241,7 @@ def _run(
     finally:
         algorithm.stop()
     summary = summarize(settings, outcome, folder)
+    summary["num_env_runners"] = algorithm_config.num_env_runners  # 'auto' is known only now
     folder.write_summary(summary)
     plot_learning_curve(
         rows, folder.learning_curve, f"{settings.task}, {settings.algorithm}, seed {settings.seed}"
@@ -245,12 +273,33 @@ def _write_report(folder: RunFolder) -> None:
         print(f"warning: {folder.report}: {error.strerror}", file=sys.stderr)
 
 
-def _check_local_gpus(algorithm_config: Any, address: str | None) -> None:
-    """More GPUs than this machine has are refused before anything is started or written."""
+def _fitted(settings: Any, algorithm_config: Any, cluster: Cluster) -> tuple[Any, list[str]]:
+    """The config as it fits the cluster, and a line for each thing that was changed."""
+    from toolagent.config import resolve_resources
+    from toolagent.config.placement import check_placement, is_auto, with_auto_runners
+
+    notes = []
+    if is_auto(settings):
+        algorithm_config, note = with_auto_runners(
+            algorithm_config, cluster.offers, cluster.driver, cluster.joined
+        )
+        notes.append(note)
+    algorithm_config, shared = resolve_resources(
+        algorithm_config, cluster.cpus, cluster.gpus, cluster.nodes
+    )
+    check_placement(algorithm_config, cluster.offers, cluster.driver)
+    return algorithm_config, [*notes, *shared]
+
+
+def _check_local_resources(algorithm_config: Any, address: str | None) -> None:
+    """More than this machine has is refused before anything is started or written."""
     if address is not None:
         return
     import torch
 
+    from toolagent.config.placement import check_no_custom_resources
+
+    check_no_custom_resources(algorithm_config)
     asked = algorithm_config.num_gpus_per_learner * max(1, algorithm_config.num_learners)
     if asked > torch.cuda.device_count():
         raise UserError(
@@ -282,7 +331,7 @@ def _policy(flag: str, path: str | Path, settings: Any, algorithm_config: Any) -
     from toolagent.policy import load_policy
 
     policy = load_policy(path, expected_task=settings.task)
-    _check_network(f"{flag} {policy.folder}", policy.network, algorithm_config.rl_module_spec)
+    _check_network(f"{flag} {policy.place}", policy.network, algorithm_config.rl_module_spec)
     return policy
 
 

@@ -16,6 +16,7 @@ from toolagent import cli
 from toolagent.errors import UserError
 from toolagent.session.interrupt import Interrupt
 from toolagent.session.ray_session import Cluster, listen_on_loopback, quiet, ray_session
+from toolagent.session.storage import is_uri
 from toolagent.tuning.folder import SearchFolder
 
 _TIME = click.FloatRange(min=0, min_open=True)
@@ -64,8 +65,10 @@ def command(
             if given is not None:
                 raise UserError(f"{flag}: can't be given with --resume, which continues a search")
         # Read before anything is started: a wrong path is answered at once.
+        _check_path("--resume", resume)
         folder = SearchFolder.existing(Path(resume))
     elif output_dir is not None:
+        _check_path("--output-dir", output_dir)
         folder = SearchFolder.new(Path(output_dir), "")
 
     from toolagent.tuning.search import load_search, search_from_texts, search_yaml
@@ -85,9 +88,18 @@ def command(
         if output_dir is None:
             folder = SearchFolder.new(None, search.base.task)
     check_searcher(search)
-    with ray_session(address, search.base.run.dashboard) as cluster:
+    base = search.base
+    with ray_session(address, base.run.dashboard, base.sections) as cluster:
         folder.make(search_yaml(search), search.base_yaml)
         return _run(search, folder, cluster, resumed=resume is not None)
+
+
+def _check_path(flag: str, given: str) -> None:
+    """Trials write beside each other into one folder, from whatever node they run on."""
+    if is_uri(given):
+        raise UserError(
+            f"{flag} {given}: a search needs a path; on a cluster, a path that all nodes mount"
+        )
 
 
 def _quiet_tune() -> None:

@@ -18,6 +18,7 @@ from toolagent.config.options import (
     options_of,
     sections_of,
 )
+from toolagent.config.placement import AUTO, AUTO_KEY
 from toolagent.config.source import KeyPath, Source, shown
 from toolagent.errors import UserError, nearest
 from toolagent.tasks import TASKS
@@ -72,6 +73,8 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
     known = sections_of(type(config))
     for section, given in settings.sections.items():
         options = _with_code(given, section, known[section], settings.source)
+        if options.get(AUTO_KEY[1]) == AUTO:
+            options[AUTO_KEY[1]] = 1  # until the cluster is known
         for merged in ("env_config", "model_config"):  # into the defaults, just above
             options.pop(merged, None)
         with _Refusals(settings, (section,)):
@@ -196,7 +199,13 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
         )
     )
     # RLlib's 60 s between a runner's death and its restart suit machines that are slow to come.
-    config.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
+    # Lost runners are asked in each iteration whether they are back: with RLlib's 30 s for an
+    # answer, the others would wait that long, again and again, until a node is there for them.
+    config.fault_tolerance(
+        restart_failed_env_runners=True,
+        delay_between_env_runner_restarts_s=1.0,
+        env_runner_health_probe_timeout_s=0.2,
+    )
     # Evaluation draws from a problem stream of its own.
     config.evaluation(evaluation_config={"env_config": {"evaluation": True}})
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from toolagent.config.hints import describe, fits
+from toolagent.config.placement import AUTO, AUTO_KEY
 from toolagent.config.source import KeyPath, Source, shown
 from toolagent.errors import nearest
 
@@ -184,6 +185,8 @@ def check_value(option: Option, path: KeyPath, value: Any, source: Source) -> No
     Raises:
         UserError: it does not fit.
     """
+    if path == AUTO_KEY and value == AUTO:
+        return
     if not fits(value, option.hint):
         raise source.error(path, f"expected {describe(option.hint)}, got {shown(value)}")
     low, high = _RANGES.get(option.name, (None, None))

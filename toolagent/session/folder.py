@@ -10,6 +10,7 @@ from typing import Any
 
 from toolagent.errors import UserError
 from toolagent.files import write_atomically
+from toolagent.session.mirror import Mirror
 
 CONFIG = "config.yaml"
 PROGRESS = "progress.jsonl"
@@ -50,10 +51,16 @@ def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:
 
 
 class RunFolder:
-    """`DIR` of `python -m toolagent.run --output-dir DIR`."""
+    """`DIR` of `python -m toolagent.run --output-dir DIR`.
 
-    def __init__(self, path: Path):
+    Args:
+        path: on this machine.
+        mirror: copies it to the storage that the user named, if it was a URI.
+    """
+
+    def __init__(self, path: Path, mirror: Mirror | None = None):
         self.path = path
+        self.mirror = mirror
         self.config = path / CONFIG
         self.progress = path / PROGRESS
         self.summary = path / SUMMARY
@@ -72,6 +79,16 @@ class RunFolder:
             UserError: it holds something already, or can't be read.
         """
         return cls(new_folder(path, task, f"continue that run with --resume {path}"))
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return self.mirror.storage.name if self.mirror else str(self.path)
+
+    def share(self) -> None:
+        """What is new is copied to the storage, if there is one; returns at once."""
+        if self.mirror is not None:
+            self.mirror.request()
 
     def make(self, config: str) -> None:
         """Makes the folder and writes the fully resolved configuration into it.

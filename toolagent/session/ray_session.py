@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from toolagent.errors import UserError
+from toolagent.session.cluster_address import check_address, no_cluster
+from toolagent.session.code_transport import runtime_environment
 from toolagent.session.token import prepare_token
-
-_REACHABLE_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,9 @@ class Cluster:
     nodes: int
     dashboard_url: str | None
     joined: bool  # an existing cluster, not one started here
+    # What each node offers: {"CPU": 8.0, "GPU": 1.0, ...}, custom resources among them.
+    offers: tuple[Mapping[str, float], ...] = ()
+    driver: Mapping[str, float] = field(default_factory=dict)  # the offer of the driver's node
 
 
 def quiet() -> None:
@@ -62,65 +64,58 @@ def listen_on_loopback() -> None:
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, dashboard: bool) -> Iterator[Cluster]:
+def ray_session(
+    address: str | None, dashboard: bool, sections: dict[str, Any] | None = None
+) -> Iterator[Cluster]:
     """Ray for the length of a run: a cluster of this machine, or the one at `address`.
 
     A cluster started here asks every client for a token (Ray's default for `ray.init()`), ends with
-    the run and, after `listen_on_loopback()`, can't be reached from other machines.
+    the run and, after `listen_on_loopback()`, can't be reached from other machines. To one that is
+    joined the code travels (`code_transport`).
+
+    Args:
+        address: of a cluster to join; None: start one.
+        dashboard: of a cluster that is started.
+        sections: of the settings, for the code that they name.
 
     Raises:
-        UserError: there is no cluster at `address`, or it refuses the token; or there is no token
+        UserError: there is no cluster at `address`, or it can't be joined; or there is no token
             where the environment says.
     """
     prepare_token(create=not address)
     import ray
+    from ray.exceptions import AuthenticationError
 
-    options: dict[str, Any] = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
+    # Not None, which would join whatever cluster somebody started on this machine.
+    options: dict[str, Any] = {
+        "address": "local",
+        "include_dashboard": dashboard,
+        "dashboard_host": "127.0.0.1",
+    }
     if address:
-        options = {"address": address}
-        _check_reachable(address)
+        check_address(address)
+        options = {"address": address, "runtime_env": runtime_environment(sections or {})}
     with _quiet_stderr():
         try:
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
             if not address:
                 raise
-            raise _no_cluster(address, str(error).strip().splitlines()[0]) from None
+            raise no_cluster(address, str(error).strip().splitlines()[0]) from None
     try:
         quiet()
-        resources = ray.cluster_resources()
+        offers = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         yield Cluster(
-            cpus=resources.get("CPU", 0.0),
-            gpus=resources.get("GPU", 0.0),
-            nodes=sum(1 for node in ray.nodes() if node["Alive"]),
+            cpus=sum(offer.get("CPU", 0.0) for offer in offers.values()),
+            gpus=sum(offer.get("GPU", 0.0) for offer in offers.values()),
+            nodes=len(offers),
             dashboard_url=context.dashboard_url or None,
             joined=address is not None,
+            offers=tuple(offers.values()),
+            driver=offers.get(ray.get_runtime_context().get_node_id(), {}),
         )
     finally:
         ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Refuses an address where nobody listens; Ray itself would try for minutes.
-
-    Raises:
-        UserError: no connection to host:port (with or without 'ray://'). Whatever is no host:port
-            ('auto', 'local', ...) is left to Ray.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACHABLE_WITHIN_S).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address, str(error)) from None
-
-
-def _no_cluster(address: str, reason: str) -> UserError:
-    return UserError(
-        f"--address {address}: no Ray cluster answers there ({reason}); "
-        "is it up, and does this machine hold its token?"
-    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,10 @@ def print_report(
     if settings.task == "tutorial":
         console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")
     _print_samples(console, samples, task)
+    name = shlex.quote(folder.name)
     console.print(
-        f"\nnext: python -m toolagent.evaluate {folder.path}\n"
-        f"      python -m toolagent.explain {folder.path} --stage {trained[-1]}",
+        f"\nnext: python -m toolagent.evaluate {name}\n"
+        f"      python -m toolagent.explain {name} --stage {trained[-1]}",
         soft_wrap=True,
     )
 

@@ -237,7 +237,7 @@ def _checkpoint(
     state: RunState,
     stages: Any,
 ) -> Any:
-    return write_checkpoint(
+    checkpoint = write_checkpoint(
         folder.checkpoints,
         algorithm,
         callback.refresh_network(algorithm),
@@ -250,3 +250,5 @@ def _checkpoint(
         trained_stages=settings.curriculum.trained_stages(callback.task.stages),
         config_sha256=config_sha256(settings),
     )
+    folder.share()
+    return checkpoint

@@ -1,0 +1,75 @@
+"""A real S3 server (moto's, a process of its own) for tests of storage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+BUCKET = "results"
+
+
+class S3Server:
+    """`uri('runs/first')` is a place in its bucket."""
+
+    def __init__(self, **environment: str):
+        self._environment = environment
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process = None
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **self._environment},
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api/", timeout=2).read()
+                break
+            time.sleep(0.1)
+        return self
+
+    def stop(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def uri(self, path, bucket=BUCKET):
+        options = f"endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
+        return f"s3://{bucket}/{path}?{options}"
+
+    def make_bucket(self):
+        import boto3
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{self.port}",
+            region_name="us-east-1",
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+        client.create_bucket(Bucket=BUCKET)
+        return client
+
+
+@contextlib.contextmanager
+def s3_server(**environment):
+    """Skips the test where the server's package is not installed."""
+    for package in ("moto", "flask", "flask_cors", "boto3"):
+        pytest.importorskip(package, reason="needs moto[s3], flask and flask-cors (the extra dev)")
+    server = S3Server(**environment)
+    try:
+        yield server.start()
+    finally:
+        server.stop()

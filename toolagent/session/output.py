@@ -1,0 +1,97 @@
+"""Where a run writes to: a folder, or a folder that is copied to storage as it grows."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from toolagent.session.folder import RunFolder
+from toolagent.session.mirror import Mirror
+from toolagent.session.storage import Storage, is_uri, renamed
+
+_OUTPUT, _RESUME = "--output-dir", "--resume"
+
+
+@contextlib.contextmanager
+def new_run(given: str | None, task: str, tell: Callable[[str], None]) -> Iterator[RunFolder]:
+    """The folder of a new run, not made yet.
+
+    Args:
+        given: a path, a URI, or None for a new folder in `runs/`.
+        task: begins the default's name.
+        tell: takes one line for the user, if the storage fails in mid-run.
+
+    Raises:
+        UserError: it holds something already, or can't be written.
+    """
+    if given is None or not is_uri(given):
+        yield RunFolder.new(Path(given) if given else None, task)
+        return
+    storage = Storage.at(given, _OUTPUT)
+    storage.check_new(_OUTPUT)
+    with _staged(storage, tell) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def run_to_resume(given: str, tell: Callable[[str], None]) -> Iterator[RunFolder]:
+    """The folder of an earlier run; from storage, a copy that is copied back as it grows.
+
+    Args:
+        given: a path or a URI.
+        tell: as for `new_run`.
+
+    Raises:
+        UserError: there is no run, or it can't be read or written.
+    """
+    if not is_uri(given):
+        yield RunFolder.existing(Path(given))
+        return
+    storage = Storage.at(given, _RESUME)
+    with _staged(storage, tell) as folder:
+        assert folder.mirror is not None
+        storage.fetch(folder.path, _RESUME)
+        folder.mirror.note_all_sent()
+        RunFolder.existing(folder.path)
+        storage.check_writable(_RESUME)
+        yield folder
+
+
+@contextlib.contextmanager
+def _staged(storage: Storage, tell: Callable[[str], None]) -> Iterator[RunFolder]:
+    """A folder on this machine; it goes when the storage has all of it, and stays otherwise.
+
+    However the block ends, what is in the folder by then is copied.
+    """
+    path = Path(tempfile.mkdtemp(prefix="toolagent-"))
+    mirror = Mirror(path, storage, tell)
+    folder = RunFolder(path, mirror)
+    try:
+        with renamed(path, storage):
+            yield folder
+    except KeyboardInterrupt:  # the second: not a moment more
+        raise
+    except BaseException:
+        finish(folder)
+        raise
+    finally:
+        if not mirror.pending():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def finish(folder: RunFolder) -> bool:
+    """Everything to the storage, if there is one; False, and a line on stderr, if that fails."""
+    if folder.mirror is None or not folder.mirror.pending():
+        return True
+    fault = folder.mirror.finish()
+    if fault is not None:
+        print(
+            f"error: {folder.name} can't be written ({fault}); the results are in {folder.path}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return fault is None
