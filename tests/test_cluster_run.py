@@ -234,7 +234,7 @@ def test_a_run_on_three_raylets_that_have_no_toolagent(ray_cluster, environment,
         went_on = wait_for(lambda: has_rows(folder, rows_before + 4), 60, process) - killed
         cluster.order(add="third", **{"with": {"num_cpus": 8}})
         wait_for(lambda: sum(runners(cluster).values()) == 4, 60, process)
-        out, err = end(process)
+        _, err = end(process)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
