@@ -1,0 +1,211 @@
+// The page: a form, lanes beside one another, and one step that all of them show.
+
+import { Refused, about, example, play } from "./api.js";
+import { Lane, make } from "./lane.js";
+
+const MAX_BRANCHES = 3; // beside the originals
+const STEP_MS = 900;
+const $ = (id) => document.getElementById(id);
+const short = new Intl.NumberFormat("en", { notation: "compact" });
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+let info; // the server's `Models`
+let lanes = []; // Lane; `origin` is the lane that a branch left
+let at = 0; // the step shown
+let timer = null;
+let asking = 0; // the newest question; older ones are answered too late
+let problem = null; // as it was asked
+
+// The form -----------------------------------------------------------------------------------
+
+async function start() {
+  info = await about();
+  const text = info.posed_by === "expression";
+  $("about").textContent = `Task ${info.task}. Watch a small network write a program, token by token.`;
+  $("posed-label").textContent = text ? "Expression" : "Digits";
+  $("posed-hint").textContent = text ? "single digits, + - * and parentheses" : "";
+  $("posed").inputMode = text ? "text" : "numeric";
+  for (const { name, env_steps } of info.models) {
+    const label = env_steps === null ? name : `${name}, ${short.format(env_steps)} steps`;
+    $("model").append(make("option", { value: name }, label));
+    $("other").append(make("option", { value: name }, label));
+  }
+  $("other").prepend(make("option", { value: "" }, "nobody"));
+  if (info.models.length > 1) {
+    $("other-field").hidden = false;
+    $("other").value = info.models[1].name;
+  } else $("other").value = "";
+  if (!text) {
+    $("stage-field").hidden = false;
+    for (const { stage, formula } of info.stages) {
+      $("stage").append(make("option", { value: stage }, `${stage}: ${formula}`));
+    }
+    $("stage").value = info.stages.at(-1).stage;
+    hint();
+  }
+  $("posed").value = text ? "3-(4+2)*5" : "3 4 5 6 7".slice(0, 2 * shown() - 1);
+}
+
+const shown = () => info.stages.find(({ stage }) => stage === Number($("stage").value))?.digits;
+
+function hint() {
+  $("posed-hint").textContent = `${shown()} digits, 0 to 9`;
+}
+
+/** The problem in the form, as the API takes it. Faults in it are the server's to find. */
+function posed() {
+  const text = $("posed").value.trim();
+  if (info.posed_by === "expression") return { expression: text };
+  const parts = /^\d+$/.test(text) ? [...text] : text.split(/[\s,;]+/).filter(Boolean);
+  const odd = parts.find((part) => !/^\d+$/.test(part));
+  if (odd !== undefined) throw new Refused(`'${odd}' is no digit; expected ${shown()} digits, 0 to 9.`);
+  return { stage: Number($("stage").value), digits: parts.map(Number) };
+}
+
+async function submit() {
+  const question = ++asking;
+  pause();
+  fail("");
+  try {
+    const asked = posed();
+    const models = [$("model").value, $("other").value].filter(Boolean);
+    const answers = await Promise.all(models.map((model) => play({ model, ...asked })));
+    if (question !== asking) return;
+    problem = asked;
+    lanes = answers.map((answer) => lane(answer.model, answer, null));
+    $("program").hidden = false;
+    const [{ problem: text, target, stage }] = answers;
+    $("program-title").textContent = `${text} = ${target}`;
+    $("program-title").title = `stage ${stage}`;
+    place();
+    if (calm.matches) show(longest() - 1);
+    else {
+      show(0);
+      run();
+    }
+  } catch (error) {
+    if (question === asking) fail(error);
+  }
+}
+
+function fail(error) {
+  if (error && !(error instanceof Refused)) throw error;
+  $("fault").textContent = error ? error.message : "";
+  $("posed").setAttribute("aria-invalid", String(Boolean(error)));
+}
+
+// The lanes ----------------------------------------------------------------------------------
+
+function lane(title, answer, origin) {
+  const made = new Lane(title, answer, info.tokens, {
+    step: (index) => (pause(), show(index)),
+    choose: (index, token) => branch(made, index, token),
+    close: origin && (() => remove(made)),
+  });
+  made.origin = origin;
+  return made;
+}
+
+/** The same problem with another token at one step: a lane of its own beside the original. */
+async function branch(from, index, token) {
+  if (from.answer.steps[index].token === token) return;
+  pause();
+  const question = ++asking;
+  const given = [...from.answer.program.slice(0, index), token];
+  try {
+    const answer = await play({ model: from.answer.model, ...problem, given });
+    if (question !== asking) return;
+    const origin = from.origin ?? from;
+    const made = lane(`${token} at step ${index + 1}, ${answer.model}`, answer, origin);
+    const branches = lanes.filter((other) => other.origin);
+    if (branches.length >= MAX_BRANCHES) lanes.splice(lanes.indexOf(branches[0]), 1);
+    lanes.splice(lanes.indexOf(from) + 1, 0, made);
+    if (!lanes.includes(made)) lanes.push(made);
+    place();
+    show(index);
+    made.bars.find((bar) => bar.token === token).button.focus({ preventScroll: true });
+    made.element.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+    say(`New branch. ${made.said} ${answer.verdict}.`);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+function remove(gone) {
+  lanes = lanes.filter((other) => other !== gone);
+  place();
+  show(Math.min(at, longest() - 1));
+  $("program").focus({ preventScroll: true });
+}
+
+const place = () => $("lanes").replaceChildren(...lanes.map((one) => one.element));
+const longest = () => Math.max(...lanes.map((one) => one.length));
+
+function show(index) {
+  at = Math.max(0, Math.min(index, longest() - 1));
+  for (const one of lanes) one.show(at);
+  $("place").textContent = `step ${at + 1} of ${longest()}`;
+  for (const [id, end] of [["first", 0], ["back", 0], ["forward", longest() - 1], ["last", longest() - 1]]) {
+    $(id).setAttribute("aria-disabled", String(at === end));
+  }
+  say(`Step ${at + 1} of ${longest()}. ${lanes.map((one) => one.said).join(" ")}`);
+}
+
+function say(text) {
+  $("said").textContent = text;
+}
+
+// Playing ------------------------------------------------------------------------------------
+
+function run() {
+  if (at >= longest() - 1) show(0);
+  clearInterval(timer);
+  timer = setInterval(() => (at < longest() - 1 ? show(at + 1) : pause()), STEP_MS);
+  $("play").textContent = "Pause";
+}
+
+function pause() {
+  clearInterval(timer);
+  timer = null;
+  $("play").textContent = "Play";
+}
+
+const KEYS = {
+  ArrowLeft: () => (pause(), show(at - 1)),
+  ArrowRight: () => (pause(), show(at + 1)),
+  Home: () => (pause(), show(0)),
+  End: () => (pause(), show(longest() - 1)),
+  " ": () => (timer ? pause() : run()),
+};
+
+document.addEventListener("keydown", (event) => {
+  const { target } = event;
+  if (!lanes.length || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
+  if (target.matches("input, select, textarea")) return; // there the keys mean something else
+  if (event.key === " " && target.matches("button, a")) return;
+  if (event.key in KEYS) {
+    event.preventDefault();
+    KEYS[event.key]();
+  }
+});
+$("first").addEventListener("click", KEYS.Home);
+$("back").addEventListener("click", KEYS.ArrowLeft);
+$("forward").addEventListener("click", KEYS.ArrowRight);
+$("last").addEventListener("click", KEYS.End);
+$("play").addEventListener("click", KEYS[" "]);
+$("stage").addEventListener("change", hint);
+$("problem").addEventListener("submit", (event) => (event.preventDefault(), submit()));
+$("random").addEventListener("click", async () => {
+  try {
+    const drawn = await example(info.posed_by === "expression" ? null : Number($("stage").value));
+    $("posed").value = drawn.expression ?? drawn.digits.join(" ");
+    await submit();
+  } catch (error) {
+    fail(error);
+  }
+});
+
+start().catch((error) => {
+  $("about").textContent = "";
+  fail(error);
+});
