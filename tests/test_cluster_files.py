@@ -25,7 +25,12 @@ from toolagent.run import command as run_command
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 RAY_UP = ["aws.yaml", "gcp.yaml", "onpremise.yaml"]
-MANIFESTS = ["kubernetes/raycluster.yaml", "kubernetes/rayjob.yaml", "kubernetes/results.yaml"]
+MANIFESTS = [
+    "kubernetes/raycluster.yaml",
+    "kubernetes/rayjob.yaml",
+    "kubernetes/results.yaml",
+    "kubernetes/rayservice.yaml",
+]
 SCRIPTS = ["slurm.sh", "submit.sh"]
 OTHERS = ["Containerfile", "with_nodes.py"]
 
@@ -54,6 +59,8 @@ FROM_START_TO_END = {
     "|kubectl port-forward|cluster/submit.sh|kubectl delete",
     "kubernetes/rayjob.yaml": "helm install|docker build|kubectl apply|kubectl logs|kubectl delete",
     "kubernetes/results.yaml": "kubectl apply|kubectl delete",
+    "kubernetes/rayservice.yaml": "helm install|docker build|kubectl apply|kubectl get rayservice"
+    "|kubectl port-forward|curl|kubectl delete",
     "slurm.sh": "pip install|sbatch|squeue|tail -f|scancel|--resume",
     "submit.sh": "RAY_AUTH_MODE=token|cluster/submit.sh|ray job logs|ray job stop|--resume",
     "Containerfile": "docker build|docker push|docker run",
@@ -181,7 +188,7 @@ def schemas():
     folder = Path(__file__).parent / "kuberay"
     result = {
         kind: json.loads((folder / f"{kind}.v1.schema.json").read_text(encoding="utf-8"))
-        for kind in ("RayCluster", "RayJob")
+        for kind in ("RayCluster", "RayJob", "RayService")
     }
     head = result["RayCluster"]["properties"]["spec"]["properties"]["headGroupSpec"]["properties"]
     pod = head["template"]
@@ -218,6 +225,7 @@ def schemas():
 API_VERSIONS = {
     "RayCluster": "ray.io/v1",
     "RayJob": "ray.io/v1",
+    "RayService": "ray.io/v1",
     "Service": "v1",
     "PersistentVolumeClaim": "v1",
     "StatefulSet": "apps/v1",
@@ -299,6 +307,66 @@ def test_ray_clusters_on_kubernetes(name):
         for volume in spec["headGroupSpec"]["template"]["spec"]["volumes"]
     ]
     assert claims == [documents("kubernetes/results.yaml")[0]["metadata"]["name"]]
+
+
+def rayservice():
+    (manifest,) = documents("kubernetes/rayservice.yaml")
+    return manifest["spec"], yaml.safe_load(manifest["spec"]["serveConfigV2"])
+
+
+def test_the_service_s_cluster_asks_for_a_token_and_can_read_the_results():
+    cluster = rayservice()[0]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    (group,) = cluster["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    claim = documents("kubernetes/results.yaml")[0]["metadata"]["name"]
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim
+    (mount,) = pod["containers"][0]["volumeMounts"]
+    assert mount["readOnly"]
+    (checkpoint,) = rayservice()[1]["applications"][0]["args"]["checkpoints"]
+    assert checkpoint.startswith(mount["mountPath"] + "/")
+    assert f"--output-dir {checkpoint}" in text("kubernetes/rayjob.yaml")
+
+
+def test_the_service_s_configuration_is_one_of_ray_serve_s():
+    """Serve's own schema, and the builder that it names, with the arguments that it gives."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from toolagent.serving import deployment
+
+    spec, config = rayservice()
+    parsed = ServeDeploySchema.model_validate(config)
+    (application,) = parsed.applications
+    module, _, function = application.import_path.partition(":")
+    assert module == deployment.__name__ and getattr(deployment, function)
+    built = deployment.application(application.args)
+    options = built._bound_deployment.ray_actor_options
+    (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    cpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert options["num_cpus"] * application.args["num_replicas"] <= cpus * group["maxReplicas"]
+    ports = {
+        port["containerPort"]
+        for port in group["template"]["spec"]["containers"][0]["ports"]
+        if port["name"] == "serve"
+    }
+    assert ports == {config["http_options"]["port"]}
+    config["applications"][0]["rout_prefix"] = "/"
+    with pytest.raises(ValueError, match="rout_prefix"):
+        ServeDeploySchema.model_validate(config)
+
+
+@pytest.mark.parametrize(
+    "path, key, value",
+    [
+        (("spec",), "serveConfig", "x"),
+        (("spec", "rayClusterConfig", "authOptions"), "mode", "password"),
+        (("spec", "rayClusterConfig"), "workerGroups", []),
+    ],
+)
+def test_schema_catches_in_a_service_of_ray(schemas, path, key, value):
+    (manifest,) = documents("kubernetes/rayservice.yaml")
+    _at(manifest, *path)[key] = value
+    assert faults(manifest, schemas["RayService"]) != []
 
 
 def test_the_fault_tolerance_refers_to_the_redis_beside_it():

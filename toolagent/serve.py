@@ -5,6 +5,7 @@ python -m toolagent.serve CHECKPOINT [CHECKPOINT2 ...] [--host 127.0.0.1] [--por
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import sys
 import time
@@ -59,18 +60,18 @@ def command(checkpoints: tuple[str, ...], host: str, port: int, names: tuple[str
             "playground, there is no password",
             file=sys.stderr,
         )
-    with (
-        Interrupt() as interrupt,
-        console.status("starting"),  # shown on terminals only
-        ray_session(None, dashboard=False),
-        deployment.serving(policies, host, names),
-    ):
+    with contextlib.ExitStack() as stack:
+        with console.status("starting"):  # shown on terminals only
+            stack.enter_context(ray_session(None, dashboard=False))
+            stack.enter_context(deployment.serving(policies, host, names))
         served = ", ".join(names_of([policy.folder for policy in policies]))
         shown = f"[{host}]" if ":" in host else host
         console.print(f"task {policies[0].task.name}: {served}", soft_wrap=True)
         console.print(f"playground: http://{shown}:{port}/  (Ctrl-C ends it)", soft_wrap=True)
-        while not interrupt.requested:
-            time.sleep(_LOOK_EVERY_S)
+        # Only now: while it starts, Ctrl-C stops it at once.
+        with Interrupt() as interrupt:
+            while not interrupt.requested:
+                time.sleep(_LOOK_EVERY_S)
     return cli.EXIT_INTERRUPTED
 
 

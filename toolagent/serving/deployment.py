@@ -12,10 +12,10 @@ from typing import Any
 from toolagent.errors import UserError
 from toolagent.policy import Policy
 from toolagent.serving.agents import Agents, load_agents
-from toolagent.serving.guard import LOOPBACK
 from toolagent.session.ray_session import quiet
 
 APPLICATION = "playground"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_ONGOING_REQUESTS = 1000  # per replica; beyond it Serve lets requests wait
 
 
@@ -24,7 +24,8 @@ def application(arguments: Mapping[str, Any]) -> Any:
 
     Args:
         arguments: `checkpoints`, paths that the replicas can read; `hosts`, the names to be
-            called by besides those of loopback; `num_replicas`, 1 by default.
+            called by besides those of loopback; `num_replicas`, 1 by default; `num_cpus` of a
+            replica, 0 by default.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -39,7 +40,7 @@ def application(arguments: Mapping[str, Any]) -> Any:
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=5,
         logging_config=logged,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": arguments.get("num_cpus", 0)},
     )
     @serve.ingress()
     class Playground:
@@ -105,12 +106,16 @@ def prepare(port: int) -> None:
     for name, value in {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),  # not included
         "RAY_SERVE_DIRECT_INGRESS_PORT_RETRY_COUNT": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PORT_QUARANTINE_S": "0",  # a replica that died is replaced at the same port
         # The agent plays in the loop that takes requests in: no hop to another thread and back.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        # Ray's workers give way to everything else on the machine; people wait for this one.
+        "RAY_worker_niceness": "0",
+        # On a busy machine Serve's own 5 s are not enough, and it begins again and again.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     }.items():

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toolagent.serving.figures import Figures
 from toolagent.serving.schemas import MAX_BODY_BYTES
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-Headers = Sequence[tuple[bytes, bytes]]
 
 # Everything comes from this server, nothing is framed, and no text ever becomes a script.
 _POLICY = (

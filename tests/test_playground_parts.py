@@ -1,0 +1,249 @@
+"""The playground's parts, without Ray: the player against `play`, batches, problems, the guard."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from playground import save_two
+from trained import noisy_network, untrained_expression_network, untrained_network
+
+from toolagent.errors import UserError
+from toolagent.policy import Policy, save_policy
+from toolagent.rollouts.play import play
+from toolagent.rollouts.trajectory import answers as answers_of
+from toolagent.rollouts.trajectory import trajectory
+from toolagent.serving.agents import load_agents, names_of
+from toolagent.serving.batching import Batcher
+from toolagent.serving.guard import host_of
+from toolagent.serving.player import Player, Question
+from toolagent.serving.problems import Refused, example_of, question_of
+from toolagent.serving.schemas import Problem
+from toolagent.tasks import get_task
+from toolagent.tokens import ANS, NUM_TOKENS, STO
+
+
+def player(network, task_name, tmp_path):
+    return Player(Policy(network.eval(), get_task(task_name), {}, tmp_path))
+
+
+def questions(problems):
+    return [Question(problems.take(np.array([row]))) for row in range(len(problems))]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3])
+def test_every_problem_of_a_stage_is_played_as_play_does(scale, tmp_path):
+    task = get_task("calculator")
+    network = noisy_network(scale)
+    problems = task.problems(0, 0, 1000)
+    batch = play(network, task, problems)
+    answered = player(network, "calculator", tmp_path).answer(questions(problems))
+    expected = [batch.actions[row, : batch.lengths[row]].tolist() for row in range(len(problems))]
+    assert [[step.token for step in one.steps] for one in answered] == expected
+    assert [one.solved for one in answered] == batch.solved.tolist()
+    assert [one.answer for one in answered] == answers_of(task, problems, batch)
+
+
+def test_expressions_of_different_lengths_are_played_together_as_alone(tmp_path):
+    task, network = get_task("expression"), untrained_expression_network(3)
+    problems = task.sample(np.random.default_rng(0), np.array([1, 8, 3, 5, 2, 8], np.int8))
+    one = player(network, "expression", tmp_path)
+    asked = questions(problems)
+    together = one.answer(asked)
+    for question, answer in zip(asked, together, strict=True):
+        (alone,) = one.answer([question])
+        assert [s.token for s in alone.steps] == [s.token for s in answer.steps]
+        assert np.allclose(
+            [s.probabilities for s in alone.steps],
+            [s.probabilities for s in answer.steps],
+            atol=1e-5,
+        )
+
+
+def test_steps_are_those_of_the_recorded_trajectory(tmp_path):
+    task, network = get_task("calculator"), noisy_network(0.1)
+    problem = task.pose(np.array([2]), digits=np.array([[3, 4, 5, 6, 7]]))
+    recorded = trajectory(network, task, problem)
+    (answer,) = player(network, "calculator", tmp_path).answer([Question(problem)])
+    assert answer.solved == recorded.solved and answer.answered == recorded.answered
+    for step, expected in zip(answer.steps, recorded.steps, strict=True):
+        assert step.token == expected.token and not step.given
+        assert len(step.probabilities) == NUM_TOKENS
+        assert sum(step.probabilities) == pytest.approx(1, abs=1e-5)
+        assert step.probabilities[step.token] == pytest.approx(expected.probability, abs=1e-5)
+        assert step.value == pytest.approx(expected.value, abs=1e-5)
+        assert step.registers == expected.registers
+        assert step.reward == pytest.approx(expected.reward)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_given_tokens_stand_first_and_the_rest_is_greedy_behind_them(at, tmp_path):
+    """Against a plain loop: the network's own `unroll` over the program so far, then argmax."""
+    task, network = get_task("calculator"), noisy_network(0.1)
+    problem = task.pose(np.array([2]), digits=np.array([[3, 4, 5, 6, 7]]))
+    one = player(network, "calculator", tmp_path)
+    (original,) = one.answer([Question(problem)])
+    given = (*(step.token for step in original.steps[:at]), STO)
+    (answer,) = one.answer([Question(problem, given)])
+    program = [step.token for step in answer.steps]
+    assert tuple(program[: len(given)]) == given
+    assert [step.given for step in answer.steps] == [n < len(given) for n in range(len(program))]
+    with torch.no_grad():
+        encoding, hidden = network.begin(
+            torch.from_numpy(problem.context), torch.from_numpy(problem.stage)
+        )
+        previous = torch.tensor([[10, *program[:-1]]])
+        logits, _, _ = network.unroll(previous, encoding, hidden)
+    assert program[len(given) :] == logits[0, len(given) :].argmax(1).tolist()
+
+
+def test_what_is_asked_in_one_turn_is_one_batch():
+    sizes = []
+
+    def answer(batch):
+        sizes.append(len(batch))
+        return [2 * number for number in batch]
+
+    async def ask():
+        batcher = Batcher(answer, 4)
+        batcher.observe = lambda size: sizes.append(-size)
+        alone = await batcher.ask(21)
+        return alone, await asyncio.gather(*map(batcher.ask, range(10)))
+
+    assert asyncio.run(ask()) == (42, [2 * number for number in range(10)])
+    assert sizes == [-1, 1, -4, 4, -4, 4, -2, 2]
+
+
+def test_a_fault_reaches_everybody_in_the_batch_and_nobody_after_it():
+    def answer(batch):
+        if 0 in batch:
+            raise ArithmeticError("zero")
+        return batch
+
+    async def ask():
+        batcher = Batcher(answer, 8)
+        faults = await asyncio.gather(*map(batcher.ask, (0, 1)), return_exceptions=True)
+        return faults, await batcher.ask(2)
+
+    faults, after = asyncio.run(ask())
+    assert [type(fault) for fault in faults] == [ArithmeticError] * 2 and after == 2
+
+
+def test_who_gave_up_is_not_played():
+    played = []
+
+    async def ask():
+        batcher = Batcher(lambda batch: played.extend(batch) or batch, 8)
+        gone = asyncio.ensure_future(batcher.ask("gone"))
+        there = asyncio.ensure_future(batcher.ask("there"))
+        await asyncio.sleep(0)  # both have asked; the batch runs in the next turn
+        gone.cancel()
+        return await there
+
+    assert asyncio.run(ask()) == "there"
+    assert "there" in played
+
+
+@pytest.mark.parametrize(
+    "asked, reason",
+    [
+        ({"digits": [3, 4]}, "there are 2; expected 3"),
+        ({"stage": 2, "digits": [3, 4, 5]}, "there are 3; stage 2, a*b+c-d*e, shows 5"),
+        ({"stage": 3, "digits": [3, 4, 5]}, "no stage 3; its stages are 0..2"),
+        ({"expression": "1+2"}, "task 'calculator' is posed by 'digits'"),
+        ({}, "'digits' is missing"),
+        ({"digits": [1, 2, 3], "given": ["ANS", "1"]}, "'1' comes after ANS"),
+        ({"digits": [1, 2, 3], "given": ["MUL"] * 8}, "8 tokens; an episode of this problem has 7"),
+    ],
+)
+def test_no_question(asked, reason):
+    with pytest.raises(Refused) as refused:
+        question_of(get_task("calculator"), Problem(**asked))
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("(3+4", "a '(' without its ')'"),
+        ("3+4)", "a ')' without its '('"),
+        ("3+x", "'x' (character 3) is not understood"),
+        ("34", "operands are single digits"),
+        ("", "expected a digit or '(' at the end"),
+        ("1+1+1+1+1+1+1+1+1", "has 9 operands; at most 8 are read"),
+    ],
+)
+def test_no_expression(text, reason):
+    with pytest.raises(Refused) as refused:
+        question_of(get_task("expression"), Problem(expression=text))
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("asked, stage", [([1, 2, 3], 0), ([1, 2, 3, 4], 1), ([1, 2, 3, 4, 5], 2)])
+def test_the_number_of_digits_tells_the_stage(asked, stage):
+    question = question_of(get_task("calculator"), Problem(digits=asked))
+    assert question.problem.stage.tolist() == [stage]
+    every = question_of(get_task("calculator"), Problem(stage=0, digits=[1, 2, 3, 4, 5]))
+    assert every.problem.stage.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["calculator", "tutorial", "expression"])
+def test_an_example_can_be_asked(name):
+    task, rng = get_task(name), np.random.default_rng(0)
+    for stage in [*task.stages, None]:
+        drawn = example_of(task, stage, rng)
+        question = question_of(task, Problem(**drawn.model_dump()))
+        assert question.problem.stage.tolist() == [drawn.stage]
+        assert stage in (None, drawn.stage)
+    with pytest.raises(Refused):
+        example_of(task, 99, rng)
+
+
+@pytest.mark.parametrize(
+    "header, host",
+    [
+        ("127.0.0.1:8000", "127.0.0.1"),
+        ("LOCALHOST", "localhost"),
+        ("[::1]:80", "::1"),
+        ("[::1]", "::1"),
+        ("evil.example:8000", "evil.example"),
+        ("127.0.0.1:8000@evil.example", None),
+        ("127.0.0.1:", "127.0.0.1"),
+        ("[evil]:80", None),
+        ("", None),
+        (":80", None),
+    ],
+)
+def test_host_of_a_header(header, host):
+    assert host_of(header) == host
+
+
+def test_names_are_as_short_as_they_can_be(tmp_path):
+    folders = [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b" / "y"]
+    assert names_of(folders[1:]) == ["x", "y"]
+    assert names_of(folders) == ["a/x", "b/x", "b/y"]
+    assert names_of(folders[:1]) == ["x"]
+
+
+def test_checkpoints_that_cannot_be_served_together(tmp_path):
+    before, after = save_two(tmp_path)
+    save_policy(tmp_path / "t", untrained_network(), "tutorial")
+    assert len(load_agents([before, after])) == 2
+    with pytest.raises(UserError, match=r"of task .calculator. and .* of task 'tutorial'"):
+        load_agents([before, tmp_path / "t"])
+    with pytest.raises(UserError, match="is given twice"):
+        load_agents([before, after / ".." / "before"])
+    with pytest.raises(UserError, match="9 checkpoints; expected 1 to 8"):
+        load_agents([before] * 9)
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_agents([tmp_path / "none"])
+
+
+def test_answering_ends_the_program(tmp_path):
+    task = get_task("calculator")
+    problem = task.pose(np.array([0]), digits=np.array([[3, 4, 5, 0, 0]]))
+    (answer,) = player(noisy_network(0.0), "calculator", tmp_path).answer(
+        [Question(problem, (ANS,))]
+    )
+    assert [step.token for step in answer.steps] == [ANS]
+    assert answer.answered and answer.answer is None and not answer.solved
