@@ -350,8 +350,9 @@ def test_the_service_s_configuration_is_one_of_ray_serve_s():
         if port["name"] == "serve"
     }
     assert ports == {config["http_options"]["port"]}
-    config["applications"][0]["rout_prefix"] = "/"
-    with pytest.raises(ValueError, match="rout_prefix"):
+    assert set(config["applications"][0]) <= set(type(application).model_fields)
+    config["applications"][0]["route_prefix"] = "no slash"
+    with pytest.raises(ValueError, match="route_prefix"):
         ServeDeploySchema.model_validate(config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
+from starlette.responses import FileResponse
 from starlette.types import ASGIApp
 
 from toolagent import __version__
@@ -67,7 +68,7 @@ def build_app(agents: Agents, hosts: Collection[str]) -> ASGIApp:
     figures = Figures()
     _add_routes(app, agents, figures)
     figures.routes = frozenset(app.openapi()["paths"])
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    _add_page(app)
     return Guard(app, hosts, figures)
 
 
@@ -129,6 +130,17 @@ def _add_routes(app: FastAPI, agents: Agents, figures: Figures) -> None:
     async def metrics() -> Response:
         """Requests, latencies and batches, for Prometheus."""
         return Response(figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_page(app: FastAPI) -> None:
+    """A route for each file of the page, and for nothing else."""
+    for file in sorted(PAGE.iterdir()):
+        for path in (f"/{file.name}", "/") if file.name == "index.html" else (f"/{file.name}",):
+            app.add_route(path, functools.partial(_file, file), include_in_schema=False)
+
+
+async def _file(file: Path, _: Request) -> Response:
+    return FileResponse(file)
 
 
 def _json(content: dict[str, Any]) -> Response:

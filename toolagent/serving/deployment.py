@@ -110,6 +110,7 @@ def prepare(port: int) -> None:
         "RAY_SERVE_DIRECT_INGRESS_PORT_RETRY_COUNT": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PORT_QUARANTINE_S": "0",  # a replica that died is replaced at the same port
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "toolagent.serving.guard:outermost",
         # The agent plays in the loop that takes requests in: no hop to another thread and back.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # Ray's workers give way to everything else on the machine; people wait for this one.

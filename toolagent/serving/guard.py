@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toolagent.serving.figures import Figures
@@ -25,6 +26,31 @@ _ALWAYS: tuple[tuple[bytes, bytes], ...] = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
 )
+
+
+# An answer takes milliseconds: no task is started to watch whether the client goes meanwhile.
+_WATCH_NOBODY = (b"x-request-disconnect-disabled", b"?1")
+# Headers with which a client could steer Ray Serve; one that is no UTF-8 makes it answer 500.
+_RAYS_OWN = (b"x-request-", b"x-serve-", b"x-session-id", b"serve_", b"serve-")
+
+
+class WithoutRaysHeaders:
+    """Around Ray Serve's own handling of a request, which begins before the application's."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if "headers" in scope:
+            kept = [entry for entry in scope["headers"] if not entry[0].startswith(_RAYS_OWN)]
+            scope = {**scope, "headers": [*kept, _WATCH_NOBODY]}
+        await self._app(scope, receive, send)
+
+
+def outermost() -> list[Middleware]:
+    """What Ray Serve puts around every request; it is told by the variable in `prepare`."""
+    return [Middleware(WithoutRaysHeaders)]
 
 
 class Guard:

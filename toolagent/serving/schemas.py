@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,7 +12,10 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_PROBLEMS = 256  # in one request to `/api/play/batch`
 MAX_TEXT = 500  # characters of an expression; what is too long for the task is refused by it
 
-TokenName = Literal[TOKEN_NAMES]  # type: ignore[valid-type]
+if TYPE_CHECKING:
+    TokenName = str
+else:
+    TokenName = Literal[TOKEN_NAMES]
 
 
 class _Strict(BaseModel):
