@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trained import ROOT, noisy_network, trained_network
+from trained import PROGRAMS, ROOT, trained_network
 
 from toolagent.policy import save_policy
 
@@ -23,10 +23,10 @@ STARTS_WITHIN_S = 240  # on a machine with much else to do
 
 
 def save_two(folder: Path) -> tuple[Path, Path]:
-    """Two checkpoints of `calculator`: one that solves nearly all, one that is often wrong."""
+    """Two checkpoints of `calculator`: one that solves all, one a fifth of stage 2 only."""
     after, before = folder / "after", folder / "before"
     save_policy(after, trained_network(), "calculator", env_steps=2000)
-    save_policy(before, noisy_network(0.3), "calculator", env_steps=1000)
+    save_policy(before, trained_network((*PROGRAMS[:2], PROGRAMS[1])), "calculator", env_steps=1000)
     return before, after
 
 
