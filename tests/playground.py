@@ -47,7 +47,11 @@ class Server:
         self.err: list[str] = []
         for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
             threading.Thread(target=lines.extend, args=(stream,), daemon=True).start()
-        self.url = self._wait()
+        try:
+            self.url = self._wait()
+        except BaseException:
+            self.end()
+            raise
 
     def _wait(self) -> str:
         deadline = time.monotonic() + STARTS_WITHIN_S
@@ -58,7 +62,6 @@ class Server:
             if self.process.poll() is not None:
                 break
             time.sleep(0.05)
-        self.end()
         raise AssertionError(f"it did not start: {''.join(self.out)}{''.join(self.err)}")
 
     def processes(self) -> list[int]:
