@@ -25,7 +25,7 @@ def application(arguments: Mapping[str, Any]) -> Any:
     Args:
         arguments: `checkpoints`, paths that the replicas can read; `hosts`, the names to be
             called by besides those of loopback; `num_replicas`, 1 by default; `num_cpus` of a
-            replica, 0 by default.
+            replica, 0 by default; `one_machine`: nothing of it need be reached from others.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -46,9 +46,11 @@ def application(arguments: Mapping[str, Any]) -> Any:
     class Playground:
         """A replica: the agents in its memory, and the ASGI application around them."""
 
-        def __init__(self, checkpoints: Sequence[str], hosts: Sequence[str]):
+        def __init__(self, checkpoints: Sequence[str], hosts: Sequence[str], one_machine: bool):
             import torch
 
+            if one_machine:
+                _keep_replicas_on_loopback()
             torch.set_num_threads(1)  # networks this small gain nothing from more
             quiet()
             self._agents, self._hosts = Agents(load_agents(checkpoints)), hosts
@@ -59,7 +61,23 @@ def application(arguments: Mapping[str, Any]) -> Any:
             return build_app(self._agents, self._hosts)
 
     hosts = [*LOOPBACK, *arguments.get("hosts", ())]
-    return Playground.bind([str(path) for path in arguments["checkpoints"]], hosts)
+    folders = [str(path) for path in arguments["checkpoints"]]
+    return Playground.bind(folders, hosts, arguments.get("one_machine", False))
+
+
+def _keep_replicas_on_loopback() -> None:
+    """Keeps a replica's second port off the network; to be called in the replica's constructor.
+
+    Behind its constructor, every replica opens a gRPC port for calls from other deployments: on all
+    interfaces, without a token, and what it is sent is unpickled. Ray 2.60 has no switch for it. A
+    test looks at what listens.
+    """
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(
+        server, address.replace("[::]", "127.0.0.1")
+    )
 
 
 def require_serve() -> None:
@@ -145,7 +163,7 @@ def serving(policies: Sequence[Policy], host: str, hosts: Sequence[str]) -> Iter
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
     folders = [str(policy.folder.resolve()) for policy in policies]
-    arguments = {"checkpoints": folders, "hosts": [host, *hosts]}
+    arguments = {"checkpoints": folders, "hosts": [host, *hosts], "one_machine": True}
     serve.run(application(arguments), name=APPLICATION, route_prefix="/")
     try:
         yield
