@@ -25,7 +25,8 @@ from toolagent import cli
 from toolagent.errors import UserError
 from toolagent.exporting import player
 from toolagent.exporting.card import model_card
-from toolagent.policy import POLICY_FILE, WEIGHTS_FILE, Policy, load_policy, write_atomically
+from toolagent.files import write_atomically
+from toolagent.policy import POLICY_FILE, WEIGHTS_FILE, Policy, load_policy, weights_file
 from toolagent.rollouts.certification import certify
 from toolagent.session.folder import new_folder
 
@@ -77,7 +78,7 @@ def export(policy: Policy, output_dir: Path, console: Console) -> int:
     except OSError as error:
         raise UserError(f"--output-dir {output_dir}: can't be written ({error.strerror})") from None
     try:
-        shutil.copyfile(policy.folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+        (temporary / WEIGHTS_FILE).write_bytes(weights_file(policy.network))
         (temporary / "player.py").write_text(
             player.source(type(policy.network).__name__, policy.task.name), encoding="utf-8"
         )
@@ -95,7 +96,7 @@ def export(policy: Policy, output_dir: Path, console: Console) -> int:
 
     trained = policy.metadata.get("trained_stages")
     console.print(
-        f"task {policy.task.name}, checkpoint {cli.one_line(policy.folder)}\n"
+        f"task {policy.task.name}, checkpoint {cli.one_line(policy.place)}\n"
         f"exported to {cli.one_line(output_dir)}\n",
         soft_wrap=True,
     )

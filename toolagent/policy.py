@@ -98,10 +98,7 @@ def save_policy(
             raise ValueError(
                 f"the network has {network.sizes}; task '{task_name}' needs {name}={right}"
             )
-    # Clones: on a GPU the GRU's weights are views of one buffer, which safetensors refuses.
-    weights = safetensors.torch.save(
-        {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
-    )
+    weights = weights_file(network)
     metadata = {
         "format": FORMAT,
         "task": task_name,
@@ -119,6 +116,14 @@ def save_policy(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, weights)
     write_atomically(folder / POLICY_FILE, (json.dumps(metadata, indent=2) + "\n").encode())
+
+
+def weights_file(network: AgentNetwork) -> bytes:
+    """The bytes of its `model.safetensors`; the same weights always give the same bytes."""
+    # Clones: on a GPU the GRU's weights are views of one buffer, which safetensors refuses.
+    return safetensors.torch.save(
+        {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+    )
 
 
 def load_policy(path: str | Path, expected_task: str | None = None) -> Policy:
