@@ -27,6 +27,7 @@ from toolagent.reporting.page import write_report
 from toolagent.reporting.run_files import read_run
 from toolagent.rollouts.certification import certify
 from toolagent.session.folder import RunFolder
+from toolagent.session.keeper import CheckpointKeeper
 from toolagent.session.report import behaviour, sample_trajectories, summarize
 from toolagent.session.training import Outcome, RunState
 from toolagent.tasks import get_task
@@ -96,7 +97,9 @@ def make_run(tmp_path_factory):
         last = row_of(ITERATIONS, seed)
         first = {str(stage): {"env_steps": 1000 * stage + 1, "time_s": 1.0} for stage in range(3)}
         state = RunState(ITERATIONS, last["env_steps"], last["time_s"], first)
-        outcome = Outcome(state, "solved", stages, [], folder.checkpoints / "checkpoint_000024")
+        keeper = CheckpointKeeper(settings, None, None, folder, print)
+        keeper.last = folder.checkpoints / "checkpoint_000024"
+        outcome = Outcome(state, "solved", stages, [], keeper)
         folder.write_summary(summarize(settings, outcome, folder))
         samples = sample_trajectories(settings, network, task)
         folder.write_behaviour(behaviour(outcome, samples, task))

@@ -16,6 +16,7 @@ from toolagent.rollouts import certification
 from toolagent.rollouts.certification import certify, measure
 from toolagent.session import training
 from toolagent.session.folder import RunFolder
+from toolagent.session.keeper import CheckpointKeeper
 from toolagent.session.report import print_report, sample_trajectories, summarize
 from toolagent.session.training import Outcome, RunState
 from toolagent.tasks import get_task
@@ -47,6 +48,11 @@ def up_to(operands):
         return (shortest if right else silent)(task, problems, row)
 
     return Planner(choose)
+
+
+def keeper_of(settings, folder):
+    """Of a run that has written no checkpoint."""
+    return CheckpointKeeper(settings, None, None, folder, print)
 
 
 class Events:
@@ -109,7 +115,7 @@ def finished(settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
     state = RunState(3, 4567, 8.0, {"2": {"env_steps": 1234.0, "time_s": 5.0}})
     stages = certify(network, EXPRESSION)
-    outcome = Outcome(state, "solved", stages, [], folder.checkpoints / "checkpoint_000003")
+    outcome = Outcome(state, "solved", stages, [], keeper_of(settings, folder))
     return settings, outcome, network, folder
 
 
@@ -172,7 +178,8 @@ def test_the_summary_has_the_shares_of_every_stage(finished):
 
 def test_programs_that_are_too_long_are_valid_and_not_shortest(settings, tmp_path):
     stages = certify(Planner(wasteful), EXPRESSION, (1, 4))
-    outcome = Outcome(RunState(), "time", stages, [], tmp_path / "checkpoints" / "c")
+    keeper = keeper_of(settings, RunFolder(tmp_path))
+    outcome = Outcome(RunState(), "time", stages, [], keeper)
     summary = summarize(settings, outcome, RunFolder(tmp_path))
     for stage in summary["stages"]:
         assert (stage["algebraically_valid"], stage["shortest"]) == (1.0, 0.0)
@@ -182,12 +189,12 @@ def test_programs_that_are_too_long_are_valid_and_not_shortest(settings, tmp_pat
 
 
 def test_a_checkpoint_says_which_stages_were_trained(settings, tmp_path):
-    class Algorithm:
-        def save_to_path(self, path):
-            pass
-
     network = untrained_expression_network()
-    callback = SimpleNamespace(task=EXPRESSION, refresh_network=lambda algorithm: network)
+    callback = SimpleNamespace(
+        task=EXPRESSION, refresh_network=lambda algorithm: network, measured=[]
+    )
+    algorithm = SimpleNamespace(get_state=lambda: {"updates": 3})
     folder = RunFolder(tmp_path / "run")
-    checkpoint = training._checkpoint(settings, Algorithm(), callback, folder, RunState(), ())
+    folder.checkpoints.mkdir(parents=True)
+    checkpoint = CheckpointKeeper(settings, algorithm, callback, folder, print).write(RunState())
     assert load_policy(checkpoint).metadata["trained_stages"] == [2, 4]

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import socket
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from trained import (
 from toolagent import cli, evaluate, explain, run
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.policy import save_policy
+from toolagent.session.manifest import write_manifest
+from toolagent.session.training import RunState
 
 COMMANDS = {"run": run.command, "evaluate": evaluate.command, "explain": explain.command}
 
@@ -29,11 +32,20 @@ def write_run(folder, task="calculator", config="task: calculator\n", network=No
     """What a run leaves that could be resumed, as far as it is looked at before Ray starts."""
     checkpoint = folder / "checkpoints" / "checkpoint_000003"
     save_policy(checkpoint, network or untrained_network(embedding_size=96), task)
-    (checkpoint / "algorithm").mkdir()
-    state = {"iteration": 3, "env_steps": 1000, "time_s": 1.0, "first_solved": {}}
-    (checkpoint / "run.json").write_text(json.dumps(state))
+    write_state(checkpoint, asdict(RunState(3, 1000, 1.0)))
     (folder / "config.yaml").write_text(config)
     return checkpoint
+
+
+def write_state(checkpoint, state):
+    (checkpoint / "run.json").write_text(json.dumps(state))
+    list_files(checkpoint)
+
+
+def list_files(checkpoint):
+    """Writes the manifest of whatever is in the checkpoint now."""
+    (checkpoint / "manifest.json").unlink(missing_ok=True)
+    write_manifest(checkpoint, {"config_sha256": None})
 
 
 def edit_json(file, **changes):
@@ -70,8 +82,15 @@ def prepared(tmp_path_factory):
     (folder / "file").write_text("mine")
     write_run(folder / "run")
     write_run(folder / "run-of-tutorial", "tutorial")
-    (write_run(folder / "run-of-old") / "run.json").write_text('{"iteration": 3}')
-    edit_json(write_run(folder / "run-of-other-format") / "policy.json", format=99)
+    write_state(write_run(folder / "run-of-old"), {"iteration": 3})
+    other_format = write_run(folder / "run-of-other-format")
+    edit_json(other_format / "policy.json", format=99)
+    list_files(other_format)
+    (write_run(folder / "run-without-manifest") / "manifest.json").unlink()
+    torn = write_run(folder / "run-that-is-torn")
+    (torn / "run.json").write_text("{}")
+    finished = asdict(RunState(3, 1000, 1.0, stopped_by="solved"))
+    write_state(write_run(folder / "run-that-is-solved"), finished)
     write_run(folder / "run-without-checkpoint")
     shutil.rmtree(folder / "run-without-checkpoint" / "checkpoints")
     (folder / "unknown-key.yaml").write_text("task: calculator\ntrainin:\n  lr: 1.0\n")
@@ -204,6 +223,17 @@ OUTPUT = [
     ("--resume run-of-tutorial", "is a checkpoint of task 'tutorial', not 'calculator'"),
     ("--resume run-of-old", "written by another version of toolagent"),
     ("--resume run-of-other-format", "has format 99"),
+    ("--resume run-without-manifest", "or was written by an older version of toolagent"),
+    ("--resume run-that-is-torn", "checkpoint_000003: run.json has 2 bytes, not"),
+    (
+        "--resume run-that-is-torn/checkpoints/checkpoint_000003",
+        "--resume run-that-is-torn/checkpoints/checkpoint_000003: run.json has 2 bytes, not",
+    ),
+    ("--resume run/checkpoints/checkpoint_000009", "there is no such checkpoint"),
+    ("--resume run-that-is-solved", "to train on, add --set run.stop_when_solved=false"),
+    ("--resume run --stop-env-steps 900", "it has made 1,000 env steps; raise --stop-env-steps"),
+    ("--resume run --stop-time-s 1", "it has trained for 1 s; raise --stop-time-s"),
+    ("--resume run --set run.stop_iterations=3", "it has made 3 iterations; raise run.stop_iter"),
 ]
 
 

@@ -206,7 +206,13 @@ def _newest(folder: Path) -> Path | None:
     """The complete policy folder with the highest number in its name."""
     if not folder.is_dir():
         return None
-    complete = [child for child in folder.iterdir() if (child / POLICY_FILE).is_file()]
+    # Hidden: not finished. Abandoned: of a course that a resumed run left.
+    others = (".", "abandoned_")
+    complete = [
+        child
+        for child in folder.iterdir()
+        if not child.name.startswith(others) and (child / POLICY_FILE).is_file()
+    ]
 
     def age(child: Path) -> tuple[int, str]:
         number = re.search(r"(\d+)$", child.name)

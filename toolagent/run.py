@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import sys
+import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,7 @@ def command(
     with contextlib.ExitStack() as stack:
         if resume is not None:
             # Read before anything is started: a wrong path is answered at once.
-            folder = stack.enter_context(run_to_resume(resume, tell))
+            folder, named = stack.enter_context(run_to_resume(resume, tell))
             config = str(folder.config)
         settings = load_settings(config, overrides)
         algorithm_config = build_algorithm_config(settings)
@@ -130,7 +131,8 @@ def command(
         check_records(settings, algorithm_config)
         start = Start()
         if resume is not None:
-            start = _resumed(folder, settings, load_settings(config), algorithm_config)
+            before = load_settings(config)
+            start = _resumed(folder, named, settings, before, algorithm_config)
         else:
             folder = stack.enter_context(new_run(output_dir, settings.task, tell))
             if init_from is not None:
@@ -150,6 +152,8 @@ class Start:
     policy: Policy | None = None
     checkpoint: Path | None = None
     state: dict[str, Any] = field(default_factory=dict)  # of `session.training.RunState`
+    resumed: bool = False  # a run that is there already, with a checkpoint or not yet
+    notes: tuple[str, ...] = ()  # what is to be told of how it was found
 
 
 def _as_overrides(shorthands: dict[str, Any]) -> list[str]:
@@ -173,9 +177,11 @@ def _run(
     import torch
 
     from toolagent.config import config_sha256, documents, to_yaml
+
+    ray_since = time.perf_counter() if start.resumed else None
     from toolagent.curriculum.callback import CurriculumCallback
     from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
-    from toolagent.session.checkpoints import ALGORITHM
+    from toolagent.session.checkpoints import restore_checkpoint
     from toolagent.session.display import Display
     from toolagent.session.environment import describe_environment
     from toolagent.session.learning_curve import plot_learning_curve
@@ -193,7 +199,8 @@ def _run(
     algorithm_config, notes = _fitted(settings, algorithm_config, cluster)
     text = to_yaml(settings)
     header = "".join(f"# Here: {note}\n" for note in notes)
-    folder.make(header + text)  # of all that could be refused, only a tracker comes after
+    # Of all that could be refused, only a tracker comes after.
+    folder.make(header + text, start.resumed)
     trackers.start(
         documents.parse(text, "the configuration"), config_sha256=config_sha256(settings)
     )
@@ -221,20 +228,24 @@ def _run(
         console.print(note)
 
     state, rows = RunState(**start.state), []
-    if start.checkpoint is not None:
-        rows = folder.cut_progress(state.iteration)
-        console.print(f"continues from {start.checkpoint.name} at {state.env_steps:,} env steps")
+    if start.resumed:
+        rows = _taken_up(console, folder, start, state)
+    elif start.policy is not None:
+        folder.note_origin(start.policy.folder)
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
     with console.status("starting env runners and learners"), spread_env_runners():
         algorithm = algorithm_config.build_algo()  # the status is shown on terminals only
     try:
         if start.checkpoint is not None:
-            algorithm.restore_from_path(str((start.checkpoint / ALGORITHM).resolve()))
+            restore_checkpoint(algorithm, start.checkpoint)
+            _state_losses(console, algorithm)
         callback = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
         if start.policy is not None:
             _load_weights(algorithm, start.policy)
         with Display(console, settings.run.stop_env_steps, settings.run.stop_time_s) as display:
-            outcome = train(settings, algorithm, callback, folder, display, trackers, state, rows)
+            outcome = train(
+                settings, algorithm, callback, folder, display, trackers, state, rows, ray_since
+            )
         network, task = callback.network, callback.task
         assert network is not None  # training measured it
         recorded = finish_recording(algorithm, recording)
@@ -253,7 +264,10 @@ def _run(
         console.print(line, soft_wrap=True)
     _write_report(folder)
     status = INTERRUPTED if outcome.stopped_by == "interrupted" else FINISHED
-    trackers.end(status, summary, result_files(folder, outcome.checkpoint))
+    trackers.end(status, summary, result_files(folder, outcome.keeper.last or folder.checkpoints))
+    if outcome.keeper.fault:
+        print(f"error: no final checkpoint ({outcome.keeper.fault})", file=sys.stderr)
+        return 1
     if outcome.stopped_by == "interrupted":
         return cli.EXIT_INTERRUPTED
     if outcome.state.env_steps == 0:
@@ -308,10 +322,31 @@ def _check_local_resources(algorithm_config: Any, address: str | None) -> None:
         )
 
 
-def _resumed(folder: RunFolder, settings: Any, before: Any, algorithm_config: Any) -> Start:
-    """The newest checkpoint, if these settings can continue from it; `before` are the run's own."""
-    from toolagent.session.checkpoints import newest_checkpoint
-    from toolagent.session.training import RunState
+def _resumed(
+    folder: RunFolder,
+    named: Path | None,
+    settings: Any,
+    before: Any,
+    algorithm_config: Any,
+) -> Start:
+    """The named or else the newest checkpoint, if these settings can continue from it.
+
+    Args:
+        folder: of the run.
+        named: a checkpoint in it.
+        settings: to go on with.
+        before: the run's own.
+        algorithm_config: of the settings.
+    """
+    from toolagent.config import config_sha256
+    from toolagent.session.checkpoints import (
+        finish_replacing,
+        never_wrote_one,
+        newest_checkpoint,
+        read_run_state,
+    )
+    from toolagent.session.manifest import TornCheckpoint, read_manifest
+    from toolagent.session.training import RunState, nothing_left
 
     for key in _FIXED:
         was, now = getattr(before, key), getattr(settings, key)
@@ -319,11 +354,55 @@ def _resumed(folder: RunFolder, settings: Any, before: Any, algorithm_config: An
             raise UserError(f"--resume {folder.path}: its {key} is {was}; it can't become {now}")
     if len(settings.curriculum.levels) != len(before.curriculum.levels):
         raise UserError(f"--resume {folder.path}: the number of curriculum.levels can't change")
-    checkpoint, state = newest_checkpoint(folder.checkpoints)
+    folder.lock("--resume")
+    finish_replacing(folder.checkpoints)
+    if never_wrote_one(folder.checkpoints) and not folder.summary.exists():
+        folder.check_origin()
+        return Start(resumed=True)
+    notes: list[str] = []
+    if named is None:
+        checkpoint, state = newest_checkpoint(folder.checkpoints, notes.append)
+    else:
+        try:
+            checkpoint, state = named, read_run_state(named)
+        except TornCheckpoint as fault:
+            raise UserError(f"--resume {named}: {fault}") from None
     if state.keys() != {entry.name for entry in fields(RunState)}:
         raise UserError(f"--resume {checkpoint}: written by another version of toolagent")
     _policy("--resume", checkpoint, settings, algorithm_config)
-    return Start(checkpoint=checkpoint, state=state)
+    done = nothing_left(settings, RunState(**state))
+    if done:
+        raise UserError(f"--resume {folder.path}: nothing is left to do: {done}")
+    if read_manifest(checkpoint)["config_sha256"] != config_sha256(before):
+        notes.append(f"config.yaml has changed since {checkpoint.name} was written")
+    return Start(checkpoint=checkpoint, state=state, resumed=True, notes=tuple(notes))
+
+
+def _taken_up(console: Any, folder: RunFolder, start: Start, state: Any) -> list[dict[str, Any]]:
+    """Brings a run's folder to where it is continued from; returns the rows of its progress."""
+    from toolagent.session.checkpoints import set_aside_later
+
+    for note in start.notes:
+        console.print(note, soft_wrap=True)
+    rows = folder.cut_progress(state.iteration)
+    folder.summary.unlink(missing_ok=True)  # of the session before
+    if start.checkpoint is None:
+        console.print("there is no checkpoint yet: begins anew")
+        return rows
+    for path in set_aside_later(folder.checkpoints, state.iteration):
+        console.print(f"set aside as {path.name}: later than the checkpoint, or not whole")
+    if len(rows) < state.iteration:
+        console.print(f"progress.jsonl lacks {state.iteration - len(rows)} rows")
+    console.print(f"continues from {start.checkpoint.name} at {state.env_steps:,} env steps")
+    return rows
+
+
+def _state_losses(console: Any, algorithm: Any) -> None:
+    """Says what was under way when the checkpoint was written and is not in it."""
+    requests = getattr(algorithm, "lost_at_restore", 0)
+    if requests:
+        episodes = requests * algorithm.config.num_envs_per_env_runner
+        console.print(f"lost: {requests} requests under way, so {episodes:,} episodes")
 
 
 def _policy(flag: str, path: str | Path, settings: Any, algorithm_config: Any) -> Policy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,7 @@ class CurriculumCallback(RLlibCallback):
         return {
             "curriculum": self.state.to_dict(),
             "measure_stream": self._rng.bit_generator.state,
+            "measured": [asdict(row) for row in self.measured],
         }
 
     def set_state(self, state: dict[str, Any], algorithm: Any) -> None:
@@ -142,6 +144,7 @@ class CurriculumCallback(RLlibCallback):
             )
         self.state = restored
         self._rng.bit_generator.state = state["measure_stream"]
+        self.measured = [StageAccuracy(**row) for row in state["measured"]]
         self._send_stage(algorithm)
 
     def _send_stage(self, algorithm: Any) -> None:

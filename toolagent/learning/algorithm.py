@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict, deque
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import (
+    COMPONENT_ENV_RUNNER,
+    COMPONENT_LEARNER,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
@@ -27,6 +33,14 @@ from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.exploration import STEP_COLUMNS, Exploration
 from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.learning.pipeline_figures import PipelineFigures
+from toolagent.learning.pipeline_state import (
+    DRAIN_S,
+    fragment_of,
+    fragment_state,
+    renew_streams,
+    restore_runners,
+    runner_states,
+)
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.draw import EXPLORER_KINDS
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner, Fragment
@@ -298,6 +312,9 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         # Runner id -> the weights' number of each of its requests under way, in order.
         self._in_flight: defaultdict[int, deque[int]] = defaultdict(deque)
         self._next_runner = 0
+        self._generation = 0  # of the streams that recreated env runners were given last
+        # Requests whose loss was seen outside an iteration; counted in the next one.
+        self.lost_at_restore = 0
         super().setup(config)
         task = self.env_runner_group.local_env_runner.env.task
         self._exploration = Exploration(self.config, task.stages.stop, task.num_statuses)
@@ -305,7 +322,8 @@ class ToolAgent(CallbackStateMixin, Algorithm):
 
     @override(Algorithm)
     def training_step(self) -> None:
-        figures = PipelineFigures()
+        figures = PipelineFigures(lost_requests=self.lost_at_restore)
+        self.lost_at_restore = 0
         self._runner_metrics: list[Any] = []
         for update in range(self.config.updates_per_iteration):
             started = time.perf_counter()
@@ -362,6 +380,9 @@ class ToolAgent(CallbackStateMixin, Algorithm):
                 self._runner_metrics.append(fragment.metrics)  # it was sampled all the same
             else:
                 taken.append(fragment)
+        if not self.config.max_policy_age:
+            # Only this order depends on which runner was faster; each one's own are in order.
+            taken.sort(key=lambda fragment: fragment.env_runner)
         # The next update's fragments are played while this one is learned from.
         self._request_fragments(len(taken))
         return taken
@@ -411,14 +432,15 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             ]
             if not free:
                 return
-            # The least busy one, in turn.
-            runner = min(
-                free,
-                key=lambda r: (
-                    len(self._in_flight[r]),
-                    (r - self._next_runner) % (max(runners) + 1),
-                ),
-            )
+            # The least busy one, in turn; in synchronous mode strictly in turn, so that who plays
+            # what does not depend on who is faster.
+            in_turn = {r: (r - self._next_runner) % (max(runners) + 1) for r in runners}
+            if self.config.max_policy_age:
+                runner = min(free, key=lambda r: (len(self._in_flight[r]), in_turn[r]))
+            else:
+                runner = min(runners, key=in_turn.__getitem__)
+                if runner not in free:
+                    return
             self._next_runner = runner + 1
             sent = group.foreach_env_runner_async(
                 "sample_fragment",
@@ -497,21 +519,81 @@ class ToolAgent(CallbackStateMixin, Algorithm):
     # Checkpoints --------------------------------------------------------------------------
 
     @override(Algorithm)
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return super().get_state(*args, **kwargs) | {
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """RLlib's state, and everything else that the course of the run depends on.
+
+        Env runners finish what they were asked for; those episodes are part of the state. What
+        does not come within `DRAIN_S` is counted in it instead, as lost to whoever restores it.
+        """
+        state = super().get_state(components, not_components=not_components, **kwargs) | {
             "updates": self._updates,
             "exploration": self._exploration.get_state(),
+        }
+        if self._check_component(PIPELINE, components, not_components):
+            state[PIPELINE] = self._pipeline_state()
+        return state
+
+    def _pipeline_state(self) -> dict[str, Any]:
+        deadline = time.perf_counter() + DRAIN_S
+        figures = PipelineFigures()
+        while any(self._in_flight.values()) and time.perf_counter() < deadline:
+            self._fetch(figures)
+        self.lost_at_restore += figures.lost_requests  # of runners that died just now
+        group = self.env_runner_group
+        quiet = [runner for runner in group.healthy_env_runner_ids() if not self._in_flight[runner]]
+        return {
+            "fragments": [fragment_state(fragment) for fragment in self._fragments],
+            "env_runners": runner_states(group, quiet),
+            "next_runner": self._next_runner,
+            "generation": self._generation,
+            "lost_requests": self.lost_at_restore + sum(map(len, self._in_flight.values())),
         }
 
     @override(Algorithm)
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
+        if COMPONENT_ENV_RUNNER in state:  # RLlib has set its count of env steps to the old total
+            self.env_runner_group.local_env_runner.set_state(state[COMPONENT_ENV_RUNNER])
         if "updates" in state:
             self._updates = state["updates"]
             self._exploration.set_state(state["exploration"])
             self._fragments.clear()  # played with the weights before
-            self.env_runner_group.foreach_env_runner("expect_any_weights")
+            # (By name, RLlib would not reach the local one.)
+            self.env_runner_group.foreach_env_runner(_expect_any_weights)
             self.publish_weights()
+        if PIPELINE in state:
+            self._set_pipeline_state(state[PIPELINE])
+
+    def _set_pipeline_state(self, state: dict[str, Any]) -> None:
+        classes: Any = self.metrics.stats_cls_lookup
+        self._fragments.extend(fragment_of(saved, classes) for saved in state["fragments"])
+        self._next_runner = state["next_runner"]
+        self._generation = state["generation"] + 1
+        self.lost_at_restore = state["lost_requests"]
+        stage = self.env_runner_group.local_env_runner.env.stage
+        if not restore_runners(
+            self.env_runner_group, state["env_runners"], stage, self._generation
+        ):
+            self._generation -= 1
+
+    @override(Algorithm)
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """As RLlib; and a runner that is new gets streams of its own, not its predecessor's."""
+        restored = super().restore_env_runners(env_runner_group)
+        if restored:
+            self._generation += 1
+            renew_streams(env_runner_group, restored, self._generation)
+        return restored
+
+
+def _expect_any_weights(env_runner: BatchedEnvRunner) -> None:
+    env_runner.expect_any_weights()
 
 
 def _learner_batch(columns: dict[str, np.ndarray], shard: int, shards: int) -> MultiAgentBatch:

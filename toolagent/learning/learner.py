@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Collection, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY, Learner
@@ -43,6 +45,7 @@ APPROXIMATE_KL = "approximate_kl"
 CLIPPED_SHARE = "clipped_share"
 EXPLAINED_VARIANCE = "vf_explained_var"  # as RLlib's PPO calls it
 IMITATION_LOSS = "imitation_loss"
+RANDOM_STREAMS = "random_streams"
 
 
 class EpisodeColumnsLearner(TorchLearner):
@@ -82,6 +85,41 @@ class EpisodeColumnsLearner(TorchLearner):
             params=parameters,
             lr_or_lr_schedule=config.lr,
         )
+
+    @override(Learner)
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """RLlib's state, and the process's random streams, which shuffle minibatches."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(RANDOM_STREAMS, components, not_components):
+            state[RANDOM_STREAMS] = {
+                "python": random.getstate(),
+                "numpy": np.random.get_state(legacy=False),
+                "torch": torch.get_rng_state(),
+            }
+        return state
+
+    @override(Learner)
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over what is in `state`; what the config says of the optimizer still holds."""
+        super().set_state(state)
+        for module_id, optimizers in self._module_optimizers.items():
+            config: Any = self.config.get_config_for_module(module_id=module_id)
+            for name in optimizers:
+                for group in self._named_optimizers[name].param_groups:  # type: ignore[attr-defined]
+                    group["weight_decay"] = config.weight_decay
+                    if isinstance(config.lr, int | float):  # a schedule sets it by env steps
+                        group["lr"] = config.lr
+        if RANDOM_STREAMS in state:
+            streams = state[RANDOM_STREAMS]
+            random.setstate(streams["python"])
+            np.random.set_state(streams["numpy"])
+            torch.set_rng_state(streams["torch"])
 
     @override(TorchLearner)
     def compute_loss_for_module(

@@ -76,7 +76,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
 
     Problems come from the native vector env's stream and stage mix; the actions from a torch
     stream of the runner's own. Both are seeded by `SeedSequence((seed, worker, evaluation))` and
-    are part of `get_state`.
+    are part of `get_state`. A runner that takes a dead one's place would play that one's episodes
+    again: `renew_streams` gives it streams of a later generation.
     """
 
     @override(EnvRunner)
@@ -116,16 +117,26 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     @override(EnvRunner)
     def make_env(self) -> None:
         """(Re)creates the environment and both random streams from the config."""
-        in_evaluation = bool(self.config.in_evaluation)
         settings: dict[str, Any] = dict(self.config.env_config) | {"num_envs": self.num_envs}
         settings.pop("seed", None)
         settings.pop("evaluation", None)
         self.env = create_for_rllib(settings)
         self.recorder: EpisodeRecorder | None = recorder_of(self, self.env.task)
-        seed = self.config.seed
-        streams = np.random.SeedSequence(
-            None if seed is None else (int(seed), int(self.worker_index or 0), int(in_evaluation))
-        ).spawn(2)
+        self.renew_streams()
+
+    def renew_streams(self, generation: int = 0) -> None:
+        """Begins both random streams anew.
+
+        Args:
+            generation: 0 for the runner that was there first; each other number gives streams that
+                share nothing with it.
+        """
+        assert self.env is not None
+        entropy = None
+        if self.config.seed is not None:
+            place = (int(self.worker_index or 0), int(bool(self.config.in_evaluation)))
+            entropy = (int(self.config.seed), *place, *((generation,) if generation else ()))
+        streams = np.random.SeedSequence(entropy).spawn(2)
         self.env.reset(seed=[int(word) for word in streams[0].generate_state(4)])
         self._generator.manual_seed(int(streams[1].generate_state(1, np.uint64)[0] >> 1))
 
@@ -250,18 +261,23 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         **kwargs: Any,
     ) -> dict[str, Any]:
         assert self.env is not None
-        state: dict[str, Any] = {
+        state = self.get_streams() | {"stage": self.env.stage}
+        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
+            state[COMPONENT_RL_MODULE] = self.module.get_state(**kwargs)
+            state[WEIGHTS_SEQ_NO] = self._weights_seq_no
+        return state
+
+    def get_streams(self) -> dict[str, Any]:
+        """The part of `get_state` that is this runner's alone: its random streams, its failed
+        problems and its count of env steps."""
+        assert self.env is not None
+        return {
             NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps_sampled_lifetime,
-            "stage": self.env.stage,
             "worker_index": self.worker_index,
             "problem_stream": self.env.np_random.bit_generator.state,
             "action_stream": self._generator.get_state().numpy(),
             "failed_problems": self._draw.failed.get_state(),
         }
-        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
-            state[COMPONENT_RL_MODULE] = self.module.get_state(**kwargs)
-            state[WEIGHTS_SEQ_NO] = self._weights_seq_no
-        return state
 
     @override(Checkpointable)
     def set_state(self, state: Any) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ ENVIRONMENT = "environment.json"
 BEHAVIOUR = "behaviour.json"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
+_ORIGIN = ".init-from"  # in CHECKPOINTS
 
 
 def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:
@@ -70,6 +74,7 @@ class RunFolder:
         self.environment = path / ENVIRONMENT
         self.behaviour = path / BEHAVIOUR
         self.report = path / REPORT
+        self._waiting = ""  # rows of progress that could not be written yet
 
     @classmethod
     def new(cls, path: Path | None, task: str) -> RunFolder:
@@ -90,8 +95,9 @@ class RunFolder:
         if self.mirror is not None:
             self.mirror.request()
 
-    def make(self, config: str) -> None:
-        """Makes the folder and writes the fully resolved configuration into it.
+    def make(self, config: str, resumed: bool = False) -> None:
+        """Makes the folder, or takes up that of a resumed run, and writes the fully resolved
+        configuration into it.
 
         Raises:
             UserError: it can't be written.
@@ -100,9 +106,10 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.write_config(config)
         except OSError as error:
-            raise UserError(
-                f"--output-dir {self.path}: can't be written ({error.strerror})"
-            ) from None
+            flag = "--resume" if resumed else "--output-dir"
+            raise UserError(f"{flag} {self.path}: can't be written ({error.strerror})") from None
+        if not resumed:
+            self.lock("--output-dir")
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
@@ -120,32 +127,109 @@ class RunFolder:
             raise UserError(f"--resume {path}: can't be written")
         return folder
 
+    @classmethod
+    def to_resume(cls, path: Path) -> tuple[RunFolder, Path | None]:
+        """The folder of a run, and the checkpoint in it if the path is that of a checkpoint.
+
+        Raises:
+            UserError: neither is there.
+        """
+        absolute = path.absolute()
+        if absolute.parent.name == CHECKPOINTS and not (path / CONFIG).exists():
+            run = cls(absolute.parent.parent)
+            if run.config.is_file():
+                if not path.is_dir():
+                    raise UserError(f"--resume {path}: there is no such checkpoint")
+                return cls.existing(path.parent.parent), path
+        return cls.existing(path), None
+
+    def lock(self, label: str) -> None:
+        """Keeps the folder for this process until it ends; a kill leaves nothing behind.
+
+        Raises:
+            UserError: another run is at work in it.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{label} {self.path}: a run is at work in it; stop that first"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+    def note_origin(self, policy: Path) -> None:
+        """Notes where the weights came from: until the first checkpoint nothing else says it."""
+        (self.checkpoints / _ORIGIN).write_text(f"{policy}\n", encoding="utf-8")
+
+    def check_origin(self) -> None:
+        """Raises UserError for a run without a checkpoint that began with another one's weights."""
+        if (self.checkpoints / _ORIGIN).exists():
+            raise UserError(
+                f"--resume {self.path}: it has no checkpoint yet, and its first weights came from "
+                "--init-from; start it anew"
+            )
+
     def write_config(self, text: str) -> None:
         """The fully resolved configuration."""
         write_atomically(self.config, text.encode())
 
-    def append_progress(self, row: dict[str, Any]) -> None:
-        """One row an iteration; a row is one write, so a killed run tears at most the last."""
-        with open(self.progress, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def append_progress(self, row: dict[str, Any]) -> str | None:
+        """One row an iteration; a row is one write, so a killed run tears at most the last.
+
+        Returns:
+            Why it could not be written; it is kept then, and written with the next. Else None.
+        """
+        self._waiting += json.dumps(row) + "\n"
+        try:
+            self._append()
+        except OSError as error:
+            return f"{error.strerror or error}"
+        return None
+
+    def sync_progress(self) -> None:
+        """Waits until all rows so far are on the disk.
+
+        Raises:
+            OSError: they can't be written.
+        """
+        self._append()
+        with open(self.progress, "rb") as file:
+            os.fsync(file.fileno())
+
+    def _append(self) -> None:
+        """Writes the rows that wait: all of them or, with an OSError, none."""
+        data = self._waiting.encode()
+        descriptor = os.open(self.progress, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            if os.write(descriptor, data) < len(data):
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.progress))
+        finally:
+            os.close(descriptor)
+        self._waiting = ""
 
     def cut_progress(self, iteration: int) -> list[dict[str, Any]]:
         """Keeps the rows up to an iteration (what a resumed run continues from) and returns them.
 
-        A torn last line, as a killed run may leave, is dropped.
+        Lines that are no rows, as a kill may leave one at the end, are dropped.
         """
-        rows = []
+        rows: dict[int, dict[str, Any]] = {}
         if self.progress.is_file():
-            for line in self.progress.read_text(encoding="utf-8").splitlines():
+            for line in self.progress.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError:
-                    break
-                if row["iteration"] <= iteration:
-                    rows.append(row)
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+                    if row["iteration"] <= iteration:
+                        rows[row["iteration"]] = row
+                except (ValueError, TypeError, KeyError):
+                    continue
+        kept = [rows[number] for number in sorted(rows)]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
         write_atomically(self.progress, text.encode())
-        return rows
+        return kept
 
     def add_environment(self, session: dict[str, Any]) -> None:
         """Where the run ran: one entry a session, as a resumed run has several."""

@@ -38,8 +38,11 @@ def new_run(given: str | None, task: str, tell: Callable[[str], None]) -> Iterat
 
 
 @contextlib.contextmanager
-def run_to_resume(given: str, tell: Callable[[str], None]) -> Iterator[RunFolder]:
-    """The folder of an earlier run; from storage, a copy that is copied back as it grows.
+def run_to_resume(
+    given: str, tell: Callable[[str], None]
+) -> Iterator[tuple[RunFolder, Path | None]]:
+    """The folder of an earlier run; from storage, a copy that is copied back as it grows. And the
+    checkpoint in it, where a path names one.
 
     Args:
         given: a path or a URI.
@@ -49,7 +52,7 @@ def run_to_resume(given: str, tell: Callable[[str], None]) -> Iterator[RunFolder
         UserError: there is no run, or it can't be read or written.
     """
     if not is_uri(given):
-        yield RunFolder.existing(Path(given))
+        yield RunFolder.to_resume(Path(given))
         return
     storage = Storage.at(given, _RESUME)
     with _staged(storage, tell) as folder:
@@ -58,7 +61,7 @@ def run_to_resume(given: str, tell: Callable[[str], None]) -> Iterator[RunFolder
         folder.mirror.note_all_sent()
         RunFolder.existing(folder.path)
         storage.check_writable(_RESUME)
-        yield folder
+        yield folder, None
 
 
 @contextlib.contextmanager

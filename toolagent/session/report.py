@@ -12,6 +12,7 @@ from rich.table import Table
 from toolagent import cli
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
+from toolagent.session.checkpoints import best_checkpoint, list_checkpoints
 from toolagent.session.folder import RunFolder
 from toolagent.session.stops import STOPPED_BY
 from toolagent.session.training import Outcome
@@ -21,7 +22,9 @@ from toolagent.tokens import TOKEN_NAMES
 
 def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
     """`summary.json`, as design section 4 declares it."""
-    state = outcome.state
+    state, keeper = outcome.state, outcome.keeper
+    last = keeper.last or next(reversed(list_checkpoints(folder.checkpoints)), None)
+    best = best_checkpoint(folder.checkpoints)
     stages = []
     for stage in outcome.stages:
         first = state.first_solved.get(str(stage.stage))
@@ -43,7 +46,10 @@ def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, A
         "iterations": state.iteration,
         "stopped_by": outcome.stopped_by,
         "stages": stages,
-        "checkpoint": str(outcome.checkpoint.relative_to(folder.path)),
+        "checkpoint": last and str(last.relative_to(folder.path)),
+        "best_checkpoint": best and str(best.relative_to(folder.path)),
+        "checkpoints_written": keeper.written,
+        "checkpoints_s": keeper.seconds,
     }
 
 

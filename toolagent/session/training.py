@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
-from toolagent.config import Settings, config_sha256
+from toolagent.config import Settings
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback, env_steps_of
 from toolagent.rollouts.certification import SAMPLE_SIZE, StageAccuracy, certify, is_solved
-from toolagent.session.checkpoints import write_checkpoint
 from toolagent.session.display import Display
 from toolagent.session.folder import RunFolder
 from toolagent.session.interrupt import Interrupt
+from toolagent.session.keeper import CheckpointKeeper
 from toolagent.session.metrics import RunMetrics
 from toolagent.session.trackers import Trackers
 from toolagent.tasks import Task
@@ -52,6 +52,7 @@ class RunState:
     env_steps: int = 0
     time_s: float = 0.0  # of training, over all sessions of a resumed run
     first_solved: dict[str, dict[str, float]] = field(default_factory=dict)  # by stage
+    stopped_by: str | None = None  # as in `Outcome`, in the last checkpoint of a session
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Outcome:
     stopped_by: str  # "solved", "env_steps", "time", "iterations", "interrupted"
     stages: list[StageAccuracy]
     rows: list[dict[str, Any]]
-    checkpoint: Any  # Path of the last one
+    keeper: CheckpointKeeper
 
 
 def train(
@@ -74,6 +75,7 @@ def train(
     trackers: Trackers,
     state: RunState,
     rows: list[dict[str, Any]],
+    ray_since: float | None = None,
 ) -> Outcome:
     """Trains until a stop, writing progress and checkpoints on the way.
 
@@ -89,11 +91,14 @@ def train(
         trackers: told of every iteration.
         state: a new run's, or a restored one; changed.
         rows: of the progress so far; added to.
+        ray_since: `perf_counter` when Ray was up, for a resumed run, which then says how long it
+            took to train again.
     """
     run = settings.run
     start = time.perf_counter() - state.time_s
-    last_checkpoint = time.perf_counter()
-    checkpoint = None
+    keeper = CheckpointKeeper(settings, algorithm, callback, folder, display.event)
+    state.stopped_by = None
+    unwritten = None
     metrics = RunMetrics(folder.path, settings.task, run.checkpoint_every_s, enabled=run.metrics)
     with Interrupt() as interrupt, metrics:
         metrics.note_actors(algorithm)
@@ -106,33 +111,41 @@ def train(
             solved = _note_solved(settings, callback, state, row, display)
             state.time_s = row["time_s"] = time.perf_counter() - start
             rows.append(row)
-            folder.append_progress(row)
+            before_this, unwritten = unwritten, folder.append_progress(row)
+            if unwritten and not before_this:
+                display.event(f"warning: progress.jsonl waits to be written ({unwritten})")
             metrics.note(row, len(state.first_solved), algorithm)
             trackers.log(row, result)
+            if ray_since is not None:
+                seconds, ray_since = time.perf_counter() - ray_since, None
+                display.event(f"trains again, {seconds:.1f} s after Ray was up")
             if row["curriculum_event"]:
                 display.event(f"{state.env_steps:>9,} env steps: {row['curriculum_event']}")
             display.update(row)
             stopped_by = _stop(settings, state, solved, interrupt)
-            due = time.perf_counter() - last_checkpoint >= run.checkpoint_every_s
-            if due and not stopped_by:
-                began = time.perf_counter()
-                checkpoint = _checkpoint(settings, algorithm, callback, folder, state, ())
-                last_checkpoint = time.perf_counter()
-                metrics.note_checkpoint(last_checkpoint - began)
             if stopped_by:
                 break
+            if keeper.due:
+                before_it = keeper.seconds
+                if keeper.write(state):
+                    metrics.note_checkpoint(keeper.seconds - before_it)
         network = callback.refresh_network(algorithm)
         stages = certify(network, callback.task)
-        checkpoint = _checkpoint(settings, algorithm, callback, folder, state, stages)
-    return Outcome(state, stopped_by, stages, rows, checkpoint)
+        state.stopped_by = stopped_by
+        keeper.write(state, stages)
+    return Outcome(state, stopped_by, stages, rows, keeper)
 
 
 def _stop(settings: Settings, state: RunState, solved: bool, interrupt: Interrupt) -> str | None:
-    run = settings.run
-    if solved and run.stop_when_solved:
+    if solved and settings.run.stop_when_solved:
         return "solved"
     if interrupt.requested:
         return "interrupted"
+    return _limit_reached(settings, state)
+
+
+def _limit_reached(settings: Settings, state: RunState) -> str | None:
+    run = settings.run
     for name, limit, value in (
         ("env_steps", run.stop_env_steps, state.env_steps),
         ("time", run.stop_time_s, state.time_s),
@@ -141,6 +154,19 @@ def _stop(settings: Settings, state: RunState, solved: bool, interrupt: Interrup
         if limit is not None and value >= limit:
             return name
     return None
+
+
+def nothing_left(settings: Settings, state: RunState) -> str | None:
+    """Why a run that stands there has nothing left to do under these settings, and what would give
+    it something; None if it has."""
+    if state.stopped_by == "solved" and settings.run.stop_when_solved:
+        advice = "--set run.stop_when_solved=false"
+        return f"every stage of the curriculum is solved; to train on, add {advice}"
+    return {
+        "env_steps": f"it has made {state.env_steps:,} env steps; raise --stop-env-steps",
+        "time": f"it has trained for {state.time_s:.0f} s; raise --stop-time-s",
+        "iterations": f"it has made {state.iteration:,} iterations; raise run.stop_iterations",
+    }.get(_limit_reached(settings, state) or "")
 
 
 def _note_solved(
@@ -227,28 +253,3 @@ def _number(value: Any) -> float | None:
     if value is None or not math.isfinite(float(value)):
         return None
     return float(value)
-
-
-def _checkpoint(
-    settings: Settings,
-    algorithm: Any,
-    callback: CurriculumCallback,
-    folder: RunFolder,
-    state: RunState,
-    stages: Any,
-) -> Any:
-    checkpoint = write_checkpoint(
-        folder.checkpoints,
-        algorithm,
-        callback.refresh_network(algorithm),
-        asdict(state),
-        settings.run.keep_checkpoints,
-        task_name=settings.task,
-        env_steps=state.env_steps,
-        seed=settings.seed,
-        stages=[stage.record() for stage in stages],
-        trained_stages=settings.curriculum.trained_stages(callback.task.stages),
-        config_sha256=config_sha256(settings),
-    )
-    folder.share()
-    return checkpoint

@@ -1,0 +1,386 @@
+"""A run that is killed at any moment and resumed ends as if nothing had happened, to the last bit.
+
+Killed means SIGKILL of the command. The runs join a cluster of the test's own, which saves the
+time of starting one for each.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import ray
+from small_disk import mounted, remount
+from trained import ROOT
+
+from toolagent.config import build_algorithm_config, load_settings
+from toolagent.curriculum.callback import CurriculumCallback
+from toolagent.learning.algorithm import PIPELINE
+from toolagent.session.checkpoints import list_checkpoints, newest_checkpoint
+from toolagent.session.manifest import verify
+from toolagent.session.ray_session import listen_on_loopback, quiet
+from toolagent.session.state_files import encode_state, read_state
+
+# What a clock decides and nothing else.
+CLOCK = {"time_s", "env_steps_per_s", "learner_idle_share", "sampler_idle_share"}
+CLOCK |= {"wall_time_s", "first_solved_s", "checkpoints_s", "checkpoints_written"}
+CLOCK |= {"best_checkpoint"}  # of those that there was time to write
+
+COMMON = (
+    *("run.dashboard=false", "run.sample_trajectories=0", "run.stop_when_solved=false"),
+    "run.checkpoint_every_s=0.001",  # after every iteration: kills come while one is written
+)
+CALCULATOR = (
+    *("env_runners.num_env_runners=0", "env_runners.num_envs_per_env_runner=64"),
+    *("training.episodes_per_update=64", "training.updates_per_iteration=4"),
+    *("rl_module.model_config.embedding_size=16", "curriculum.measure_problems=100"),
+    *("curriculum.levels.0.advance_after_iterations=6", "curriculum.measure_every_iterations=2"),
+    "curriculum.levels.1.advance_after_iterations=6",
+)
+SHUFFLED = (  # by the process's own random stream
+    *CALCULATOR,
+    *("training.num_epochs=2", "training.minibatch_size=32"),
+    "training.shuffle_batch_per_epoch=true",
+)
+SYNCHRONOUS = (  # with remote runners, which wait for the learner
+    *CALCULATOR,
+    *("env_runners.num_env_runners=2", "env_runners.num_envs_per_env_runner=16"),
+    "training.max_policy_age=0",
+)
+OVERLAPPED = (*CALCULATOR, "env_runners.num_env_runners=1")
+EXPRESSION = (
+    *("task=expression", "curriculum.measure_problems=100"),
+    *("env_runners.num_env_runners=0", "env_runners.num_envs_per_env_runner=256"),
+    *("training.episodes_per_update=256", "training.updates_per_iteration=6"),
+    *("rl_module.model_config.embedding_size=16", "rl_module.model_config.num_heads=2"),
+    *("curriculum.levels.0.advance_after_iterations=5", "training.lr=[[0, 0.002], [99999, 0.0]]"),
+    "curriculum.levels.1.advance_after_iterations=5",
+)
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A cluster that the runs join; killing them leaves it as it is."""
+    quiet()
+    listen_on_loopback()
+    context = ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+# In one process: every part of the state --------------------------------------------------------
+
+
+def build(name, overrides):
+    settings = load_settings(name, (*COMMON, *overrides))
+    config = build_algorithm_config(settings)
+    config.callbacks(callbacks_class=[functools.partial(CurriculumCallback, settings.curriculum)])
+    return config.build_algo()
+
+
+def lasting(state, path=""):
+    """The state's leaves by path, without what measures time."""
+    if isinstance(state, dict):
+        for key, value in state.items():
+            yield from lasting(value, f"{path}/{key}")
+    elif isinstance(state, list | tuple):
+        for index, value in enumerate(state):
+            yield from lasting(value, f"{path}/{index}")
+    elif "metrics" not in path and "/times/" not in path and not path.endswith(("y_s", "e_s")):
+        yield path, state
+
+
+def leaves(algorithm):
+    """All that has to be equal, as bytes."""
+    return {
+        path: b"".join(encode_state(value).values())
+        for path, value in lasting(algorithm.get_state())
+    }
+
+
+def differing(one, two):
+    return sorted(path for path in one.keys() | two.keys() if one.get(path) != two.get(path))
+
+
+def rows(results):
+    """What an iteration's result says that no clock decides."""
+    kept = []
+    for result in results:
+        runners, learner = result["env_runners"], result["learners"]["default_policy"]
+        kept.append(
+            {
+                "curriculum": result["curriculum"],
+                "return": runners["episode_return_mean"],
+                "steps": runners["num_env_steps_sampled_lifetime"],
+                "loss": learner["policy_loss"],
+                "age": result["pipeline"]["policy_age_max"],
+            }
+        )
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "iterations"),
+    [
+        ("default", SHUFFLED, 7),
+        ("default", SYNCHRONOUS, 7),
+        ("default", OVERLAPPED, 7),
+        ("expression", EXPRESSION, 12),
+    ],
+    ids=["shuffled", "two-synchronous-runners", "one-overlapped-runner", "expression"],
+)
+def test_every_part_of_the_state_is_restored(address, tmp_path, name, overrides, iterations):
+    first = build(name, overrides)
+    for _ in range(iterations):
+        first.train()
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for file, content in encode_state(first.get_state()).items():
+        (folder / file).write_bytes(content)
+    saved = leaves(first)
+    expected = rows([first.train() for _ in range(4)])
+    end = leaves(first)
+    first.stop()
+
+    second = build(name, overrides)
+    second.train()  # what it was before does not matter
+    second.set_state(read_state(folder))
+    assert differing(leaves(second), saved) == []
+    assert rows([second.train() for _ in range(4)]) == expected
+    assert differing(leaves(second), end) == []
+    second.stop()
+    assert len([path for path in end if "optimizer" in path and "exp_avg" in path]) > 10
+    assert any(path.startswith("/exploration/replay") for path in end)
+    if overrides is OVERLAPPED:
+        assert any(path.startswith(f"/{PIPELINE}/fragments/0/batch") for path in end)
+    if name == "expression":
+        assert any(path.endswith("/failed_problems/ring") for path in end)
+
+
+def test_a_runner_that_takes_a_dead_one_s_place_plays_other_episodes(address):
+    algorithm = build("default", OVERLAPPED)
+    group = algorithm.env_runner_group
+
+    def on_runner(action):
+        return group.foreach_env_runner(action, local_env_runner=False)
+
+    [first] = on_runner(lambda runner: runner.sample().context)
+    [process] = on_runner(lambda runner: os.getpid())
+    os.kill(process, signal.SIGKILL)
+    deadline, new = time.monotonic() + 60, []
+    while time.monotonic() < deadline and new in ([], [process]):
+        algorithm.train()
+        time.sleep(0.2)
+        new = on_runner(lambda runner: os.getpid())
+    assert new not in ([], [process])
+    state = algorithm.get_state()[PIPELINE]
+    assert state["generation"] == 1
+    # Its stream has nothing in common with that of the first, not even later on.
+    played = on_runner(lambda runner: runner.env.np_random.bit_generator.state["state"]["inc"])
+    algorithm.stop()
+    again = build("default", OVERLAPPED)
+    before = again.env_runner_group.foreach_env_runner(
+        lambda runner: runner.env.np_random.bit_generator.state["state"]["inc"],
+        local_env_runner=False,
+    )
+    assert before != played
+    # A checkpoint without this runner's streams: it gets new ones, and what is lost is counted.
+    again.set_state(
+        again.get_state() | {PIPELINE: {**state, "env_runners": {}, "lost_requests": 3}}
+    )
+    assert again.lost_at_restore == 3
+    assert again.get_state()[PIPELINE]["generation"] == 2
+    assert again.train()["pipeline"]["lost_requests"] >= 3
+    [second] = again.env_runner_group.foreach_env_runner(
+        lambda runner: runner.sample().context, local_env_runner=False
+    )
+    assert not np.array_equal(first, second)
+    again.stop()
+
+
+# The command, killed and resumed ------------------------------------------------------------------
+
+
+def start(*arguments, address, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "toolagent.run", "--address", address, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def end(process, code=0, timeout=240):
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, err) == (code, ""), out
+    return out
+
+
+def sets(*overrides):
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def whole_run(folder, name, overrides, iterations, address):
+    limits = sets(*COMMON, *overrides, f"run.stop_iterations={iterations}")
+    return start("--config", name, "--output-dir", folder, *limits, address=address, cwd=ROOT)
+
+
+def without_clock(value):
+    if isinstance(value, dict):
+        return {k: without_clock(v) for k, v in value.items() if k not in CLOCK}
+    return list(map(without_clock, value)) if isinstance(value, list) else value
+
+
+def rows_of(folder):
+    if not (folder / "progress.jsonl").is_file():
+        return []
+    return [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+
+
+def same_end(one, two):
+    """Both runs came to the same in everything but time."""
+    assert without_clock(rows_of(one)) == without_clock(rows_of(two))
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, two)]
+    assert without_clock(summaries[0]) == without_clock(summaries[1])
+    ends = [
+        folder / summary["checkpoint"]
+        for folder, summary in zip((one, two), summaries, strict=True)
+    ]
+    for name in ("model.safetensors",):
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes()
+    states = [dict(lasting(read_state(folder))) for folder in ends]
+    assert states[0].keys() == states[1].keys()
+    for path, value in states[0].items():
+        assert encode_state(value) == encode_state(states[1][path]), path
+    for folder in list_checkpoints(two / "checkpoints"):
+        verify(folder)
+
+
+def kill(process, folder, moment, iterations):
+    """SIGKILL at a random moment, or (`moment` is None) while a checkpoint is being written.
+
+    Returns what was going on.
+    """
+    checkpoints, deadline = folder / "checkpoints", time.monotonic() + 120
+    writing = False
+    while process.poll() is None and time.monotonic() < deadline:
+        progress = folder / "progress.jsonl"
+        seen = progress.read_bytes().count(b"\n") if progress.is_file() else 0
+        if moment is not None and seen >= int(moment * iterations):
+            time.sleep(moment * iterations % 1 * 0.2)
+            break
+        if moment is None and seen >= 2 and list(checkpoints.glob(".*.partial/state.safetensors")):
+            writing = True
+            break
+        time.sleep(0.0005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it had ended before"
+    return f"{len(rows_of_torn(folder))} rows" + ", a checkpoint half written" * writing
+
+
+def rows_of_torn(folder):
+    progress = folder / "progress.jsonl"
+    return progress.read_bytes().splitlines() if progress.is_file() else []
+
+
+def check_kills(tmp_path, address, name, overrides, iterations, moments):
+    reference = tmp_path / "reference"
+    end(whole_run(reference, name, overrides, iterations, address))
+    assert len(rows_of(reference)) == iterations
+    for number, moment in enumerate(moments):
+        folder = tmp_path / f"killed-{number}"
+        process = whole_run(folder, name, overrides, iterations, address)
+        what = kill(process, folder, moment, iterations)
+        out = end(start("--resume", folder, address=address, cwd=ROOT))
+        print(f"killed at {what}:", *[line for line in out.splitlines() if "continues" in line])
+        assert "continues from checkpoint_" in out or "begins anew" in out
+        assert "lost:" not in out
+        same_end(reference, folder)
+
+
+def random_moments(count):
+    seed = int(os.environ.get("RESUME_SEED", time.time_ns() % 10**9))
+    print(f"RESUME_SEED={seed}")
+    rng = random.Random(seed)
+    return [rng.random() * 0.9 for _ in range(count)]
+
+
+def test_three_kills_and_three_ends_equal_to_the_last_bit(address, tmp_path):
+    moments = [*random_moments(2), None]
+    check_kills(tmp_path, address, "default", SHUFFLED, 20, moments)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(
+    ("name", "overrides", "kills"),
+    [
+        ("default", SHUFFLED, 10),
+        ("default", SYNCHRONOUS, 8),
+        ("default", OVERLAPPED, 6),
+        ("expression", EXPRESSION, 6),
+    ],
+    ids=["shuffled", "two-synchronous-runners", "one-overlapped-runner", "expression"],
+)
+def test_thirty_kills_and_thirty_equal_ends(address, tmp_path, name, overrides, kills):
+    moments = random_moments(kills)
+    moments[::3] = [None] * len(moments[::3])
+    check_kills(tmp_path, address, name, overrides, 30, moments)
+
+
+def test_a_finished_run_goes_on_when_its_limits_are_raised(address, tmp_path):
+    """From a checkpoint asked for by name, with a later one that is torn."""
+    reference, folder = tmp_path / "reference", tmp_path / "run"
+    end(whole_run(reference, "default", CALCULATOR, 12, address))
+    end(whole_run(folder, "default", CALCULATOR, 8, address))
+    out = start("--resume", folder, address=address, cwd=ROOT)
+    assert out.communicate()[1] == (
+        f"error: --resume {folder}: nothing is left to do: it has made 8 iterations; raise "
+        "run.stop_iterations\n"
+    )
+    assert out.returncode == 2
+    model = folder / "checkpoints" / "checkpoint_000008" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    more = sets("run.stop_iterations=12")
+    out = end(start("--resume", folder, *more, address=address, cwd=ROOT))
+    assert "passed over checkpoint_000008: model.safetensors has" in out
+    assert "set aside as abandoned_000008" in out
+    assert "continues from checkpoint_000007" in out
+    assert "trains again, " in out and " s after Ray was up" in out
+    same_end(reference, folder)
+
+
+def test_a_run_whose_disk_is_full_trains_on_and_can_be_resumed(address, tmp_path):
+    with mounted(tmp_path, "size=6m"):
+        folder = tmp_path / "run"
+        process = whole_run(folder, "default", CALCULATOR, 12, address)
+        out, err = process.communicate(timeout=240)
+        full = os.strerror(errno.ENOSPC)
+        assert (process.returncode, err) == (1, f"error: no final checkpoint ({full})\n"), out
+        assert f"warning: no checkpoint could be written ({full}); the last good one is" in out
+        assert [row["iteration"] for row in rows_of(folder)] == list(range(1, 13))
+        newest, state = newest_checkpoint(folder / "checkpoints")
+        assert 1 <= state["iteration"] < 12
+        remount(tmp_path, "size=100m")
+        out = end(start("--resume", folder, address=address, cwd=ROOT))
+        assert f"continues from {newest.name}" in out
+        assert list_checkpoints(folder / "checkpoints")[-1].name == "checkpoint_000012"
+        assert [row["iteration"] for row in rows_of(folder)] == list(range(1, 13))

@@ -1,0 +1,144 @@
+"""`manifest.json`: what a checkpoint consists of, so that a torn one is known before it is read.
+
+    {"format": 2, ..., "files": {"run.json": {"bytes": 93, "sha256": "..."}, ...}, "sha256": "..."}
+
+A folder is whole if it holds exactly the files that are listed, each of the size and sum that is
+written there; the last `sha256` is the manifest's own. This finds what a crash, a full disk or a
+bad disk did. It is no protection from somebody who *wants* to deceive: who can write the files
+can write the sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FORMAT = 2  # 1 had no manifest, and pickles
+_BLOCK = 1 << 20
+
+
+class TornCheckpoint(ValueError):
+    """A checkpoint is not whole; the message says what is wrong with which file."""
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes the files and waits until they are on the disk.
+
+    Raises:
+        OSError: the disk is full, the folder is read-only, ...
+    """
+    for name, content in files.items():
+        with open(folder / name, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_manifest(folder: Path, contents: Mapping[str, Any]) -> None:
+    """Lists all files that are in the folder; the last thing that is written into it.
+
+    Args:
+        folder: of plain files only.
+        contents: what else the manifest says.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    write_files(folder, {MANIFEST: _rendered({"format": FORMAT, **contents, "files": files})})
+    sync_folder(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest itself, sound; the files that it lists are not looked at.
+
+    Raises:
+        TornCheckpoint: it is missing, damaged, or of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise TornCheckpoint(
+            f"has no {MANIFEST}: it is torn, or was written by an older version of toolagent"
+        ) from None
+    except OSError as error:
+        raise TornCheckpoint(f"{MANIFEST} can't be read ({error.strerror})") from error
+    try:
+        manifest = json.loads(text)
+        own = manifest.pop("sha256")
+        # Every byte counts: what was written is what would be written again.
+        if own != _own_sum(manifest) or _rendered(manifest) != text:
+            raise ValueError
+        files = manifest["files"]
+        if not all(isinstance(entry["bytes"], int) for entry in files.values()):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise TornCheckpoint(f"{MANIFEST} is damaged") from None
+    if manifest.get("format") != FORMAT:
+        raise TornCheckpoint(
+            f"{MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}"
+        )
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Checks every file of the folder against the manifest, which it returns.
+
+    Raises:
+        TornCheckpoint: a file is missing, cut, changed, or not listed.
+    """
+    manifest = read_manifest(folder)
+    expected = manifest["files"]
+    try:
+        present = {path.name: path for path in folder.iterdir() if path.name != MANIFEST}
+        for name in sorted(expected.keys() - present.keys()):
+            raise TornCheckpoint(f"{name} is missing")
+        for name in sorted(present.keys() - expected.keys()):
+            raise TornCheckpoint(f"{name} does not belong to it")
+        for name, entry in expected.items():
+            path = present[name]
+            if path.is_symlink() or not path.is_file():
+                raise TornCheckpoint(f"{name} is no regular file")
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise TornCheckpoint(f"{name} has {size:,} bytes, not {entry['bytes']:,}")
+            if _sha256(path) != entry["sha256"]:
+                raise TornCheckpoint(f"{name} is damaged (its SHA-256 is not the manifest's)")
+    except OSError as error:
+        name = Path(error.filename).name if error.filename else "it"
+        raise TornCheckpoint(f"{name} can't be read ({error.strerror})") from error
+    return manifest
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the folder's own entries, so the names in it, are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rendered(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps({**manifest, "sha256": _own_sum(manifest)}, indent=2) + "\n").encode()
+
+
+def _own_sum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            total.update(block)
+    return total.hexdigest()
