@@ -144,7 +144,7 @@ class CurriculumCallback(RLlibCallback):
             )
         self.state = restored
         self._rng.bit_generator.state = state["measure_stream"]
-        self.measured = [StageAccuracy(**row) for row in state["measured"]]
+        self.measured = [StageAccuracy.from_dict(row) for row in state["measured"]]
         self._send_stage(algorithm)
 
     def _send_stage(self, algorithm: Any) -> None:

@@ -6,7 +6,7 @@ A stage whose problems can be listed is *certified*: every one of them is played
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,16 @@ class StageAccuracy:
     def certified(self) -> bool:
         """Every problem was counted and every one is solved."""
         return self.complete and self.faultless
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StageAccuracy:
+        """The inverse of `dataclasses.asdict`."""
+        programs = values["programs"]
+        restored = {
+            "programs": None if programs is None else Programs(**programs),
+            "other_splits": tuple(cls.from_dict(other) for other in values["other_splits"]),
+        }
+        return cls(**{**values, **restored})
 
     def record(self) -> dict[str, Any]:
         """As JSON files show it: shares are 0..1, and each other split is a record in it."""
