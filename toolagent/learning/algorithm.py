@@ -539,12 +539,16 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             state[PIPELINE] = self._pipeline_state()
         return state
 
-    def _pipeline_state(self) -> dict[str, Any]:
+    def _drain(self) -> None:
+        """Takes in what is under way, as far as it comes in time."""
         deadline = time.perf_counter() + DRAIN_S
         figures = PipelineFigures()
         while any(self._in_flight.values()) and time.perf_counter() < deadline:
             self._fetch(figures)
         self.lost_at_restore += figures.lost_requests  # of runners that died just now
+
+    def _pipeline_state(self) -> dict[str, Any]:
+        self._drain()
         group = self.env_runner_group
         quiet = [runner for runner in group.healthy_env_runner_ids() if not self._in_flight[runner]]
         return {
@@ -563,6 +567,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         if "updates" in state:
             self._updates = state["updates"]
             self._exploration.set_state(state["exploration"])
+            self._drain()
             self._fragments.clear()  # played with the weights before
             # (By name, RLlib would not reach the local one.)
             self.env_runner_group.foreach_env_runner(_expect_any_weights)
