@@ -208,7 +208,7 @@ def test_overlapped_runners_restores_in_place_and_a_killed_runner(build, tmp_pat
     # A killed runner comes back, is told the stage, and no counter goes down.
     victim = runners(algorithm, process_of)[0]
     os.kill(victim, signal.SIGKILL)
-    seen, lost, deadline = [steps_of(result)], 0.0, time.monotonic() + 40
+    seen, lost, deadline = [steps_of(result)], 0.0, time.monotonic() + 120
     while time.monotonic() < deadline:
         result = algorithm.train()
         seen.append(steps_of(result))

@@ -500,3 +500,32 @@ def test_batches_for_a_gpu_go_through_pinned_memory(monkeypatch):
         learner._device = torch.device(device)
         learner._convert_batch_type(None)
         assert asked == {"pin_memory": pinned, "use_stream": False}
+
+
+# Gradients that are no numbers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted(value):
+    group, network = group_of(config_of(lr=1e-2))
+    columns = learner_columns(played(network))
+    update(group, columns)
+    learner = group._learner
+    [(_, optimizer)] = learner.get_optimizers_for_module(DEFAULT_MODULE_ID)
+    weights = copy.deepcopy(network.state_dict())
+    moments = copy.deepcopy(optimizer.state_dict()["state"])
+    spoilt = learner_columns(played(network), rewards=columns["rewards"] * np.float32(value))
+    for _ in range(2):
+        results = update(group, spoilt)
+    assert results[DEFAULT_MODULE_ID]["skipped_updates"] == 1  # in this call
+    assert results[DEFAULT_MODULE_ID]["skipped_in_a_row"] == 2
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    for number, state in optimizer.state_dict()["state"].items():
+        for name, tensor in state.items():
+            assert torch.equal(torch.as_tensor(tensor), torch.as_tensor(moments[number][name]))
+    results = update(group, columns)
+    assert results[DEFAULT_MODULE_ID]["skipped_in_a_row"] == 0
+    changed = network.state_dict()
+    assert any(not torch.equal(tensor, weights[name]) for name, tensor in changed.items())
+    assert all(torch.isfinite(tensor).all() for tensor in changed.values())

@@ -17,6 +17,7 @@ from toolagent import cli
 from toolagent.config.settings import MAX_SEED
 from toolagent.errors import UserError
 from toolagent.session.folder import RunFolder
+from toolagent.session.interrupt import Interrupt
 from toolagent.session.output import finish, new_run, run_to_resume
 from toolagent.session.ray_session import Cluster, listen_on_loopback, quiet, ray_session
 from toolagent.session.recording import (
@@ -137,11 +138,17 @@ def command(
             folder = stack.enter_context(new_run(output_dir, settings.task, tell))
             if init_from is not None:
                 start = Start(policy=_policy("--init-from", init_from, settings, algorithm_config))
+        # Starting Ray can't be cut short, but a signal is remembered.
         with (
+            Interrupt() as interrupt,
             Trackers(settings.run.trackers, folder) as trackers,  # refuses before Ray is started
             ray_session(address, settings.run.dashboard, settings.sections) as cluster,
         ):
-            code = _run(console, settings, algorithm_config, cluster, folder, start, trackers)
+            interrupt.take_over()
+            interrupt.check()
+            code = _run(
+                console, settings, algorithm_config, cluster, folder, start, trackers, interrupt
+            )
         return code if finish(folder) else code or 1
 
 
@@ -173,6 +180,7 @@ def _run(
     folder: RunFolder,
     start: Start,
     trackers: Trackers,
+    interrupt: Interrupt,
 ) -> int:
     import torch
 
@@ -192,9 +200,10 @@ def _run(
         summarize,
     )
     from toolagent.session.spread import spread_env_runners
+    from toolagent.session.supervision import RunFailed, Supervision
     from toolagent.session.trackers.base import FINISHED, INTERRUPTED
     from toolagent.session.trackers.group import result_files
-    from toolagent.session.training import RunState, train
+    from toolagent.session.training import RunState
 
     algorithm_config, notes = _fitted(settings, algorithm_config, cluster)
     text = to_yaml(settings)
@@ -233,33 +242,45 @@ def _run(
     elif start.policy is not None:
         folder.note_origin(start.policy.folder)
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
-    with console.status("starting env runners and learners"), spread_env_runners():
-        algorithm = algorithm_config.build_algo()  # the status is shown on terminals only
-    try:
+
+    def build() -> Any:
+        with spread_env_runners():
+            algorithm = algorithm_config.build_algo()
+        quiet()  # RLlib has turned its loggers on again
+        return algorithm
+
+    def prepare(algorithm: Any, start: Start) -> None:
         if start.checkpoint is not None:
             restore_checkpoint(algorithm, start.checkpoint)
             _state_losses(console, algorithm)
-        callback = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
-        if start.policy is not None:
+        elif start.policy is not None:
             _load_weights(algorithm, start.policy)
-        with Display(console, settings.run.stop_env_steps, settings.run.stop_time_s) as display:
-            outcome = train(
-                settings, algorithm, callback, folder, display, trackers, state, rows, ray_since
-            )
-        network, task = callback.network, callback.task
-        assert network is not None  # training measured it
-        recorded = finish_recording(algorithm, recording)
-    finally:
-        algorithm.stop()
+
+    recorded: list[str] = []
+
+    def finished(algorithm: Any) -> None:
+        recorded.extend(finish_recording(algorithm, recording))
+
+    with Display(console, settings.run.stop_env_steps, settings.run.stop_time_s) as display:
+        supervision = Supervision(
+            settings, build, prepare, finished, folder, display, trackers, interrupt, ray_since
+        )
+        try:
+            outcome = supervision.run(start, rows)
+        except RunFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     summary = summarize(settings, outcome, folder)
     summary["num_env_runners"] = algorithm_config.num_env_runners  # 'auto' is known only now
     folder.write_summary(summary)
     plot_learning_curve(
-        rows, folder.learning_curve, f"{settings.task}, {settings.algorithm}, seed {settings.seed}"
+        outcome.rows,
+        folder.learning_curve,
+        f"{settings.task}, {settings.algorithm}, seed {settings.seed}",
     )
-    samples = sample_trajectories(settings, network, task)
-    folder.write_behaviour(behaviour(outcome, samples, task))
-    print_report(console, settings, outcome, samples, task, folder)
+    samples = sample_trajectories(settings, outcome.network, outcome.task)
+    folder.write_behaviour(behaviour(outcome, samples, outcome.task))
+    print_report(console, settings, outcome, samples, outcome.task, folder)
     for line in recorded:
         console.print(line, soft_wrap=True)
     _write_report(folder)

@@ -43,6 +43,15 @@ class RunSettings(BaseModel):
     )
     checkpoint_every_s: float = Field(default=60.0, gt=0, description="seconds between checkpoints")
     keep_checkpoints: int = Field(default=3, ge=1, description="the newest are kept")
+    max_learner_restarts: int = Field(
+        default=3, ge=0, description="restarts from the last checkpoint after learners died"
+    )
+    learner_timeout_s: float = Field(
+        default=300.0, gt=0, description="seconds in one update until remote learners are ended"
+    )
+    stall_warning_s: float = Field(
+        default=60.0, gt=0, description="seconds without an update until a warning"
+    )
     sample_trajectories: int = Field(default=5, ge=0, description="printed at the end, per stage")
     dashboard: bool = Field(default=True, description="start Ray's dashboard, on loopback")
     metrics: bool = Field(default=True, description="publish Ray metrics, for Prometheus")

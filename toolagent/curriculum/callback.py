@@ -166,6 +166,11 @@ def _set_stage(group: Any, stage: int, remote_ids: list[int] | None = None) -> N
         if env_runner.env is not None:
             env_runner.env.unwrapped.set_stage(stage)
 
+    # Sent and not waited for: a runner does what it is asked in turn, and one that hangs would keep
+    # all others waiting.
     group.foreach_env_runner(
-        apply, remote_worker_ids=remote_ids, local_env_runner=remote_ids is None
+        apply,
+        remote_worker_ids=remote_ids,
+        local_env_runner=remote_ids is None,
+        timeout_seconds=0.0,
     )

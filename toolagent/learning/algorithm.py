@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict, deque
-from collections.abc import Collection
+from collections import Counter, deque
+from collections.abc import Callable, Collection
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -31,16 +31,22 @@ from ray.rllib.utils.metrics import (
 
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.exploration import STEP_COLUMNS, Exploration
-from toolagent.learning.learner import EpisodeColumnsLearner
+from toolagent.learning.faults import (
+    MOST_SKIPPED_IN_A_ROW,
+    LearningFailed,
+    check_learners,
+    fault_in,
+)
+from toolagent.learning.learner import SKIPPED_IN_A_ROW, SKIPPED_UPDATES, EpisodeColumnsLearner
 from toolagent.learning.pipeline_figures import PipelineFigures
 from toolagent.learning.pipeline_state import (
     DRAIN_S,
     fragment_of,
     fragment_state,
-    renew_streams,
     restore_runners,
     runner_states,
 )
+from toolagent.learning.requests import Requests
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.draw import EXPLORER_KINDS
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner, Fragment
@@ -49,9 +55,13 @@ from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
 ADVANTAGE_ESTIMATORS = ("gae", "leave_one_out")
 PIPELINE = "pipeline"  # where the pipeline's own figures stand in a result
 _SAMPLE = "sample_fragment"
+_PING = "ping"
 _UNSET: Any = NotProvided  # RLlib's mark for an argument that was not given
 # RLlib's fetch waits until *all* requests are done or its time is up: a short time, asked again.
 _POLL_S = 0.001
+_NOBODY_THERE_S = 0.05  # between two looks for a runner that is alive
+_PATIENCE_S = 1.0  # with nothing to learn from, until `give_way` is asked
+_REJECTED_IN_A_ROW = 3  # fragments, then their runner is restarted
 
 
 class ToolAgentConfig(AlgorithmConfig):
@@ -70,6 +80,8 @@ class ToolAgentConfig(AlgorithmConfig):
         self.min_time_s_per_iteration = 0.0
         # Connector states are all that RLlib would sync by itself, and there are none.
         self._dont_auto_sync_env_runner_states = True
+        # RLlib's two looks at every gradient; the learner looks once, at their norm.
+        self.torch_skip_nan_gradients = True
 
         self.episodes_per_update = 512
         self.episodes_per_problem = 1
@@ -293,6 +305,17 @@ class ToolAgent(CallbackStateMixin, Algorithm):
     learner is: their number is bounded so that no episode is older than `max_policy_age` updates
     when it is learned from. Nothing is sent that could be refused, so nothing is dropped; what is
     dropped all the same (a runner's death, a fragment that came too late) is counted.
+
+    A runner that is killed, raises, is at one request for longer than `sample_timeout_s`, or sends
+    what can't have been played again and again is replaced, while the others play on. A dead
+    learner ends `train()` with `LearningFailed` or Ray's own error, now and in every later call.
+
+    Attributes:
+        updates: gradient steps so far.
+        updating_since: when the update under way was begun, on the monotonic clock.
+        requests: for fragments, those that are under way.
+        give_way: asked while there is nothing to learn from; once it is True, `train()` comes back
+            with what it has.
     """
 
     # RLlib types these as their base classes, or as what they are before `setup`.
@@ -309,48 +332,68 @@ class ToolAgent(CallbackStateMixin, Algorithm):
     def setup(self, config: Any) -> None:
         self._updates = 0  # gradient steps so far; weights are numbered by it
         self._fragments: deque[Fragment] = deque()  # ready, not learned from yet
-        # Runner id -> the weights' number of each of its requests under way, in order.
-        self._in_flight: defaultdict[int, deque[int]] = defaultdict(deque)
+        self.requests = Requests()
+        self.updating_since: float | None = None
+        self.give_way: Callable[[], bool] = lambda: False
         self._next_runner = 0
-        self._generation = 0  # of the streams that recreated env runners were given last
+        self._generation = 0  # of the streams that runners without a saved state were given last
         # Requests whose loss was seen outside an iteration; counted in the next one.
         self.lost_at_restore = 0
+        self._drained = PipelineFigures()  # what was counted since the last iteration
+        self._processes: dict[int, int] = {}  # runner id -> the number of its present process
+        self._rejected: Counter[int] = Counter()  # runner id -> fragments, in a row
+        self._skipped_in_a_row = 0
         super().setup(config)
         task = self.env_runner_group.local_env_runner.env.task
         self._exploration = Exploration(self.config, task.stages.stop, task.num_statuses)
         self.publish_weights()
 
+    @property
+    def updates(self) -> int:
+        """Gradient steps so far."""
+        return self._updates
+
     @override(Algorithm)
     def training_step(self) -> None:
-        figures = PipelineFigures(lost_requests=self.lost_at_restore)
+        check_learners(self)
+        if self._stage() != self._published_stage:
+            self.publish_weights()
+        figures, self._drained = self._drained, PipelineFigures()
+        figures.lost_requests += self.lost_at_restore
         self.lost_at_restore = 0
         self._runner_metrics: list[Any] = []
         for update in range(self.config.updates_per_iteration):
             started = time.perf_counter()
             batch = self._next_batch(figures)
-            if batch is None:  # no runner is alive: back to RLlib, which restores them
+            if batch is None:  # there is nothing to learn from, and the caller wants to go on
                 break
             sampled = time.perf_counter()
+            self.updating_since = time.monotonic()
             last = update + 1 == self.config.updates_per_iteration
-            figures.trained_env_steps += self._update(batch, reduce_metrics=last)
+            figures.trained_env_steps += self._update(batch, figures, reduce_metrics=last)
             learned = time.perf_counter()
             self.publish_weights()
+            self.updating_since = None
             figures.wait_s += sampled - started
             figures.learn_s += learned - sampled
             figures.sync_s += time.perf_counter() - learned
         if self._runner_metrics:
             self.metrics.aggregate(self._runner_metrics, key=ENV_RUNNER_RESULTS)
         figures.log(self.metrics, PIPELINE)
+        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise LearningFailed(
+                f"the gradients of {self._skipped_in_a_row} updates in a row were no finite "
+                "numbers; a smaller training.lr may help"
+            )
 
     # Sampling -----------------------------------------------------------------------------
 
     def _next_batch(self, figures: PipelineFigures) -> EpisodeBatch | None:
-        """The episodes of the next update; None if there is no runner left to play them."""
+        """The episodes of the next update; None if there are none and `give_way()`."""
         wanted = self.config.episodes_per_update
         group = self.env_runner_group
         if group.num_remote_env_runners() == 0:
-            runner = group.local_env_runner
-            fragments = [runner.sample_fragment(state=self._weights, num_episodes=wanted)]
+            fragments = [self._play_here(wanted, figures)]
         else:
             fragments = self._next_fragments(wanted, figures)
             if fragments is None:
@@ -365,13 +408,14 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         """Fragments with at least `wanted` episodes, none older than `max_policy_age`."""
         taken: list[Fragment] = []
         per_update = self._fragments_per_update()
+        waiting_since = time.monotonic()
         while sum(len(fragment.batch) for fragment in taken) < wanted:
             self._request_fragments(len(taken))
             fragment = self._next_waiting(per_update - len(taken))
             if fragment is None:
                 self._fetch(figures)
-                if not self._fragments and not self.env_runner_group.healthy_env_runner_ids():
-                    figures.dropped_episodes += sum(len(fragment.batch) for fragment in taken)
+                if not self._fragments and not self._wait_on(waiting_since):
+                    self._fragments.extendleft(reversed(taken))
                     return None
                 continue
             # Below 0: played before the algorithm was set back to an older state.
@@ -387,6 +431,33 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         self._request_fragments(len(taken))
         return taken
 
+    def _wait_on(self, since: float) -> bool:
+        """Brings runners back where all are gone; False if waiting any longer is not wanted."""
+        if not self.env_runner_group.healthy_env_runner_ids():
+            restored = self.restore_env_runners(self.env_runner_group)
+            if restored:
+                self._make_on_env_runners_recreated_callbacks(
+                    config=self.config,
+                    env_runner_group=self.env_runner_group,
+                    restored_env_runner_indices=restored,
+                )
+            time.sleep(_NOBODY_THERE_S)
+        # An iteration is cut short only where it would take long: its end is then no longer where
+        # another run of the same seed has it.
+        return time.monotonic() - since < _PATIENCE_S or not self.give_way()
+
+    def _play_here(self, wanted: int, figures: PipelineFigures) -> Fragment:
+        """A fragment of the local env runner."""
+        for _ in range(_REJECTED_IN_A_ROW):
+            fragment = self.env_runner_group.local_env_runner.sample_fragment(
+                state=self._weights, num_episodes=wanted
+            )
+            fault = fault_in(fragment.batch)
+            if fault is None:
+                return fragment
+            figures.reject(fragment)
+        raise LearningFailed(f"the env runner played {fault}, {_REJECTED_IN_A_ROW} times in a row")
+
     def _next_waiting(self, places: int) -> Fragment | None:
         """The oldest of the fragments that wait, or None to wait for more.
 
@@ -399,9 +470,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         oldest = ages.index(max(ages))
         limit = self.config.max_policy_age
         last_chance = sum(
-            self._updates + 1 - number >= limit
-            for numbers in self._in_flight.values()
-            for number in numbers
+            self._updates + 1 - number >= limit for number in self.requests.numbers_of_weights()
         )
         if ages[oldest] < limit and places <= last_chance:
             return None
@@ -421,14 +490,13 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         """
         group, config = self.env_runner_group, self.config
         allowed = self._fragments_per_update() * (config.max_policy_age + 1)
-        under_way = sum(len(numbers) for numbers in self._in_flight.values())
-        missing = allowed - taken - len(self._fragments) - under_way
+        missing = allowed - taken - len(self._fragments) - len(self.requests)
         runners = group.healthy_env_runner_ids()
         for _ in range(missing):
             free = [
                 runner
                 for runner in runners
-                if len(self._in_flight[runner]) < config.max_requests_in_flight_per_env_runner
+                if self.requests.of(runner) < config.max_requests_in_flight_per_env_runner
             ]
             if not free:
                 return
@@ -436,7 +504,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             # what does not depend on who is faster.
             in_turn = {r: (r - self._next_runner) % (max(runners) + 1) for r in runners}
             if self.config.max_policy_age:
-                runner = min(free, key=lambda r: (len(self._in_flight[r]), in_turn[r]))
+                runner = min(free, key=lambda r: (self.requests.of(r), in_turn[r]))
             else:
                 runner = min(runners, key=in_turn.__getitem__)
                 if runner not in free:
@@ -445,23 +513,72 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             sent = group.foreach_env_runner_async(
                 "sample_fragment",
                 tag=_SAMPLE,
-                kwargs={"state": self._weights},
+                kwargs={"state": self._weights, "request": self.requests.next_number()},
                 remote_worker_ids=[runner],
             )
             if not sent:
                 return
-            self._in_flight[runner].append(self._updates + 1)
+            self.requests.send(runner, self._updates + 1)
 
     def _fetch(self, figures: PipelineFigures) -> None:
-        """Takes in the fragments that are ready, and counts the requests that died."""
+        """Takes in the fragments that are ready, and gives up the requests that died or hang."""
         group = self.env_runner_group
         for runner, fragment in group.fetch_ready_async_reqs(tags=_SAMPLE, timeout_seconds=_POLL_S):
-            if self._in_flight[runner]:  # else it was given up for lost
-                self._in_flight[runner].popleft()
+            if self.requests.answer(fragment.request):  # else it was given up, and counted as lost
+                self._take_in(runner, fragment, figures)
+        self.requests.look()
+        for runner in self.requests.hung(self.config.sample_timeout_s):
+            figures.hung_env_runners += 1
+            self._replace(runner)
+        figures.lost_requests += self.requests.lose_all_but(group.healthy_env_runner_ids())
+
+    def _take_in(self, runner: int, fragment: Fragment, figures: PipelineFigures) -> None:
+        """Puts a fragment to those that wait, if it can be learned from."""
+        if fragment.process != self._processes.get(runner, 0):  # 0 is the first
+            figures.env_runner_restarts += 1
+            self._processes[runner] = fragment.process
+        if fault_in(fragment.batch) is None:
+            self._rejected[runner] = 0
             self._fragments.append(fragment)
-        alive = set(group.healthy_env_runner_ids())
-        for runner in [runner for runner in self._in_flight if runner not in alive]:
-            figures.lost_requests += len(self._in_flight.pop(runner))
+            return
+        figures.reject(fragment)
+        self._rejected[runner] += 1
+        if self._rejected[runner] == _REJECTED_IN_A_ROW:
+            self._rejected[runner] = 0
+            self._replace(runner)
+
+    def _replace(self, runner: int) -> None:
+        """Ends a runner's process; Ray starts another one, `restore_env_runners` finds it."""
+        # RLlib has no public way to end an actor that it manages.
+        manager = self.env_runner_group._worker_manager
+        ray.kill(manager.actors()[runner], no_restart=False)
+        manager.set_actor_state(runner, healthy=False)
+
+    @override(Algorithm)
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """The env runners that answer again, without waiting for those that do not yet.
+
+        RLlib's own waits up to `env_runner_health_probe_timeout_s` while all others are idle, and
+        sends the local runner's state. Here each request brings all that a new runner needs.
+        """
+        if env_runner_group is not self.env_runner_group:
+            return super().restore_env_runners(env_runner_group)
+        group = env_runner_group
+        if group.num_healthy_remote_env_runners() == group.num_remote_env_runners():
+            return []
+        healthy = set(group.healthy_env_runner_ids())
+        group.fetch_ready_async_reqs(tags=_PING, timeout_seconds=0.0, mark_healthy=True)
+        restored = [r for r in group.healthy_env_runner_ids() if r not in healthy]
+        runners = group._worker_manager.actor_ids()
+        if restored:  # what they were asked for before they died
+            others = [runner for runner in runners if runner not in restored]
+            self._drained.lost_requests += self.requests.lose_all_but(others)
+        for runner in runners:
+            if runner not in healthy and runner not in restored:  # at most two pings each
+                group.foreach_env_runner_async(
+                    _PING, tag=_PING, healthy_only=False, remote_worker_ids=[runner]
+                )
+        return restored
 
     def _age(self, fragment: Fragment) -> int:
         """Updates since the weights that played it were published."""
@@ -469,7 +586,7 @@ class ToolAgent(CallbackStateMixin, Algorithm):
 
     # Learning -----------------------------------------------------------------------------
 
-    def _update(self, batch: EpisodeBatch, reduce_metrics: bool) -> int:
+    def _update(self, batch: EpisodeBatch, figures: PipelineFigures, reduce_metrics: bool) -> int:
         """One gradient step; returns the env steps that it learned from."""
         config = self.config
         shards = max(1, config.num_learners)
@@ -496,6 +613,8 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         )
         self._updates += 1
         if reduce_metrics:
+            figures.skipped_updates += _of_learner(results, SKIPPED_UPDATES)
+            self._skipped_in_a_row = _of_learner(results, SKIPPED_IN_A_ROW)
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         return sum(part.env_steps() for part in batches)
 
@@ -508,13 +627,20 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         state = self.learner_group.get_state(
             components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
         )[COMPONENT_LEARNER]
+        self._published_stage = self._stage()
         state = {
             COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE],
             WEIGHTS_SEQ_NO: self._updates + 1,
             EXPLORERS: self._exploration.for_runners(),
+            # Ray may have put a new process in a runner's place that nobody told the stage.
+            "stage": self._published_stage,
         }
         remote = self.env_runner_group.num_remote_env_runners() > 0
         self._weights = ray.put(state) if remote else state
+
+    def _stage(self) -> int:
+        """The curriculum's stage, as its callback set it."""
+        return self.env_runner_group.local_env_runner.env.stage
 
     # Checkpoints --------------------------------------------------------------------------
 
@@ -542,21 +668,23 @@ class ToolAgent(CallbackStateMixin, Algorithm):
     def _drain(self) -> None:
         """Takes in what is under way, as far as it comes in time."""
         deadline = time.perf_counter() + DRAIN_S
-        figures = PipelineFigures()
-        while any(self._in_flight.values()) and time.perf_counter() < deadline:
-            self._fetch(figures)
-        self.lost_at_restore += figures.lost_requests  # of runners that died just now
+        while len(self.requests) and time.perf_counter() < deadline:
+            self._fetch(self._drained)
+        self.lost_at_restore += self._drained.lost_requests  # of runners that died just now
+        self._drained.lost_requests = 0
 
     def _pipeline_state(self) -> dict[str, Any]:
         self._drain()
         group = self.env_runner_group
-        quiet = [runner for runner in group.healthy_env_runner_ids() if not self._in_flight[runner]]
+        quiet = [
+            runner for runner in group.healthy_env_runner_ids() if not self.requests.of(runner)
+        ]
         return {
             "fragments": [fragment_state(fragment) for fragment in self._fragments],
             "env_runners": runner_states(group, quiet),
             "next_runner": self._next_runner,
             "generation": self._generation,
-            "lost_requests": self.lost_at_restore + sum(map(len, self._in_flight.values())),
+            "lost_requests": self.lost_at_restore + len(self.requests),
         }
 
     @override(Algorithm)
@@ -587,18 +715,16 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         ):
             self._generation -= 1
 
-    @override(Algorithm)
-    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """As RLlib; and a runner that is new gets streams of its own, not its predecessor's."""
-        restored = super().restore_env_runners(env_runner_group)
-        if restored:
-            self._generation += 1
-            renew_streams(env_runner_group, restored, self._generation)
-        return restored
-
 
 def _expect_any_weights(env_runner: BatchedEnvRunner) -> None:
     env_runner.expect_any_weights()
+
+
+def _of_learner(results: list[dict[str, Any]], name: str) -> int:
+    """A count of the learners', which are all the same; 0 where nothing was counted."""
+    stats = results[0].get(DEFAULT_MODULE_ID, {}).get(name)
+    value = 0.0 if stats is None else float(stats.peek())
+    return 0 if math.isnan(value) else round(value)
 
 
 def _learner_batch(columns: dict[str, np.ndarray], shard: int, shards: int) -> MultiAgentBatch:

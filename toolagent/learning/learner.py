@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY, Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -46,6 +47,8 @@ CLIPPED_SHARE = "clipped_share"
 EXPLAINED_VARIANCE = "vf_explained_var"  # as RLlib's PPO calls it
 IMITATION_LOSS = "imitation_loss"
 RANDOM_STREAMS = "random_streams"
+SKIPPED_UPDATES = "skipped_updates"
+SKIPPED_IN_A_ROW = "skipped_in_a_row"
 
 
 class EpisodeColumnsLearner(TorchLearner):
@@ -67,6 +70,7 @@ class EpisodeColumnsLearner(TorchLearner):
     @override(TorchLearner)
     def build(self) -> None:
         super().build()
+        self._skipped_in_a_row = 0
         # The matrices are small: a second thread would take a runner's core and gain nothing.
         torch.set_num_threads(1)
 
@@ -177,6 +181,26 @@ class EpisodeColumnsLearner(TorchLearner):
             - config.entropy_coeff * bonus
             + config.replay_coefficient * imitation
         )
+
+    @override(TorchLearner)
+    def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
+        """One optimizer step; none, and weights and moments as they were, where a gradient is NaN
+        or infinite.
+
+        Several learners have averaged their gradients by now: all of them skip, or none does.
+        """
+        gradients = [gradient for gradient in gradients_dict.values() if gradient is not None]
+        if bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
+            super().apply_gradients(gradients_dict)
+            if self._skipped_in_a_row:
+                self._note_skipped(0)
+        else:
+            self.metrics.log_value((DEFAULT_MODULE_ID, SKIPPED_UPDATES), 1, reduce="sum")
+            self._note_skipped(self._skipped_in_a_row + 1)
+
+    def _note_skipped(self, in_a_row: int) -> None:
+        self._skipped_in_a_row = in_a_row
+        self.metrics.log_value((DEFAULT_MODULE_ID, SKIPPED_IN_A_ROW), in_a_row, window=1)
 
     @override(TorchLearner)
     def _convert_batch_type(

@@ -29,7 +29,12 @@ class PipelineFigures:
     episodes: int = 0
     transfer_bytes: int = 0
     dropped_episodes: int = 0  # played, but too old to be learned from
-    lost_requests: int = 0  # died with their runner
+    lost_requests: int = 0  # died with their runner, or were given up
+    rejected_batches: int = 0  # fragments that can't be what was played
+    rejected_episodes: int = 0  # in them; counted nowhere else
+    hung_env_runners: int = 0  # at one request for longer than `sample_timeout_s`
+    env_runner_restarts: int = 0  # new processes that play, whatever ended the ones before
+    skipped_updates: int = 0  # gradient steps that would not have been numbers
     ages: list[int] = field(default_factory=list)  # updates, one entry a fragment
 
     def add(self, fragment: Fragment, age: int) -> None:
@@ -47,6 +52,11 @@ class PipelineFigures:
         """Counts one fragment that came too late: sampled, but not learned from."""
         self.env_steps += fragment.batch.env_steps
         self.dropped_episodes += len(fragment.batch)
+
+    def reject(self, fragment: Fragment) -> None:
+        """Counts one fragment of which nothing is used, its own counts included."""
+        self.rejected_batches += 1
+        self.rejected_episodes += len(fragment.batch)
 
     def log(self, metrics: Any, key: str) -> None:
         """Writes the iteration's figures to RLlib's MetricsLogger under `key`."""
@@ -69,6 +79,11 @@ class PipelineFigures:
             "episodes",
             "dropped_episodes",
             "lost_requests",
+            "rejected_batches",
+            "rejected_episodes",
+            "hung_env_runners",
+            "env_runner_restarts",
+            "skipped_updates",
         ):
             metrics.log_value((key, name), getattr(self, name), reduce="sum")
             metrics.log_value((key, f"{name}_lifetime"), getattr(self, name), reduce="lifetime_sum")

@@ -12,7 +12,7 @@ from toolagent.rollouts.play import PlayTimes
 # fraction of a second; what takes longer than this is a runner that hangs.
 DRAIN_S = 5.0
 
-_PLAIN = ("batch", "weights_seq_no", "env_runner", "busy_s", "idle_s")
+_PLAIN = ("batch", "weights_seq_no", "env_runner", "process", "request", "busy_s", "idle_s")
 
 
 def fragment_state(fragment: Fragment) -> dict[str, Any]:

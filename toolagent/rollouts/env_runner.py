@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Fragment:
     batch: EpisodeBatch
     weights_seq_no: int  # the weights that played it
     env_runner: int  # worker index
+    process: int  # 0: the runner's first; otherwise the number of the one that took its place
+    request: int  # the number that it was asked for with
     busy_s: float  # time spent in this call
     idle_s: float  # time between the call before and this one
     times: PlayTimes
@@ -77,7 +80,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     Problems come from the native vector env's stream and stage mix; the actions from a torch
     stream of the runner's own. Both are seeded by `SeedSequence((seed, worker, evaluation))` and
     are part of `get_state`. A runner that takes a dead one's place would play that one's episodes
-    again: `renew_streams` gives it streams of a later generation.
+    again: it gets streams of its own (`renew_streams`).
     """
 
     @override(EnvRunner)
@@ -91,6 +94,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.module: Any = None
         self._weights_seq_no = 0
         self._last_return: float | None = None
+        self._process = _process_number()
         self._generator = torch.Generator()
         self._explorer_share = 0.0
         self._explorer_weights = torch.zeros(0)
@@ -122,7 +126,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         settings.pop("evaluation", None)
         self.env = create_for_rllib(settings)
         self.recorder: EpisodeRecorder | None = recorder_of(self, self.env.task)
-        self.renew_streams()
+        self.renew_streams(self._process)  # else it would play its predecessor's episodes again
 
     def renew_streams(self, generation: int = 0) -> None:
         """Begins both random streams anew.
@@ -203,12 +207,15 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             self.recorder.add(batch, details, self._weights_seq_no)
         return batch
 
-    def sample_fragment(self, state: Any = None, num_episodes: int | None = None) -> Fragment:
+    def sample_fragment(
+        self, state: Any = None, num_episodes: int | None = None, request: int = 0
+    ) -> Fragment:
         """`sample()` with the newest weights, in one remote call: what the algorithm asks for.
 
         Args:
             state: as in `set_state`; Ray has resolved the reference. None keeps the weights.
             num_episodes: as in `sample`.
+            request: comes back with the fragment.
         """
         started = time.perf_counter()
         idle = 0.0 if self._last_return is None else started - self._last_return
@@ -221,6 +228,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             batch=batch,
             weights_seq_no=self._weights_seq_no,
             env_runner=int(self.worker_index or 0),
+            process=self._process,
+            request=request,
             busy_s=self._last_return - started,
             idle_s=idle,
             times=self._times,
@@ -363,3 +372,13 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.metrics.log_value(SAMPLE_TIMER, seconds, window=window)
         self.metrics.log_value(WEIGHTS_SEQ_NO, self._weights_seq_no, window=1)
         self._metrics_num_env_steps_sampled.inc(value=steps)
+
+
+def _process_number() -> int:
+    """0, or in a process that Ray started in a dead one's place a random number above."""
+    if not ray.is_initialized():
+        return 0
+    context = ray.get_runtime_context()
+    if context.get_actor_id() is None or not context.was_current_actor_reconstructed:
+        return 0
+    return 1 + secrets.randbits(32)

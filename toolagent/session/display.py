@@ -32,7 +32,9 @@ class Display:
                 transient=True,
             )
             self._progress.start()
-            self._task = self._progress.add_task("waiting for the first update", total=1.0, left="")
+            self._task = self._progress.add_task(
+                "starting env runners and learners", total=1.0, left=""
+            )
         return self
 
     def __exit__(self, *exception: Any) -> None:

@@ -46,8 +46,12 @@ def quiet() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-        # Many env runners on few CPUs are what was asked for, and said in a line of our own.
-        "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node",
+        # Many env runners on few CPUs are what was asked for; what died is replaced and counted.
+        # Both are said in lines of our own.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": (
+            "worker processes have been started on node|A worker died or was killed|"
+            "has been marked dead"
+        ),
     }.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.rllib", "ray.tune"):
@@ -86,7 +90,7 @@ def ray_session(
     import ray
     from ray.exceptions import AuthenticationError
 
-    # Not None, which would join whatever cluster somebody started on this machine.
+    # "local": without it, Ray would join whatever cluster `ray start` has left on this machine.
     options: dict[str, Any] = {
         "address": "local",
         "include_dashboard": dashboard,

@@ -13,6 +13,7 @@ from toolagent import cli
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
 from toolagent.session.checkpoints import best_checkpoint, list_checkpoints
+from toolagent.session.faults import faults_line
 from toolagent.session.folder import RunFolder
 from toolagent.session.stops import STOPPED_BY
 from toolagent.session.training import Outcome
@@ -93,7 +94,8 @@ def print_report(
         f"({state.env_steps / max(state.time_s, 1e-9):,.0f} steps/s)\n"
         f"stopped: {stopped}"
     )
-    console.print(pipeline_line(outcome.rows))
+    faults = faults_line(outcome.rows[-1])
+    console.print(pipeline_line(outcome.rows) + (f"{faults}\n" if faults else ""))
     cli.print_table(console, final_table(task, outcome, trained))
     for note in cli.stage_notes(outcome.stages, trained):
         console.print(note, soft_wrap=True)

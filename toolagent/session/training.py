@@ -16,13 +16,16 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
 from toolagent.config import Settings
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback, env_steps_of
+from toolagent.learning.faults import check_learners
 from toolagent.rollouts.certification import SAMPLE_SIZE, StageAccuracy, certify, is_solved
 from toolagent.session.display import Display
+from toolagent.session.faults import FaultCounts
 from toolagent.session.folder import RunFolder
 from toolagent.session.interrupt import Interrupt
 from toolagent.session.keeper import CheckpointKeeper
 from toolagent.session.metrics import RunMetrics
 from toolagent.session.trackers import Trackers
+from toolagent.session.watchdog import Watchdog
 from toolagent.tasks import Task
 
 _PIPELINE_FIELDS = (
@@ -52,6 +55,7 @@ class RunState:
     env_steps: int = 0
     time_s: float = 0.0  # of training, over all sessions of a resumed run
     first_solved: dict[str, dict[str, float]] = field(default_factory=dict)  # by stage
+    faults: dict[str, int] = field(default_factory=dict)  # `session.faults`
     stopped_by: str | None = None  # as in `Outcome`, in the last checkpoint of a session
 
 
@@ -64,6 +68,8 @@ class Outcome:
     stages: list[StageAccuracy]
     rows: list[dict[str, Any]]
     keeper: CheckpointKeeper
+    network: Any  # as it is at the end
+    task: Task
 
 
 def train(
@@ -75,6 +81,8 @@ def train(
     trackers: Trackers,
     state: RunState,
     rows: list[dict[str, Any]],
+    interrupt: Interrupt,
+    watchdog: Watchdog,
     ray_since: float | None = None,
 ) -> Outcome:
     """Trains until a stop, writing progress and checkpoints on the way.
@@ -91,6 +99,8 @@ def train(
         trackers: told of every iteration.
         state: a new run's, or a restored one; changed.
         rows: of the progress so far; added to.
+        interrupt: ends training, and then certifying.
+        watchdog: looking after the algorithm.
         ray_since: `perf_counter` when Ray was up, for a resumed run, which then says how long it
             took to train again.
     """
@@ -99,16 +109,23 @@ def train(
     keeper = CheckpointKeeper(settings, algorithm, callback, folder, display.event)
     state.stopped_by = None
     unwritten = None
+    faults = FaultCounts(state.faults, algorithm)
+    algorithm.give_way = lambda: bool(
+        interrupt.requested or (run.stop_time_s and time.perf_counter() - start >= run.stop_time_s)
+    )
     metrics = RunMetrics(folder.path, settings.task, run.checkpoint_every_s, enabled=run.metrics)
-    with Interrupt() as interrupt, metrics:
+    with metrics:
         metrics.note_actors(algorithm)
         while True:
             result = algorithm.train()
+            check_learners(algorithm)  # of stock algorithms too, which go on without
             state.iteration = int(algorithm.iteration)
             before, state.env_steps = state.env_steps, max(env_steps_of(result), state.env_steps)
             state.time_s = time.perf_counter() - start
-            row = _row(result, state, rows, before)
-            solved = _note_solved(settings, callback, state, row, display)
+            faults.add_iteration(result)
+            row = _row(result, state, rows, before) | faults.fields()
+            with watchdog.during("measuring and certifying"):
+                solved = _note_solved(settings, callback, state, row, display)
             state.time_s = row["time_s"] = time.perf_counter() - start
             rows.append(row)
             before_this, unwritten = unwritten, folder.append_progress(row)
@@ -129,11 +146,22 @@ def train(
                 before_it = keeper.seconds
                 if keeper.write(state):
                     metrics.note_checkpoint(keeper.seconds - before_it)
-        network = callback.refresh_network(algorithm)
-        stages = certify(network, callback.task)
+                else:
+                    faults.add("failed_checkpoints")
         state.stopped_by = stopped_by
-        keeper.write(state, stages)
-    return Outcome(state, stopped_by, stages, rows, keeper)
+        if stopped_by == "interrupted":  # first of all: the machine may be about to go
+            keeper.write(state)
+        network = callback.refresh_network(algorithm)
+        try:
+            with interrupt.at_once(), watchdog.during("certifying"):
+                stages = certified = certify(network, callback.task)
+        except KeyboardInterrupt:
+            if stopped_by == "interrupted":  # the second one
+                raise
+            state.stopped_by = stopped_by = "interrupted"
+            stages, certified = callback.measured, ()
+        keeper.write(state, certified)
+    return Outcome(state, stopped_by, stages, rows, keeper, network, callback.task)
 
 
 def _stop(settings: Settings, state: RunState, solved: bool, interrupt: Interrupt) -> str | None:

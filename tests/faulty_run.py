@@ -1,0 +1,43 @@
+"""`python -m toolagent.run` with a ledger of what becomes of every fragment; see `faulty`."""
+
+from __future__ import annotations
+
+import sys
+
+from toolagent.session.ray_session import quiet
+
+quiet()  # as the command does it, before Ray is imported
+
+from faulty import identity, note  # noqa: E402
+
+from toolagent import cli, run  # noqa: E402
+from toolagent.learning.algorithm import ToolAgent  # noqa: E402
+from toolagent.learning.pipeline_figures import PipelineFigures  # noqa: E402
+
+
+def noting(name, fate):
+    method = getattr(PipelineFigures, name)
+
+    def noted(self, fragment, *args):
+        batch = fragment.batch
+        note("fates.jsonl", fate=fate, identity=identity(batch), env_steps=batch.env_steps)
+        return method(self, fragment, *args)
+
+    setattr(PipelineFigures, name, noted)
+
+
+def install():
+    for name, fate in (("add", "learned"), ("drop", "dropped"), ("reject", "rejected")):
+        noting(name, fate)
+    training_step = ToolAgent.training_step
+
+    def noted(self):
+        note("fates.jsonl", begins=int(self.iteration) + 1)
+        return training_step(self)
+
+    ToolAgent.training_step = noted
+
+
+if __name__ == "__main__":
+    install()
+    sys.exit(cli.main(run.command))

@@ -1,0 +1,219 @@
+"""Faults in the middle of real runs: what is killed, hangs or lies, and what comes of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+import pytest
+from faulty import FaultyRun, check_ledger, cluster_of_raylets
+
+NEVER_SOLVED = ("--set", "run.stop_when_solved=false")
+pytestmark = pytest.mark.timeout(600)  # a machine with other work starts actors slowly
+SOON = ("--set", "env_runners.sample_timeout_s=8.0", "--set", "run.checkpoint_every_s=2.0")
+
+
+@pytest.fixture
+def faulty_run(tmp_path):
+    runs = []
+
+    def start(*arguments, **options):
+        runs.append(FaultyRun(tmp_path, *arguments, **options))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.close()
+
+
+def test_env_runners_are_killed_hang_raise_and_lie(faulty_run):
+    run = faulty_run(*NEVER_SOLVED, *SOON, "--stop-time-s", 550)
+    run.until(lambda: any(row["next_stage"] == 2 for row in run.rows()))
+    first = {line["env_runner"]: line["pid"] for line in run.played()}
+    assert sorted(first) == [1, 2]
+
+    os.kill(first[1], signal.SIGKILL)
+    run.until_counted("env_runner_restarts_lifetime", 1)
+    run.tell("runner-2-raise")
+    run.until_counted("env_runner_restarts_lifetime", 2)
+    second = {line["env_runner"]: line["pid"] for line in run.played()}
+    assert set(first.values()).isdisjoint(second.values())
+
+    os.kill(second[1], signal.SIGSTOP)
+    run.until_counted("hung_env_runners_lifetime", 1)
+    run.until_counted("env_runner_restarts_lifetime", 3)
+    run.tell("runner-2-nan")
+    run.until_counted("rejected_batches_lifetime", 1)
+    # A new process knows nothing of the curriculum: each has been told before it played.
+    new = [line for line in run.played() if line["pid"] not in first.values()]
+    assert new and {line["stage"] for line in new} == {2}
+    assert run.count("rejected_batches_lifetime") == 1  # the runner itself goes on
+    assert len({line["identity"] for line in run.played()}) == len(run.played())
+
+    run.until_trained()
+    run.process.send_signal(signal.SIGTERM)
+    before = time.monotonic()
+    assert run.end() == 130, run.said()
+    assert time.monotonic() - before < 60
+    run.check_course()
+    run.check_certified()
+    assert run.summary()["stopped_by"] == "interrupted"
+    counted = r"faults: \d env runner processes replaced, \d env runners? hung, 1 fragment rejected"
+    assert re.search(counted, run.said())  # a busy machine may make one hang of its own accord
+    run.check_quiet("(raylet)")
+
+
+def learner_options(learner="FaultyLearner"):
+    return ("--num-learners", 1, "--set", f"learners.learner_class=faulty:{learner}")
+
+
+def test_a_killed_learner_costs_the_way_back_to_the_last_checkpoint(faulty_run):
+    run = faulty_run(*learner_options(), *NEVER_SOLVED, *SOON, "--stop-time-s", 550, env_runners=1)
+    run.until_trained(1)
+    run.tell("gradient-nan")
+    run.until_counted("skipped_updates_lifetime", 1)
+    run.until(lambda: list((run.folder / "checkpoints").glob("checkpoint_*")))
+    for restarts in (1, 2):
+        [learner] = run.actors("_WrappedExecutable")  # what RLlib makes of a learner
+        os.kill(learner, signal.SIGSTOP if restarts == 2 else signal.SIGKILL)
+        if restarts == 2:  # one that hangs is ended from outside
+            os.kill(learner, signal.SIGKILL)
+        run.until_counted("learner_restarts_lifetime", restarts)
+        run.until_trained()
+    assert run.count("skipped_updates_lifetime") == 1
+    run.until(lambda: run.rows()[-1]["accuracy"].get("2", 0) == 1)
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130, run.said()
+    run.check_course()
+    said = run.said()
+    assert "warning: 1 of 1 learners died; restart 1 of at most 3" in said
+    assert "continues from checkpoint_" in said
+    assert "1 update skipped, 2 restarts of learning" in said
+    run.check_quiet("(raylet)")
+
+
+def test_learning_that_fails_again_and_again_ends_the_run_with_a_message(faulty_run):
+    run = faulty_run(
+        *learner_options("HopelessLearner"), "--set", "run.max_learner_restarts=1", env_runners=0
+    )
+    assert run.end() == 1, run.said()
+    said = run.said()
+    assert "restart 1 of at most 1" in said
+    assert "begins anew, there is no checkpoint yet" in said
+    [error] = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "updates in a row were no finite numbers" in error
+    assert "run.max_learner_restarts is 1" in error and f"--resume {run.folder}" in error
+    run.check_quiet("(raylet)")
+    assert not (run.folder / "summary.json").exists()
+
+
+def test_all_env_runners_hang_and_the_watchdog_says_so(faulty_run):
+    run = faulty_run(
+        *(*NEVER_SOLVED, "--set", "run.stall_warning_s=2.0", "--set"),
+        *("env_runners.sample_timeout_s=600.0", "--stop-time-s", 550),
+        env_runners=1,
+    )
+    run.until_trained(1)
+    [runner] = run.actors("FaultyEnvRunner")
+    os.kill(runner, signal.SIGSTOP)
+    run.until(lambda: "warning: no update for" in run.said())
+    [line] = [line for line in run.said().splitlines() if "warning: no update" in line][:1]
+    assert "1 of 1 env runners alive" in line and "requests under way for up to" in line
+    os.kill(runner, signal.SIGCONT)
+    run.until(lambda: "goes on after" in run.said())
+    # Stalled for good, an interrupt still ends it soon, with a checkpoint.
+    run.until_trained(1)
+    os.kill(runner, signal.SIGSTOP)
+    time.sleep(1)
+    run.process.send_signal(signal.SIGTERM)
+    sent, written = time.monotonic(), run.folder / "checkpoints"
+    run.until(lambda: list(written.glob("checkpoint_*")))
+    assert time.monotonic() - sent < 15  # what the README promises
+    assert run.end() == 130, run.said()
+    check_ledger(run.faults, run.summary()["env_steps"])
+
+
+def test_a_killed_driver_is_resumed(faulty_run):
+    run = faulty_run(*NEVER_SOLVED, *SOON)
+    run.until(lambda: list((run.folder / "checkpoints").glob("checkpoint_*")))
+    run.until_trained()
+    run.kill()
+    run.resume("--set", "run.stop_when_solved=true")
+    assert run.end() == 0, run.said()
+    run.check_course()
+    run.check_certified()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_starting_up_ends_the_run_and_all_that_it_started(faulty_run, number):
+    run = faulty_run()
+    run.until(lambda: "results in" in run.said())
+    time.sleep(0.5)
+    children = run.children()
+    run.process.send_signal(number)
+    assert run.end(60) == 130, run.said()
+    run.check_quiet("(raylet)")
+    run.gone(children)
+
+
+def test_a_second_interrupt_stops_at_once(faulty_run):
+    run = faulty_run(*NEVER_SOLVED)
+    run.until_trained(1)
+    for child in run.actors("FaultyEnvRunner"):
+        os.kill(child, signal.SIGSTOP)  # the first one would have to wait
+    children = run.children()
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    run.process.send_signal(signal.SIGINT)
+    assert run.end(40) == 130, run.said()
+    run.check_quiet("(raylet)")
+    run.gone(children)
+
+
+CLOCK = '''
+import os, time
+real = time.time
+def jumping():
+    """A day ahead in one second of each three, a day behind in another."""
+    return real() + 86_400 * (int(real()) % 3 - 1)
+if os.environ.get("FAULTS"):
+    time.time = jumping
+'''
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(faulty_run, tmp_path):
+    place = tmp_path / "clock"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(CLOCK)
+    run = faulty_run(*SOON, extra=(place,))
+    assert run.end() == 0, run.said()
+    run.check_course()
+    run.check_certified()
+    rows = run.rows()
+    assert run.summary()["wall_time_s"] < 200 and rows[-1]["time_s"] < 200
+    assert all(0 < row["env_steps_per_s"] < 1e7 for row in rows)
+    assert not any(rows[-1][name] for name in rows[-1] if name.startswith(("env_runner_", "hung")))
+
+
+def test_a_node_is_lost_and_another_one_added(faulty_run, monkeypatch, tmp_path):
+    with cluster_of_raylets(monkeypatch, tmp_path / "faults", head_cpus=1) as cluster:
+        node = cluster.add_node(num_cpus=1, resources={"runners": 2})
+        run = faulty_run(
+            *(*NEVER_SOLVED, "--address", cluster.address, "--stop-time-s", 550),
+            *("--set", "run.stall_warning_s=3.0", "--set", "env_runners.num_cpus_per_env_runner=0"),
+            *("--set", "env_runners.custom_resources_per_env_runner={'runners': 1}"),
+        )
+        run.until(lambda: any(row["next_stage"] == 2 for row in run.rows()))
+        first = {line["pid"] for line in run.played()}
+        cluster.remove_node(node, allow_graceful=False)
+        run.until(lambda: "0 of 2 env runners alive" in run.said())
+        cluster.add_node(num_cpus=1, resources={"runners": 2})
+        run.until_counted("env_runner_restarts_lifetime", 2)
+        assert {line["stage"] for line in run.played() if line["pid"] not in first} == {2}
+        run.until_trained()
+        run.process.send_signal(signal.SIGTERM)
+        assert run.end() == 130, run.said()
+        run.check_course()
+        run.check_quiet()

@@ -1,0 +1,74 @@
+"""What went wrong in a run and was dealt with, counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FAULTS = (
+    "env_runner_restarts",  # new processes that play, whatever ended the ones before
+    "hung_env_runners",  # of those, ended because they did not answer
+    "rejected_batches",  # fragments that can't be what was played
+    "skipped_updates",  # gradient steps whose gradient was no number
+    "learner_restarts",  # times that learning was started again from a checkpoint
+    "failed_checkpoints",  # could not be written
+)
+FAULT_FIELDS = tuple(f"{name}_lifetime" for name in FAULTS)  # in a row of `progress.jsonl`
+
+
+class FaultCounts:
+    """Adds up what the iterations of one algorithm report.
+
+    Args:
+        counts: name -> how many so far in the whole run; added to.
+        algorithm: not trained yet.
+    """
+
+    def __init__(self, counts: dict[str, int], algorithm: Any):
+        self.counts, self._algorithm = counts, algorithm
+        self._stock_restarts = 0
+
+    def add(self, name: str, number: int = 1) -> None:
+        """Counts it; no number goes down."""
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def add_iteration(self, result: dict[str, Any]) -> None:
+        """Counts what is in a result of `Algorithm.train()`."""
+        pipeline = result.get("pipeline")
+        if pipeline is None:  # a stock algorithm: only RLlib's own count
+            restarts = self._algorithm.env_runner_group.num_remote_worker_restarts()
+            self.add("env_runner_restarts", restarts - self._stock_restarts)
+            self._stock_restarts = restarts
+            return
+        for name in FAULTS:
+            number = pipeline.get(name)
+            if number is not None and number > 0:
+                self.add(name, round(float(number)))
+
+    def fields(self) -> dict[str, int]:
+        """For a row of `progress.jsonl`."""
+        return {
+            field: self.counts.get(name, 0)
+            for name, field in zip(FAULTS, FAULT_FIELDS, strict=True)
+        }
+
+
+def faults_line(row: dict[str, Any]) -> str:
+    """The faults of a run in words, from its last row; '' if there were none."""
+    number = {
+        name: int(row.get(field) or 0) for name, field in zip(FAULTS, FAULT_FIELDS, strict=True)
+    }
+    hung = number["hung_env_runners"]
+    parts = [
+        _counted(number["env_runner_restarts"], "env runner process", "es", " replaced"),
+        _counted(hung, "env runner", "s", " hung"),
+        _counted(number["rejected_batches"], "fragment", "s", " rejected"),
+        _counted(number["skipped_updates"], "update", "s", " skipped"),
+        _counted(number["learner_restarts"], "restart", "s", " of learning"),
+        _counted(number["failed_checkpoints"], "checkpoint", "s", " not written"),
+    ]
+    said = [part for part in parts if part]
+    return f"faults: {', '.join(said)}" if said else ""
+
+
+def _counted(number: int, name: str, plural: str, what: str) -> str:
+    return f"{number:,} {name}{plural if number > 1 else ''}{what}" if number else ""

@@ -1,0 +1,175 @@
+"""Keeps a run going: where learning fails, a new algorithm continues from the last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from toolagent.config import Settings
+from toolagent.curriculum.callback import CurriculumCallback
+from toolagent.errors import UserError
+from toolagent.learning.faults import LearningFailed, lost_learners
+from toolagent.session.checkpoints import newest_checkpoint
+from toolagent.session.display import Display
+from toolagent.session.folder import RunFolder
+from toolagent.session.interrupt import Interrupt
+from toolagent.session.trackers import Trackers
+from toolagent.session.training import Outcome, RunState, train
+from toolagent.session.watchdog import Watchdog
+
+STOP_WITHIN_S = 5.0  # an env runner that has not ended its work by then is ended
+
+
+class RunFailed(Exception):
+    """A run that can't go on; the message is one line for the user, who may resume it."""
+
+
+class Supervision:
+    """One run, over as many algorithms as it takes.
+
+    Args:
+        settings: of the run.
+        build: makes an algorithm.
+        prepare: puts it where a `Start` says.
+        finished: given the algorithm that came to a stop, before it is ended.
+        folder: to write to.
+        display: to show.
+        trackers: told of every iteration.
+        interrupt: taking in signals.
+        ray_since: as for `train`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        build: Callable[[], Any],
+        prepare: Callable[[Any, Any], None],
+        finished: Callable[[Any], None],
+        folder: RunFolder,
+        display: Display,
+        trackers: Trackers,
+        interrupt: Interrupt,
+        ray_since: float | None = None,
+    ):
+        self.settings, self.folder, self.display = settings, folder, display
+        self._trackers = trackers
+        self._build, self._prepare, self._finished = build, prepare, finished
+        self._interrupt, self._ray_since = interrupt, ray_since
+        run = settings.run
+        self._watchdog = Watchdog(display.event, run.stall_warning_s, run.learner_timeout_s)
+        self._state = RunState()
+
+    def run(self, start: Any, rows: list[dict[str, Any]]) -> Outcome:
+        """Trains from the start to a stop.
+
+        Args:
+            start: a new run's or a resumed one's `run.Start`.
+            rows: of the progress so far.
+
+        Raises:
+            RunFailed: learning failed more often than `run.max_learner_restarts`.
+        """
+        most, restarts = self.settings.run.max_learner_restarts, 0
+        with self._watchdog:
+            self._state = RunState(**start.state)
+            while True:
+                try:
+                    return self._attempt(start, rows)
+                except LearningFailed as error:
+                    reason = str(error)
+                except RayError as error:  # while building: what was lost may not be back yet
+                    if not restarts:
+                        raise
+                    reason = str(error).strip().splitlines()[0]
+                self._interrupt.check()
+                if restarts >= most:
+                    raise RunFailed(
+                        f"{reason}; learning was restarted {restarts} times, and "
+                        f"run.max_learner_restarts is {most}; continue with --resume "
+                        f"{self.folder.path}"
+                    )
+                restarts += 1
+                self.display.event(f"warning: {reason}; restart {restarts} of at most {most}")
+                start, rows = self._begin_again(start)
+
+    def _attempt(self, start: Any, rows: list[dict[str, Any]]) -> Outcome:
+        algorithm = None
+        try:
+            with self._interrupt.at_once():  # nothing is trained yet that could be lost
+                self._interrupt.check()
+                algorithm = self._build()
+                self._prepare(algorithm, start)
+            self._watchdog.watch(algorithm)
+            callback = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
+            outcome = train(
+                self.settings,
+                algorithm,
+                callback,
+                self.folder,
+                self.display,
+                self._trackers,
+                self._state,
+                rows,
+                self._interrupt,
+                self._watchdog,
+                self._ray_since,
+            )
+            self._finished(algorithm)
+            return outcome
+        except Exception as error:
+            reason = _why_learning_failed(error, algorithm)
+            if reason is None:
+                raise
+            raise LearningFailed(reason) from error
+        finally:
+            self._watchdog.watch(None)
+            if algorithm is not None:
+                stop(algorithm)
+
+    def _begin_again(self, start: Any) -> tuple[Any, list[dict[str, Any]]]:
+        """Where the next attempt starts: the newest whole checkpoint, or the very beginning.
+
+        Env steps go back with the weights. The time that was spent was spent, and faults stay
+        counted.
+        """
+        failed = self._state
+        try:
+            checkpoint, state = newest_checkpoint(self.folder.checkpoints, self.display.event)
+            start = dataclasses.replace(start, checkpoint=checkpoint, state=state)
+            where = f"continues from {checkpoint.name}"
+        except UserError:  # none was written yet
+            start = dataclasses.replace(start, state={})
+            where = "begins anew, there is no checkpoint yet"
+        self._state = RunState(**start.state)
+        self._state.time_s = failed.time_s
+        self._state.faults = dict(failed.faults)
+        self._state.faults["learner_restarts"] = failed.faults.get("learner_restarts", 0) + 1
+        self.display.event(f"{where}, {failed.env_steps - self._state.env_steps:,} env steps back")
+        return start, self.folder.cut_progress(self._state.iteration)
+
+
+def stop(algorithm: Any) -> None:
+    """`algorithm.stop()`, which would wait for ever for an env runner that hangs or is nowhere."""
+    for group in (algorithm.env_runner_group, algorithm.eval_env_runner_group):
+        manager = getattr(group, "_worker_manager", None)  # RLlib has no public view of actors
+        if manager is None or not manager.num_actors():
+            continue
+        ended = manager.foreach_actor("stop", healthy_only=False, timeout_seconds=STOP_WITHIN_S)
+        answered = {result.actor_id for result in ended}
+        for runner, actor in manager.actors().items():
+            if runner not in answered:
+                ray.kill(actor)
+    algorithm.stop()
+
+
+def _why_learning_failed(error: Exception, algorithm: Any) -> str | None:
+    """In words, if a new algorithm may do better; None for a bug or whatever else."""
+    if isinstance(error, LearningFailed):
+        return str(error)
+    lost = lost_learners(algorithm)
+    # Whatever RLlib stumbles over when a learner is gone: no learner to ask, an assertion, ...
+    return f"{lost} of {algorithm.config.num_learners} learners died" if lost else None
