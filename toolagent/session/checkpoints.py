@@ -139,8 +139,9 @@ def newest_checkpoint(
         except TornCheckpoint as fault:
             torn.append(f"{folder.name}: {fault}")
             continue
-        for line in torn if note is not None else ():
-            note(f"passed over {line}")
+        if note is not None:
+            for line in torn:
+                note(f"passed over {line}")
         return folder, state
     found = f" ({'; '.join(torn)})" if torn else ""
     raise UserError(

@@ -65,7 +65,7 @@ def _encode(value: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
         return _encode_array(value, arrays, path)
     if isinstance(value, np.generic) and value.dtype.kind in _KINDS:
         return {_KIND: "number", "dtype": value.dtype.name, "value": value.item()}
-    if isinstance(value, list):
+    if type(value) is list:
         return [_encode(item, arrays, f"{path}/{i}") for i, item in enumerate(value)]
     if isinstance(value, dict):
         if all(type(key) is str for key in value) and _KIND not in value:
