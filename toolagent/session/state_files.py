@@ -25,7 +25,7 @@ ARRAYS_FILE = "state.safetensors"
 
 _KIND = "$"  # marks a JSON object that stands for something else than a dict with texts as keys
 _KINDS = "biuf"  # of NumPy's types: truth values and numbers
-_SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def encode_state(state: Any) -> dict[str, bytes]:
@@ -63,9 +63,10 @@ def _encode(value: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
         return value
     if isinstance(value, np.ndarray | torch.Tensor):
         return _encode_array(value, arrays, path)
-    if isinstance(value, np.generic) and value.dtype.kind in _KINDS:
-        return {_KIND: "number", "dtype": value.dtype.name, "value": value.item()}
-    if type(value) is list:
+    number: Any = value
+    if isinstance(number, np.generic) and number.dtype.kind in _KINDS:
+        return {_KIND: "number", "dtype": number.dtype.name, "value": number.item()}
+    if isinstance(value, list):
         return [_encode(item, arrays, f"{path}/{i}") for i, item in enumerate(value)]
     if isinstance(value, dict):
         if all(type(key) is str for key in value) and _KIND not in value:
