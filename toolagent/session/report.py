@@ -104,8 +104,10 @@ def print_report(
     _print_samples(console, samples, task)
     name = shlex.quote(folder.name)
     console.print(
-        f"\nnext: python -m toolagent.evaluate {name}\n"
-        f"      python -m toolagent.explain {name} --stage {trained[-1]}",
+        f"\nreport: {name}/report.html\n"
+        f"next: python -m toolagent.evaluate {name}\n"
+        f"      python -m toolagent.explain {name} --stage {trained[-1]}\n"
+        f"      python -m toolagent.serve {name}",
         soft_wrap=True,
     )
 
