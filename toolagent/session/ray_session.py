@@ -96,6 +96,8 @@ def ray_session(
         "include_dashboard": dashboard,
         "dashboard_host": "127.0.0.1",
     }
+    # Ray's workers have niceness 15 by default: beside any other work, env runners hardly play.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if address:
         check_address(address)
         options = {"address": address, "runtime_env": runtime_environment(sections or {})}
