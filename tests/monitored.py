@@ -8,40 +8,20 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from processes import ROOT, ended, free_port, start_logged, wait_for
 
-ROOT = Path(__file__).parent.parent
 MONITORING = ROOT / "cluster" / "monitoring"
-WAIT_S = 150.0  # on a busy machine; a quiet one needs a tenth
-
-
-def wait_for(what: Callable[[], Any], failure: str = "") -> Any:
-    """The first true value of `what`, which is asked again and again."""
-    deadline, last = time.monotonic() + WAIT_S, None
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):  # nobody listens yet
-            if last := what():
-                return last
-        time.sleep(0.3)
-    raise AssertionError(f"{failure or what} did not come to be; last: {last}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def json_of(url: str, token: str | None = None) -> Any:
@@ -112,19 +92,6 @@ def suspended(pid: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ended(process: subprocess.Popen[bytes], with_signal: int) -> Iterator[None]:
-    """Ends the process after the block, and kills its group if it does not listen."""
-    try:
-        yield
-        process.send_signal(with_signal)
-        process.wait(WAIT_S)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@contextlib.contextmanager
 def prometheus_of(discovery: Path, folder: Path) -> Iterator[Prometheus]:
     """Debian's Prometheus with the shipped configuration, but for the place of Ray's file and the
     intervals: a second, as Ray's in these tests."""
@@ -143,8 +110,7 @@ def prometheus_of(discovery: Path, folder: Path) -> Iterator[Prometheus]:
         f"--web.listen-address=127.0.0.1:{port}",
         f"--storage.tsdb.path={folder / 'series'}",
     ]
-    with open(folder / "prometheus.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    process = start_logged(command, folder / "prometheus.log")
     with ended(process, signal.SIGTERM):
         yield Prometheus(port)
 
@@ -166,10 +132,7 @@ def live_run(*flags: str) -> Iterator[LiveRun]:
     }
     command = [sys.executable, "-m", "toolagent.run", "--output-dir", str(folder / "calculating")]
     output = folder / "output"
-    with open(output, "wb") as out:
-        process = subprocess.Popen(
-            [*command, *flags], stdout=out, stderr=out, env=environment, start_new_session=True
-        )
+    process = start_logged([*command, *flags], output, env=environment)
     try:
         with ended(process, signal.SIGINT):
 
@@ -207,10 +170,7 @@ def lasting_cluster() -> Iterator[tuple[dict[str, str], str, Path]]:
         --dashboard-port={free_port()} --temp-dir={folder} --disable-usage-stats""".split()
     command[:1] = [sys.executable, "-m", "ray.scripts.scripts"]
     output = folder / "output"
-    with open(output, "wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, env=environment, start_new_session=True
-        )
+    process = start_logged(command, output, env=environment)
     discovery = folder / "prom_metrics_service_discovery.json"
     try:
         with ended(process, signal.SIGTERM):

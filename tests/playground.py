@@ -1,21 +1,16 @@
-"""A playground server as a user starts it, and a browser to look at it with."""
+"""A playground server as a user starts it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from trained import PROGRAMS, ROOT, trained_network
+from processes import kill, start
+from trained import PROGRAMS, trained_network
 
 from toolagent.policy import save_policy
 
@@ -34,15 +29,7 @@ class Server:
     """`python -m toolagent.serve ... --port 0` in a process of its own."""
 
     def __init__(self, *arguments: str):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "toolagent.serve", *arguments, "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
+        self.process = start("toolagent.serve", *arguments, "--port", "0")
         self.out: list[str] = []
         self.err: list[str] = []
         for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
@@ -77,61 +64,5 @@ class Server:
             try:
                 self.process.wait(60)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+                kill(self.process)
         return self.process.returncode
-
-
-def chromium() -> str | None:
-    """Where Debian has it; None if nowhere."""
-    return shutil.which("chromium") if shutil.which("chromedriver") else None
-
-
-@contextlib.contextmanager
-def browser(width: int = 1200, height: int = 900, dark: bool = False) -> Iterator[Any]:
-    """Headless Chromium through its driver, with a window of this size."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-    ):
-        options.add_argument(f"--{flag}")
-    options.binary_location = str(chromium())
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options, service)
-    try:
-        resize(driver, width, height)
-        prefer(driver, dark=dark)
-        yield driver
-    finally:
-        driver.quit()
-
-
-def resize(driver: Any, width: int, height: int) -> None:
-    """Lays the page out in a window of this size; narrow ones as a phone does."""
-    driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-
-
-def prefer(driver: Any, *, dark: bool = False, calm: bool = True) -> None:
-    """What the user has set: dark mode, and no motion (then the page does not play by itself)."""
-    driver.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {
-            "features": [
-                {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
-                {"name": "prefers-reduced-motion", "value": "reduce" if calm else "no-preference"},
-            ]
-        },
-    )

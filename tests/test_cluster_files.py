@@ -33,6 +33,14 @@ MANIFESTS = [
 ]
 SCRIPTS = ["slurm.sh", "submit.sh"]
 OTHERS = ["Containerfile", "with_nodes.py"]
+MONITORING = [  # read and run by test_monitoring.py
+    "monitoring/alerts.yml",
+    "monitoring/alerts_test.yml",
+    "monitoring/grafana/provisioning/dashboards/toolagent.yml",
+    "monitoring/grafana/provisioning/datasources/toolagent.yml",
+    "monitoring/grafana/toolagent.json",
+    "monitoring/prometheus.yml",
+]
 
 
 def text(name):
@@ -45,7 +53,7 @@ def test_every_file_is_checked_here():
         for path in CLUSTER.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert there == {*RAY_UP, *MANIFESTS, *SCRIPTS, *OTHERS}
+    assert there == {*RAY_UP, *MANIFESTS, *SCRIPTS, *OTHERS, *MONITORING}
 
 
 # Headers: the comment a file begins with gives the commands to use it, from start to end.

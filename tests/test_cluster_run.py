@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +15,8 @@ import time
 
 import psutil
 import pytest
+from processes import ROOT, kill, output_of, start
 from test_run import rows_of, summary_of
-from trained import ROOT
 
 from toolagent import cli
 from toolagent import run as run_command
@@ -124,8 +123,7 @@ class RayCluster:
         self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        kill(self.process)
 
 
 @pytest.fixture
@@ -163,23 +161,9 @@ def runners(cluster):
 
 def start_run(cluster, *arguments, cwd):
     """`python -m toolagent.run --address ...`; the driver alone has toolagent."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "toolagent.run", "--address", cluster.address, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-        env={**cluster.environment, "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
-        start_new_session=True,
-    )
-
-
-def end(process, timeout=240):
-    try:
-        return process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    environment = {**cluster.environment, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    arguments = ("--address", cluster.address, *arguments)
+    return start("toolagent.run", *arguments, cwd=cwd, env=environment)
 
 
 def wait_for(condition, seconds, process):
@@ -188,7 +172,7 @@ def wait_for(condition, seconds, process):
         if condition():
             return time.monotonic()
         time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s; {end(process, 5)}")
+    raise AssertionError(f"not within {seconds} s; {output_of(process, 5)}")
 
 
 def has_rows(folder, count=1):
@@ -234,10 +218,9 @@ def test_a_run_on_three_raylets_that_have_no_toolagent(ray_cluster, environment,
         went_on = wait_for(lambda: has_rows(folder, rows_before + 4), 60, process) - killed
         cluster.order(add="third", **{"with": {"num_cpus": 8}})
         wait_for(lambda: sum(runners(cluster).values()) == 4, 60, process)
-        _, err = end(process)
+        _, err = output_of(process, 240)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
     # RLlib and Ray log the loss on stderr; that is still to be made one line.
     assert process.returncode == 0 and "Traceback" not in err, err
     stages = summary_of(folder)["stages"]

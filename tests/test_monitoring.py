@@ -12,8 +12,9 @@ import time
 import psutil
 import pytest
 import yaml
-from browser import CHROMIUM, DRIVER, browser
-from monitored import MONITORING, exported, lasting_cluster, live_run, suspended, wait_for
+from browser import browser, needs_browser
+from monitored import MONITORING, exported, lasting_cluster, live_run, suspended
+from processes import wait_for
 
 from toolagent.session.metrics import COUNTERS, GAUGES
 
@@ -25,9 +26,6 @@ RUN = '{run="calculating"}'
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None or shutil.which("promtool") is None,
     reason="needs Debian's package prometheus",
-)
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="needs Debian's packages chromium, chromium-driver"
 )
 
 
@@ -156,14 +154,14 @@ class TestLive:
             page.open(live.dashboard, "Authentication Token Required", "No jobs yet")
             page.driver.add_cookie({"name": "ray-authentication-token", "value": live.token})
             page.open(f"{live.dashboard}/#/jobs", "-m toolagent.run", "RUNNING")
-            page.screenshot("jobs")
+            page.keep("jobs")
             page.open(f"{live.dashboard}/#/actors", "env runner 1", "env runner 2", "learner")
-            page.screenshot("actors")
+            page.keep("actors")
             page.open(f"{live.dashboard}/#/cluster", "127.0.0.1", "ALIVE")
-            page.screenshot("cluster")
+            page.keep("cluster")
             # Its pictures come out of Grafana, and it says so where there is none.
             page.open(f"{live.dashboard}/#/metrics", "Set up Prometheus and Grafana")
-            page.screenshot("metrics")
+            page.keep("metrics")
 
     @needs_browser
     def test_prometheus_own_page_draws_a_metric_and_lists_the_alerts(self, live):
@@ -172,10 +170,10 @@ class TestLive:
             page.open(
                 f"{live.prometheus.url}/graph?{query}", "ray_toolagent_accuracy{", 'stage="2"'
             )
-            page.screenshot("prometheus")
+            page.keep("prometheus")
             page.driver.find_element("link text", "Alerts").click()
             wait_for(lambda: "ToolagentTrainingStalled" in page.text())
-            page.screenshot("alerts")
+            page.keep("alerts")
 
     def test_a_killed_env_runner_is_counted_when_it_is_back(self, live):
         before = live.prometheus.value(f"ray_toolagent_env_runner_restarts{RUN}")

@@ -5,21 +5,21 @@ import time
 
 import pytest
 from axe_core_python.selenium import Axe
-from playground import browser, chromium, prefer, resize
+from browser import browser, needs_browser
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 pytestmark = [
     pytest.mark.timeout(600),
-    pytest.mark.skipif(chromium() is None, reason="needs chromium and chromedriver"),
+    needs_browser,
 ]
 
 
 class Page:
     """What a person sees of the page, and does on it."""
 
-    def __init__(self, driver, url):
-        self.driver, self.url = driver, url
+    def __init__(self, chrome, url):
+        self.chrome, self.driver, self.url = chrome, chrome.driver, url
 
     def open(self, path="/"):
         self.driver.get(self.url + path)
@@ -80,7 +80,7 @@ class Page:
 
     def faults(self):
         """What the browser's console has against the page."""
-        return [entry for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        return [entry for entry in self.chrome.console() if entry["level"] == "SEVERE"]
 
     def requested(self):
         """The URLs of all requests since the last call."""
@@ -96,14 +96,14 @@ class Page:
 
 @pytest.fixture(scope="module")
 def chrome():
-    with browser() as driver:
-        yield driver
+    with browser(log_requests=True) as chromium:
+        yield chromium
 
 
 @pytest.fixture
 def page(chrome, playground):
-    resize(chrome, 1200, 900)
-    prefer(chrome)
+    chrome.resize(1200, 900)
+    chrome.prefer(calm=True)  # it does not play by itself
     result = Page(chrome, playground.url)
     result.open()
     result.faults(), result.requested()  # whatever came before is not this test's
@@ -185,7 +185,7 @@ def test_another_token_leads_to_a_branch_beside_the_original(page, playground):
 
 
 def test_it_plays_by_itself_and_pauses(page):
-    prefer(page.driver, calm=False)
+    page.chrome.prefer()
     page.open()
     page.play("3 4 5", other="") if page.text("#posed-hint").startswith("3") else None
     page.play("3 4 5 6 7", other="after")
@@ -267,7 +267,7 @@ def test_what_was_typed_wrong_is_said_in_the_page(page, digits, reason):
     page.one("#posed").send_keys(digits, Keys.ENTER)
     page.wait(lambda: reason in page.text("#fault"))
     assert page.one("#posed").get_attribute("aria-invalid") == "true"
-    page.driver.get_log("browser")  # Chromium notes every 4xx; here it is meant
+    page.chrome.console()  # Chromium notes every 4xx; here it is meant
     page.play("3 4 5 6 7")
     assert page.text("#fault") == ""
 
@@ -282,8 +282,8 @@ def test_a_text_from_outside_never_becomes_markup(page):
 @pytest.mark.parametrize("width", [1200, 360])
 def test_nothing_is_inaccessible_and_nothing_sticks_out(page, width, dark):
     """axe-core's rules, and no sideways scrolling, at the widths of a desk and of a phone."""
-    resize(page.driver, width, 780)
-    prefer(page.driver, dark=dark)
+    page.chrome.resize(width, 780)
+    page.chrome.prefer(dark=dark, calm=True)
     for path in ("/", "/api.html"):
         page.open(path)
         if path == "/":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page_browser import Browser
+from browser import browser, needs_browser
 from trained import trained_network
 
 from toolagent import cli, report
@@ -266,40 +266,43 @@ def test_a_report_takes_less_than_two_seconds(finished, tmp_path):
 # How it looks ------------------------------------------------------------------------------
 
 
+@needs_browser
 def test_it_looks_right_in_a_browser_wide_narrow_dark_and_in_print(finished, tmp_path):
     kept = Path(os.environ.get("TOOLAGENT_SCREENSHOTS", tmp_path))
     kept.mkdir(parents=True, exist_ok=True)
     page = tmp_path / "report.html"
     shown = Path(os.environ.get("TOOLAGENT_SCREENSHOT_RUN", finished))
     write_report([read_run(shown)], page)
-    with Browser(tmp_path / "browser") as browser:
+    with browser() as chromium:
         for name, width, height, dark in (
             ("report", 1100, 900, False),
             ("report_dark_narrow", 360, 800, True),
         ):
-            browser.open(page, width, height, dark)
-            assert browser.run("return document.documentElement.scrollWidth") <= width
+            chromium.resize(width, height)
+            chromium.prefer(dark=dark)
+            chromium.open(page.resolve().as_uri())
+            assert chromium.run("return document.documentElement.scrollWidth") <= width
             ink, paper = (
-                browser.run(f"return getComputedStyle(document.body).{name}")
+                chromium.run(f"return getComputedStyle(document.body).{name}")
                 for name in ("color", "backgroundColor")
             )
             assert contrast(ink, paper) > 7
             # The text of charts follows, and can be read in a narrow window.
-            fill, size = browser.run(
+            fill, size = chromium.run(
                 "const t = document.querySelector('figure svg text'); const s = "
                 "getComputedStyle(t); return [s.fill, t.getBoundingClientRect().height]"
             )
             assert fill == ink and size > 9
-            lines = browser.run(
+            lines = chromium.run(
                 "return [...document.querySelectorAll('figure svg path')].map(p => "
                 "getComputedStyle(p).stroke).filter(s => s.startsWith('rgb'))"
             )
             assert lines and all(contrast(line, paper) > 1.2 for line in set(lines))
-            browser.screenshot(kept / f"{name}.png")
-            assert browser.errors() == []
-        browser.open(page, 1100, dark=True)
-        browser.screenshot(tmp_path / "dark.png")
-        browser.pdf(tmp_path / "report.pdf")
+            chromium.screenshot(kept / f"{name}.png")
+            assert chromium.console() == []
+        chromium.resize(1100, 800)
+        chromium.screenshot(tmp_path / "dark.png")
+        chromium.pdf(tmp_path / "report.pdf")
     if shutil.which("pdftotext") is None:
         pytest.skip("needs pdftotext (poppler-utils)")
     text = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -9,16 +10,15 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
+import processes
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from processes import end
 from rich.console import Console
-from trained import ROOT
 
 from toolagent.errors import UserError
 from toolagent.policy import load_policy
@@ -31,38 +31,11 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 PROBLEMS = [1_000, 10_000, 100_000]
 
 
-def start(*arguments, cwd):
-    """Starts the command as a user would, in a process group of its own as a shell does."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    environment.pop("TOOLAGENT_VERBOSE", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "toolagent.run", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def end(process, timeout=200):
-    """Waits for the end; a run that works writes nothing on stderr and warns of nothing."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert err == ""
-    assert "warning" not in out.lower()
-    return out
+start = functools.partial(processes.start, "toolagent.run")
 
 
 def run(*arguments, cwd, code=0):
-    process = start(*arguments, cwd=cwd)
-    out = end(process)
-    assert process.returncode == code, out
-    return out
+    return end(start(*arguments, cwd=cwd), code)
 
 
 def rows_of(folder):

@@ -7,17 +7,15 @@ import json
 import os
 import pickle
 import re
-import signal
 import stat
-import subprocess
-import sys
 import time
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trained import ROOT, run_modules, untrained_expression_network, untrained_network
+from processes import kill, lines_of, own_environment, start
+from trained import run_modules, untrained_expression_network, untrained_network
 
 from toolagent.errors import UserError
 from toolagent.policy import load_policy, save_policy
@@ -33,25 +31,17 @@ def live(tmp_path_factory):
     """The dashboard's host:port and the token of a run that is under way."""
     folder = tmp_path_factory.mktemp("live")
     token = folder / ".ray" / "auth_token"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    environment = own_environment(HOME=str(folder))
     environment.pop("RAY_AUTH_TOKEN_PATH", None)
     command = ["--output-dir", "run", "--num-env-runners", "0", "--stop-time-s", "200"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "toolagent.run", *command, "--set", "run.stop_when_solved=false"],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env=environment,
-        start_new_session=True,
-    )
+    command += ["--set", "run.stop_when_solved=false"]
+    process = start("toolagent.run", *command, cwd=folder, env=environment)
     try:
-        assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
+        lines = lines_of(process.stdout)
         url = next(found[1] for line in lines if (found := re.search(r"dashboard: (\S+)", line)))
         yield urlsplit(url).netloc, token
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
 
 
 def status_of(netloc, path, headers, method="GET", body=None):

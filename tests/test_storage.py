@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import time
 from pathlib import Path
 
 import pytest
+from processes import output_of
 from s3_server import BUCKET, s3_server
 from test_run import QUICK, rows_of, start
 from trained import ROOT, is_refusal, run_modules, trained_network, untrained_network
@@ -376,19 +376,10 @@ def test_storage_that_never_answers_is_given_up(monkeypatch):
 # Whole runs ------------------------------------------------------------------------------
 
 
-def ended(process, timeout=200):
-    """stdout and stderr; unlike in `test_run`, there may be something on stderr."""
-    try:
-        return process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def test_a_run_on_s3_is_resumed_evaluated_and_explained_there(server, tmp_path):
     uri = server.uri("runs/first")
     limits = ("--stop-env-steps", 20_000)
-    out, err = ended(start("--output-dir", uri, *limits, *QUICK, cwd=tmp_path))
+    out, err = output_of(start("--output-dir", uri, *limits, *QUICK, cwd=tmp_path))
     assert err == "" and f"results in {uri}" in out
     there = objects(server, "runs/first")
     summary = json.loads(there["summary.json"])
@@ -397,7 +388,7 @@ def test_a_run_on_s3_is_resumed_evaluated_and_explained_there(server, tmp_path):
     assert any(name.startswith("tensorboard/events.") for name in there)
 
     limits = ("--stop-env-steps", summary["env_steps"] + 10_000)
-    out, err = ended(start("--resume", uri, *limits, cwd=tmp_path))
+    out, err = output_of(start("--resume", uri, *limits, cwd=tmp_path))
     assert err == "" and f"at {summary['env_steps']:,} env steps" in out
     there = objects(server, "runs/first")
     resumed = json.loads(there["summary.json"])
@@ -433,7 +424,7 @@ def test_a_store_that_dies_in_mid_run_costs_nothing(tmp_path):
             if line.startswith("until they are there"):
                 break
         server.stop()
-        out, err = ended(process)
+        out, err = output_of(process)
     staged = Path(lines[-1].split(" in ")[1].strip())
     assert process.returncode == 1
     assert out.count("can't be written (the server does not answer); the run goes on") == 1

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
+import signal
 import sys
 import time
 import urllib.error
@@ -13,6 +12,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from processes import free_port, start_logged
 
 from toolagent.config import load_settings, to_yaml
 from toolagent.config.documents import parse
@@ -129,12 +129,6 @@ def test_writing_costs_little(folder):
 # MLflow ------------------------------------------------------------------------------------
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A real tracking server on a free port; its address."""
@@ -147,10 +141,7 @@ def server(tmp_path_factory):
     command += ["--backend-store-uri", f"sqlite:///{folder}/runs.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(
-        command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
-    )
+    process = start_logged(command, folder / "log", cwd=folder, env=environment)
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 150
     try:
         while True:
@@ -163,9 +154,8 @@ def server(tmp_path_factory):
                 time.sleep(0.3)
         yield address
     finally:
-        os.killpg(process.pid, 15)
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
-        log.close()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ import subprocess
 import sys
 import time
 
+import processes
 import pytest
 import yaml
-from trained import ROOT
+from processes import ROOT, own_environment
 
 from toolagent.config import load_settings
 from toolagent.policy import load_policy
@@ -36,30 +38,8 @@ def write(folder, **entries):
     (folder / "search.yaml").write_text(yaml.safe_dump(document))
 
 
-def start(*arguments, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    environment.pop("TOOLAGENT_VERBOSE", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "toolagent.tune", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def end(process, code=0):
-    try:
-        out, err = process.communicate(timeout=600)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == code, out + err
-    assert err == ""
-    assert "warning" not in out.lower()
-    return out
+start = functools.partial(processes.start, "toolagent.tune")
+end = functools.partial(processes.end, timeout=600)
 
 
 def tune(*arguments, cwd, code=0):
@@ -109,8 +89,7 @@ def test_a_search_with_asha_ends_with_a_config_that_runs(tmp_path):
         assert trial["folder"].startswith(f"trials/lr={trial['settings']['training.lr']:.4g},")
     run = [sys.executable, "-m", "toolagent.run", "--config", "out/best_config.yaml"]
     run += ["--stop-env-steps", "2000", "--output-dir", "run"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    subprocess.run(run, cwd=tmp_path, env=own_environment(), check=True, capture_output=True)
 
 
 def test_a_failed_trial_is_reported_with_its_cause_and_has_no_score(tmp_path):

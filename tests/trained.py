@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from processes import ROOT as ROOT  # where most tests take it from
+from processes import own_environment
 from torch.nn import functional
 
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
@@ -24,7 +25,6 @@ from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.tasks import get_task
 from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB
 
-ROOT = Path(__file__).parent.parent
 PROGRAMS = (
     (MUL, ADD, ANS),
     (MUL, ADD, SUB, ANS),
@@ -91,14 +91,13 @@ def run_modules(*command_lines: list[str], cwd: Path) -> list[subprocess.Complet
     """Runs `python -m ...` command lines as a user would, two at a time, in the folder `cwd`."""
 
     def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
         return subprocess.run(
             [sys.executable, *arguments],
             capture_output=True,
             text=True,
             timeout=120,
             cwd=cwd,
-            env=environment,
+            env=own_environment(),
         )
 
     with ThreadPoolExecutor(max_workers=2) as pool:
