@@ -12,11 +12,10 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
+import processes
 import pytest
 import ray
 from small_disk import mounted, remount
@@ -211,24 +210,11 @@ def test_a_runner_that_takes_a_dead_one_s_place_plays_other_episodes(address):
 
 
 def start(*arguments, address, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "toolagent.run", "--address", address, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        start_new_session=True,
-    )
+    return processes.start("toolagent.run", "--address", address, *arguments, cwd=cwd)
 
 
-def end(process, code=0, timeout=240):
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+def end(process, code=0):
+    out, err = processes.output_of(process, 240)
     assert (process.returncode, err) == (code, ""), out
     return out
 

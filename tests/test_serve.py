@@ -399,7 +399,7 @@ def test_what_cannot_be_served_is_refused_before_ray_is_started(tmp_path):
         port = str(taken.getsockname()[1])
         cases = {
             "there is no such folder": ["nowhere"],
-            "is a file; expected a checkpoint folder": ["model.onnx"],
+            "is an ONNX file: it can be run, not loaded": ["model.onnx"],
             "only checkpoints of one task can be compared": [str(before), "t"],
             "is given twice": [str(after), str(after)],
             f"127.0.0.1:{port} can't be listened at (Address already in use)": [
