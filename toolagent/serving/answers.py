@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from toolagent.rollouts.trajectory import Step, Trajectory, describe, verdict
-from toolagent.serving.player import Answer, PlayedStep, Question
+from toolagent.serving.player import DIGITS, Answer, PlayedStep, Question
 from toolagent.tasks import Task
 from toolagent.tokens import TOKEN_NAMES
-
-_DIGITS = 6  # of a probability or value: what float32 has
 
 
 def result_of(task: Task, question: Question, answer: Answer) -> dict[str, Any]:
     """A `schemas.Result`."""
+    return _result(task, question, answer, describe(task, question.problem, 0)[1])
+
+
+def _result(task: Task, question: Question, answer: Answer, posed: str) -> dict[str, Any]:
     problem = question.problem
     return {
         "stage": int(problem.stage[0]),
-        "problem": describe(task, problem, 0)[1],
+        "problem": posed,
         "target": int(task.target(problem)[0]),
         "program": [TOKEN_NAMES[step.token] for step in answer.steps],
         "answered": answer.answered,
@@ -28,8 +30,8 @@ def result_of(task: Task, question: Question, answer: Answer) -> dict[str, Any]:
 
 def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -> dict[str, Any]:
     """A `schemas.PlayAnswer`."""
-    result = result_of(task, question, answer)
-    formula = describe(task, question.problem, 0)[0]
+    formula, posed, *_ = describe(task, question.problem, 0)
+    result = _result(task, question, answer, posed)
     recorded = Trajectory(
         stage=result["stage"],
         formula=formula,
@@ -52,10 +54,10 @@ def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -
             {
                 "token": TOKEN_NAMES[step.token],
                 "given": step.given,
-                "probabilities": [round(p, _DIGITS) for p in step.probabilities],
-                "value": round(step.value, _DIGITS),
+                "probabilities": step.probabilities,
+                "value": step.value,
                 "registers": step.registers,
-                "reward": round(step.reward, _DIGITS),
+                "reward": round(step.reward, DIGITS),
             }
             for step in answer.steps
         ],

@@ -17,9 +17,10 @@ from toolagent.models.base import AgentNetwork
 from toolagent.policy import Policy
 from toolagent.tasks import Task
 from toolagent.tasks.columns import Columns
-from toolagent.tokens import CTX, NUM_TOKENS
+from toolagent.tokens import CTX
 
 GREEDY = -1  # in a column of given tokens: the agent chooses
+DIGITS = 6  # of a probability or value: what float32 has
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PlayedStep:
 
     token: int
     given: bool  # not chosen by the agent
-    probabilities: list[float]  # 18
+    probabilities: list[float]  # 18, rounded to `DIGITS`, as the value is
     value: float  # the critic's, before the action
     registers: dict[str, int | str | None]  # after the action; None where empty
     reward: float
@@ -76,8 +77,6 @@ class Player:
         given = np.full((size, task.max_actions), GREEDY)
         for row, question in enumerate(questions):
             given[row, : len(question.given)] = question.given
-        probabilities = np.empty((size, task.max_actions, NUM_TOKENS), np.float32)
-        values = np.empty((size, task.max_actions), np.float32)
         recorded: list[list[PlayedStep]] = [[] for _ in questions]
         answers: list[Answer | None] = [None] * size
 
@@ -91,8 +90,9 @@ class Player:
             forced = torch.from_numpy(given[live, step])
             token = torch.where(forced == GREEDY, logits.argmax(1), forced)
             actions = token.numpy()
-            probabilities[live, step] = torch.softmax(logits, 1).numpy()
-            values[live, step] = value.numpy()
+            # Rounded and made Python's for the whole batch: 19 numbers a step are not few.
+            probabilities = torch.softmax(logits, 1).double().numpy().round(DIGITS).tolist()
+            values = value.double().numpy().round(DIGITS).tolist()
             transition = task.step(problems, registers, actions)
             registers = transition.registers
             accumulator, filled = task.accumulator(registers)
@@ -101,8 +101,8 @@ class Player:
                     PlayedStep(
                         token=int(actions[place]),
                         given=step < len(questions[row].given),
-                        probabilities=probabilities[row, step].tolist(),
-                        value=float(values[row, step]),
+                        probabilities=probabilities[place],
+                        value=values[place],
                         registers=task.show(registers, place),
                         reward=float(transition.rewards[place]),
                     )
