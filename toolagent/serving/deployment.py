@@ -55,6 +55,7 @@ def application(arguments: Mapping[str, Any]) -> Any:
             torch.set_num_threads(1)  # networks this small gain nothing from more
             quiet()
             self._agents, self._hosts = Agents(load_agents(checkpoints)), hosts
+            gc.collect()
             gc.freeze()  # torch's and Ray's objects stay; looking through them takes 0.1 s
 
         def __serve_build_asgi_app__(self) -> Any:
