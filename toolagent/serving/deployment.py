@@ -56,7 +56,7 @@ def application(arguments: Mapping[str, Any]) -> Any:
             quiet()
             self._agents, self._hosts = Agents(load_agents(checkpoints)), hosts
             gc.collect()
-            gc.freeze()  # torch's and Ray's objects stay; looking through them takes 0.1 s
+            gc.freeze()  # what is there now stays; it need not be looked through again and again
 
         def __serve_build_asgi_app__(self) -> Any:
             from toolagent.serving.app import build_app
