@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -112,6 +113,46 @@ def test_tensorboard_reads_them(folder):
     ):
         assert [event.step for event in read.Scalars(tag)] == [1000, 2000, 3000]
     assert read.Scalars("charts/SPS")[0].value == 2000.0
+
+
+@pytest.mark.parametrize("resumed", [True, False], ids=["resumed", "in-the-same-process"])
+def test_tensorboard_shows_what_comes_again_once(folder, resumed):
+    """A run is at iteration 5 and goes on from 2."""
+    with Trackers(["tensorboard"], folder) as first:
+        first.start(document())
+        for row in rows(1, 6):
+            first.log(row, RESULT)
+        if resumed:  # the first is killed without a word, a moment later
+            deadline = time.monotonic() + 30
+            while len(returns_in(folder)) < 5 and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert len(returns_in(folder)) == 5
+        with (
+            Trackers(["tensorboard"], folder)
+            if resumed
+            else contextlib.nullcontext(first) as second
+        ):
+            if resumed:
+                second.start(document())
+            second.go_back(2000)
+            for row in rows(3, 7):
+                second.log(row | {"episode_return_mean": 0.75}, RESULT)
+            second.end(FINISHED, SUMMARY, {})
+        assert returns_in(folder) == [
+            *((1000, 0.25), (2000, 0.25)),
+            *((3000, 0.75), (4000, 0.75), (5000, 0.75), (6000, 0.75)),
+        ]
+
+
+def returns_in(folder):
+    """(env steps, mean return) as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder.tensorboard))
+    read.Reload()
+    if "charts/episodic_return" not in read.Tags()["scalars"]:
+        return []
+    return [(event.step, event.value) for event in read.Scalars("charts/episodic_return")]
 
 
 def test_writing_costs_little(folder):

@@ -336,7 +336,6 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         self.updating_since: float | None = None
         self.give_way: Callable[[], bool] = lambda: False
         self._next_runner = 0
-        self._generation = 0  # of the streams that runners without a saved state were given last
         # Requests whose loss was seen outside an iteration; counted in the next one.
         self.lost_at_restore = 0
         self._drained = PipelineFigures()  # what was counted since the last iteration
@@ -683,7 +682,6 @@ class ToolAgent(CallbackStateMixin, Algorithm):
             "fragments": [fragment_state(fragment) for fragment in self._fragments],
             "env_runners": runner_states(group, quiet),
             "next_runner": self._next_runner,
-            "generation": self._generation,
             "lost_requests": self.lost_at_restore + len(self.requests),
         }
 
@@ -707,13 +705,9 @@ class ToolAgent(CallbackStateMixin, Algorithm):
         classes: Any = self.metrics.stats_cls_lookup
         self._fragments.extend(fragment_of(saved, classes) for saved in state["fragments"])
         self._next_runner = state["next_runner"]
-        self._generation = state["generation"] + 1
         self.lost_at_restore = state["lost_requests"]
         stage = self.env_runner_group.local_env_runner.env.stage
-        if not restore_runners(
-            self.env_runner_group, state["env_runners"], stage, self._generation
-        ):
-            self._generation -= 1
+        restore_runners(self.env_runner_group, state["env_runners"], stage, self._updates)
 
 
 def _expect_any_weights(env_runner: BatchedEnvRunner) -> None:

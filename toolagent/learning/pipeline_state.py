@@ -12,7 +12,8 @@ from toolagent.rollouts.play import PlayTimes
 # fraction of a second; what takes longer than this is a runner that hangs.
 DRAIN_S = 5.0
 
-_PLAIN = ("batch", "weights_seq_no", "env_runner", "process", "request", "busy_s", "idle_s")
+# Not the number of the request: another process counts from the beginning, and it was answered.
+_PLAIN = ("batch", "weights_seq_no", "env_runner", "process", "busy_s", "idle_s")
 
 
 def fragment_state(fragment: Fragment) -> dict[str, Any]:
@@ -38,7 +39,10 @@ def fragment_of(state: Mapping[str, Any], stats_classes: Mapping[str, Any]) -> F
             place = place.setdefault(name, {})
         place[path[-1]] = stats_classes[saved["stats_cls_identifier"]].from_state(state=saved)
     return Fragment(
-        **{name: state[name] for name in _PLAIN}, times=PlayTimes(*state["times"]), metrics=metrics
+        **{name: state[name] for name in _PLAIN},
+        request=0,
+        times=PlayTimes(*state["times"]),
+        metrics=metrics,
     )
 
 
@@ -65,18 +69,16 @@ def runner_states(group: Any, runners: list[int]) -> dict[int, dict[str, Any]]:
 
 
 def restore_runners(
-    group: Any, states: Mapping[int, dict[str, Any]], stage: int, generation: int
-) -> bool:
+    group: Any, states: Mapping[int, dict[str, Any]], stage: int, updates: int
+) -> None:
     """Sets the remote runners to their saved streams; the others get streams nobody had before.
 
     Args:
         group: of env runners.
         states: by worker index.
         stage: of the curriculum.
-        generation: of the streams of those without a state.
-
-    Returns:
-        Whether there was one without a state.
+        updates: so far; the number of those others' streams, so that the same checkpoint is always
+            continued from in the same way.
     """
     runners = group.healthy_env_runner_ids()
     strangers = [runner for runner in runners if runner not in states]
@@ -87,17 +89,11 @@ def restore_runners(
             remote_worker_ids=known,
             local_env_runner=False,
         )
-    renew_streams(group, strangers, generation)
-    return bool(strangers)
-
-
-def renew_streams(group: Any, runners: list[int], generation: int) -> None:
-    """Gives the remote runners streams of a later generation: those of their index were played."""
-    if runners:
+    if strangers:
         group.foreach_env_runner(
             "renew_streams",
-            kwargs={"generation": generation},
-            remote_worker_ids=runners,
+            kwargs={"number": updates},
+            remote_worker_ids=strangers,
             local_env_runner=False,
         )
 

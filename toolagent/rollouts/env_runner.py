@@ -128,18 +128,19 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.recorder: EpisodeRecorder | None = recorder_of(self, self.env.task)
         self.renew_streams(self._process)  # else it would play its predecessor's episodes again
 
-    def renew_streams(self, generation: int = 0) -> None:
+    def renew_streams(self, number: int = 0) -> None:
         """Begins both random streams anew.
 
         Args:
-            generation: 0 for the runner that was there first; each other number gives streams that
-                share nothing with it.
+            number: of the streams among those of this place. 0 are those of the runner that was
+                there first; a process that took its place has its own number's, and one that a
+                checkpoint knows nothing of those of that checkpoint's number of updates.
         """
         assert self.env is not None
         entropy = None
         if self.config.seed is not None:
             place = (int(self.worker_index or 0), int(bool(self.config.in_evaluation)))
-            entropy = (int(self.config.seed), *place, *((generation,) if generation else ()))
+            entropy = (int(self.config.seed), *place, *((number,) if number else ()))
         streams = np.random.SeedSequence(entropy).spawn(2)
         self.env.reset(seed=[int(word) for word in streams[0].generate_state(4)])
         self._generator.manual_seed(int(streams[1].generate_state(1, np.uint64)[0] >> 1))

@@ -97,6 +97,7 @@ def execute(
     state, rows = RunState(**start.state), []
     if start.resumed:
         rows = take_up(console, folder, start, state)
+        trackers.go_back(state.env_steps)
     elif start.policy is not None:
         folder.note_origin(start.policy.folder)
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here

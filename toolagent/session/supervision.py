@@ -148,6 +148,7 @@ class Supervision:
         self._state.time_s = failed.time_s
         self._state.faults = dict(failed.faults)
         self._state.faults["learner_restarts"] = failed.faults.get("learner_restarts", 0) + 1
+        self._trackers.go_back(self._state.env_steps)
         self.display.event(f"{where}, {failed.env_steps - self._state.env_steps:,} env steps back")
         return start, self.folder.cut_progress(self._state.iteration)
 

@@ -47,6 +47,13 @@ class Tracker(abc.ABC):
     def start(self, run: RunDescription, resumed: str | None) -> str | None:
         """Begins, or goes on with, the run there; returns what identifies it."""
 
+    def go_back(self, step: int) -> None:  # noqa: B027
+        """The run goes on from that env step: figures of later ones are void and come again.
+
+        Called between two `log`s, in the thread that called `start`. Does nothing by default: not
+        every place can take figures back.
+        """
+
     @abc.abstractmethod
     def log(self, metrics: Mapping[str, float], more: Mapping[str, float], step: int) -> None:
         """Writes the figures of one iteration.

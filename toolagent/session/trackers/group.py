@@ -78,6 +78,14 @@ class Trackers:
             for outbox in self._outboxes:
                 outbox.put(figures)
 
+    def go_back(self, env_steps: int) -> None:
+        """The run goes on from there: what was told of later iterations is void."""
+        for outbox in self._outboxes:
+            try:
+                outbox.tracker.go_back(env_steps)
+            except Exception as error:
+                outbox.warn(error)
+
     def end(self, status: str, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """Ends the records.
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from toolagent.session.trackers.base import RunDescription, Tracker
 
+# A run that is killed leaves no gap before its last checkpoint, or a small one.
+_FLUSH_S = 1
+
 
 class TensorBoard(Tracker):
     """`DIR/tensorboard`: read by `tensorboard --logdir DIR`; a resumed run adds a file."""
@@ -26,8 +29,18 @@ class TensorBoard(Tracker):
         """Opens a new event file."""
         from torch.utils.tensorboard import FileWriter
 
-        self._writer = FileWriter(str(self.folder))
+        self._writer = FileWriter(str(self.folder), flush_secs=_FLUSH_S)
         return None
+
+    def go_back(self, step: int) -> None:
+        """Readers of the folder drop what was written for later steps, in this file or another."""
+        from tensorboard.compat.proto import event_pb2
+
+        proto: Any = event_pb2
+        # As `SummaryWriter(purge_step=...)` writes it: from this step on all is void.
+        begun = proto.SessionLog(status=proto.SessionLog.START)
+        self._writer.add_event(proto.Event(file_version="brain.Event:2"), step + 1)
+        self._writer.add_event(proto.Event(session_log=begun), step + 1)
 
     def log(self, metrics: Mapping[str, float], more: Mapping[str, float], step: int) -> None:
         """One event with all values: a tenth of the time of one event a value."""
