@@ -26,6 +26,7 @@ from toolagent.config import build_algorithm_config, load_settings
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.learning.algorithm import PIPELINE
 from toolagent.session.checkpoints import list_checkpoints, newest_checkpoint
+from toolagent.session.folder import RunFolder
 from toolagent.session.manifest import verify
 from toolagent.session.ray_session import listen_on_loopback, quiet
 from toolagent.session.state_files import encode_state, read_state
@@ -332,10 +333,17 @@ def test_thirty_kills_and_thirty_equal_ends(address, tmp_path, name, overrides, 
     check_kills(tmp_path, address, name, overrides, 20, moments)
 
 
-def test_a_finished_run_goes_on_when_its_limits_are_raised(address, tmp_path):
-    """From a checkpoint asked for by name, with a later one that is torn."""
-    reference, folder = tmp_path / "reference", tmp_path / "run"
-    end(whole_run(reference, "default", CALCULATOR, 12, address))
+@pytest.fixture(scope="module")
+def reference(address, tmp_path_factory):
+    """The folder of a run of 12 iterations that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("twelve") / "run"
+    end(whole_run(folder, "default", CALCULATOR, 12, address))
+    return folder
+
+
+def test_a_finished_run_goes_on_when_its_limits_are_raised(address, reference, tmp_path):
+    """From the newest whole checkpoint: the last one is torn."""
+    folder = tmp_path / "run"
     end(whole_run(folder, "default", CALCULATOR, 8, address))
     out = start("--resume", folder, address=address, cwd=ROOT)
     assert out.communicate()[1] == (
@@ -352,6 +360,40 @@ def test_a_finished_run_goes_on_when_its_limits_are_raised(address, tmp_path):
     assert "continues from checkpoint_000007" in out
     assert "trains again, " in out and " s after Ray was up" in out
     same_end(reference, folder)
+
+
+def test_a_run_on_storage_goes_on_from_a_checkpoint_asked_for_by_name(address, reference, tmp_path):
+    folder = tmp_path / "run"
+    uri = f"file://{folder}"
+    end(whole_run(uri, "default", CALCULATOR, 8, address))
+    named, more = f"{uri}/checkpoints/checkpoint_000007", sets("run.stop_iterations=12")
+
+    def refusal(place):
+        process = start("--resume", place, *more, address=address, cwd=ROOT)
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (2, ""), err
+        return err
+
+    assert refusal(f"{uri}/checkpoints/checkpoint_000077") == (
+        f"error: --resume {uri}/checkpoints/checkpoint_000077: there is no such checkpoint\n"
+    )
+    other = RunFolder(folder)
+    other.lock("--resume")
+    assert refusal(named).endswith(": a run is at work in it; stop that first\n")
+    del other
+    state = folder / "checkpoints" / "checkpoint_000007" / "state.safetensors"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1])
+    torn = refusal(named)
+    assert torn.startswith(f"error: --resume {named}: state.safetensors has ")
+    assert torn.count("\n") == 1
+    state.write_bytes(whole)
+
+    out = end(start("--resume", named, *more, address=address, cwd=ROOT))
+    assert "set aside as abandoned_000008" in out
+    assert "continues from checkpoint_000007" in out
+    same_end(reference, folder)
+    assert verify(folder / "checkpoints" / "abandoned_000008")
 
 
 def test_a_run_whose_disk_is_full_trains_on_and_can_be_resumed(address, tmp_path):

@@ -22,7 +22,7 @@ ENVIRONMENT = "environment.json"
 BEHAVIOUR = "behaviour.json"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
-_ORIGIN = ".init-from"  # in CHECKPOINTS
+_ORIGIN = "init-from.txt"  # in CHECKPOINTS; goes along to storage
 
 
 def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:

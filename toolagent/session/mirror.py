@@ -78,11 +78,11 @@ class Mirror:
         Raises:
             StorageError: the storage fails.
         """
+        names = _checkpoints(self.folder / CHECKPOINTS)  # before the rows that they continue from
         plain = [path for path in _files(self.folder) if _is_plain(path, self.folder)]
         for path in plain:
             if path.name not in _AFTER_ALL:
                 self._send(path)
-        names = _checkpoints(self.folder / CHECKPOINTS)
         for name in names:
             self._send_checkpoint(name)
         for path in _children(self.folder / CHECKPOINTS):

@@ -7,11 +7,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit, urlunsplit
 
+from toolagent.errors import UserError
 from toolagent.session.folder import RunFolder
 from toolagent.session.mirror import Mirror
-from toolagent.session.storage import Storage, is_uri, renamed
+from toolagent.session.storage import CHECKPOINTS, Storage, is_uri, renamed
 
 _OUTPUT, _RESUME = "--output-dir", "--resume"
 
@@ -54,14 +56,31 @@ def run_to_resume(
     if not is_uri(given):
         yield RunFolder.to_resume(Path(given))
         return
+    given, checkpoint = _run_and_checkpoint(given)
     storage = Storage.at(given, _RESUME)
+    original = RunFolder(storage.local) if storage.local is not None else None
+    if original is not None and original.path.is_dir():
+        original.lock(_RESUME)  # until the end of this block; other storage has no locks
     with _staged(storage, tell) as folder:
         assert folder.mirror is not None
         storage.fetch(folder.path, _RESUME)
         folder.mirror.note_all_sent()
         RunFolder.existing(folder.path)
+        named = folder.checkpoints / checkpoint if checkpoint else None
+        if named is not None and not named.is_dir():
+            raise UserError(f"{_RESUME} {named}: there is no such checkpoint")
         storage.check_writable(_RESUME)
-        yield folder, None
+        yield folder, named
+    del original
+
+
+def _run_and_checkpoint(uri: str) -> tuple[str, str | None]:
+    """The URI of the run, and the checkpoint's name if it is that of a checkpoint in it."""
+    parts = urlsplit(uri)
+    path = PurePosixPath(parts.path)
+    if path.parent.name != CHECKPOINTS:
+        return uri, None
+    return urlunsplit(parts._replace(path=str(path.parent.parent))), path.name
 
 
 @contextlib.contextmanager

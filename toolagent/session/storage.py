@@ -106,6 +106,11 @@ class Storage:
             raise UserError(f"{label} {name}: {error}") from None
         return cls(filesystem, root, name)
 
+    @property
+    def local(self) -> Path | None:
+        """The folder itself, if it is one on this machine: `file://`."""
+        return Path(self._root) if self._filesystem.type_name == "local" else None
+
     def name_of(self, path: str) -> str:
         """What a file or folder below is called; '' is the storage itself."""
         parts = urlsplit(self.name)
@@ -238,8 +243,8 @@ class Storage:
             return stream.read()
 
     def _try_to_write(self) -> None:
-        if self._filesystem.type_name == "local":
-            _check_local(Path(self._root))
+        if self.local is not None:
+            _check_local(self.local)
             return
         self.write(_PROBE, b"")
         with _in_words():
