@@ -19,7 +19,8 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.envs.registration import env_id, register_with_rllib
-from toolagent.learning.algorithm import ToolAgentConfig, _learner_batch
+from toolagent.learning.algorithm import _learner_batch
+from toolagent.learning.algorithm_config import ToolAgentConfig
 from toolagent.learning.exploration import Exploration
 from toolagent.learning.returns import leave_one_out_advantages, step_mask
 from toolagent.models.rl_module import EncoderDecoderModule, StageGRUModule

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolagent.learning.algorithm import ToolAgentConfig
+from toolagent.learning.algorithm_config import ToolAgentConfig
 from toolagent.learning.exploration import Exploration
 from toolagent.learning.novelty import NoveltyBonus, first_visits
 from toolagent.learning.success_replay import SuccessReplay, program_keys
