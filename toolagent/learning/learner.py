@@ -98,7 +98,8 @@ class EpisodeColumnsLearner(TorchLearner):
         not_components: str | Collection[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """RLlib's state, and the process's random streams, which shuffle minibatches."""
+        """RLlib's state, the process's random streams, which shuffle minibatches, and how many
+        updates in a row were skipped."""
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(RANDOM_STREAMS, components, not_components):
             state[RANDOM_STREAMS] = {
@@ -106,6 +107,7 @@ class EpisodeColumnsLearner(TorchLearner):
                 "numpy": np.random.get_state(legacy=False),
                 "torch": torch.get_rng_state(),
             }
+            state[SKIPPED_IN_A_ROW] = self._skipped_in_a_row
         return state
 
     @override(Learner)
@@ -124,6 +126,7 @@ class EpisodeColumnsLearner(TorchLearner):
             random.setstate(streams["python"])
             np.random.set_state(streams["numpy"])
             torch.set_rng_state(streams["torch"])
+            self._skipped_in_a_row = state[SKIPPED_IN_A_ROW]
 
     @override(TorchLearner)
     def compute_loss_for_module(
