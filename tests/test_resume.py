@@ -20,6 +20,7 @@ import processes
 import pytest
 import ray
 from small_disk import mounted, remount
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trained import ROOT
 
 from toolagent.config import build_algorithm_config, load_settings
@@ -360,6 +361,11 @@ def test_a_finished_run_goes_on_when_its_limits_are_raised(address, reference, t
     assert "continues from checkpoint_000007" in out
     assert "trains again, " in out and " s after Ray was up" in out
     same_end(reference, folder)
+    # Iteration 8 was played twice; TensorBoard shows it once.
+    read = EventAccumulator(str(folder / "tensorboard"))
+    read.Reload()
+    steps = [event.step for event in read.Scalars("losses/policy_loss")]
+    assert steps == [row["env_steps"] for row in rows_of(folder)]
 
 
 def test_a_run_on_storage_goes_on_from_a_checkpoint_asked_for_by_name(address, reference, tmp_path):
