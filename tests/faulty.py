@@ -214,6 +214,11 @@ class FaultyRun:
     def tell(self, what):
         (self.faults / what).touch()
 
+    def until_told(self, what):
+        """Waits for a word of the run's own, and takes it away."""
+        self.until((self.faults / what).exists)
+        (self.faults / what).unlink()
+
     def actors(self, name):
         """Pids of the live Ray actors of this run whose class has that name in its own."""
         found = []
@@ -280,8 +285,12 @@ class FaultyRun:
                     child.kill()
         self._log.close()
 
+    @property
+    def summary_file(self):
+        return self.folder / "summary.json"
+
     def summary(self):
-        return json.loads((self.folder / "summary.json").read_text())
+        return json.loads(self.summary_file.read_text())
 
     def check_quiet(self, *also):
         """No traceback, and nothing of RLlib's own: what happened is said in our words."""

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 
 import pytest
 from faulty import FaultyRun, cluster_of_raylets
@@ -35,13 +36,13 @@ class Chaos:
 
     def __init__(self, run, cluster=None, seed=SEED):
         self.run, self.cluster, self.rng = run, cluster, random.Random(seed)
-        self.nodes, self.done = [], []
+        self.nodes, self.done, self.torn = [], [], []
 
     def kill_runner(self):
-        self._to_one("FaultyEnvRunner", signal.SIGKILL)
+        return self._to_one("FaultyEnvRunner", signal.SIGKILL)
 
     def stop_runner(self):
-        self._to_one("FaultyEnvRunner", signal.SIGSTOP)
+        return self._to_one("FaultyEnvRunner", signal.SIGSTOP)
 
     def raise_in_runner(self):
         self.run.tell(f"runner-{self.rng.choice((1, 2))}-raise")
@@ -53,33 +54,43 @@ class Chaos:
         self.run.tell("gradient-nan")
 
     def kill_learner(self):
-        self._to_one("_WrappedExecutable", signal.SIGKILL)  # RLlib's name for it
+        return self._to_one("_WrappedExecutable", signal.SIGKILL)  # RLlib's name for it
 
     def kill_driver(self):
         self.run.kill()
         self._resume()
 
     def tear_checkpoint_and_kill_driver(self):
-        checkpoints = sorted((self.run.folder / "checkpoints").glob("checkpoint_*"))
+        folder = self.run.folder / "checkpoints"
+        self.run.until(lambda: len(list(folder.glob("checkpoint_*"))) > 1)  # an older one is left
         self.run.kill()
-        if len(checkpoints) > 1:  # an older one is to be left
-            victim = self.rng.choice(sorted(checkpoints[-1].iterdir()))
-            with victim.open("r+b") as file:
-                file.truncate(victim.stat().st_size // 2)
+        newest = max(folder.glob("checkpoint_*"))
+        victim = self.rng.choice(sorted(newest.iterdir()))
+        with victim.open("r+b") as file:
+            file.truncate(victim.stat().st_size // 2)
+        said = self.run.said().count(f"passed over {newest.name}")
         self._resume()
+        self.run.until(lambda: self.run.said().count(f"passed over {newest.name}") > said)
+        self.torn.append(f"{newest.name}/{victim.name}")
 
     def lose_node(self):
-        if self.nodes:
-            self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+        self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
+        if not self.nodes:  # there is no place to play for a while
+            time.sleep(3)
+            self.add_node()
 
     def add_node(self):
-        if len(self.nodes) < 2:
-            self.nodes.append(self.cluster.add_node(num_cpus=1, resources={"runners": 2}))
+        if len(self.nodes) == 2:
+            return False
+        self.nodes.append(self.cluster.add_node(num_cpus=1, resources={"runners": 2}))
+        return True
 
     def _to_one(self, name, number):
         actors = self.run.actors(name)
-        if actors:
-            os.kill(self.rng.choice(actors), number)
+        if not actors:  # all of them are being replaced
+            return False
+        os.kill(self.rng.choice(actors), number)
+        return True
 
     def _resume(self, *arguments):
         time.sleep(1)
@@ -98,9 +109,10 @@ class Chaos:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline or len(self.done) < at_least:
             fault = self.rng.choice(faults)
-            print(f"{len(self.done) + 1}: {fault}", flush=True)
-            getattr(self, fault)()
+            if getattr(self, fault)() is False:  # there was nothing to do it to
+                continue
             self.done.append(fault)
+            print(f"{len(self.done)}: {fault}", flush=True)
             if self.rng.random() < 0.3:  # some come together
                 continue
             self.goes_on()
@@ -147,7 +159,7 @@ def test_a_little_chaos(started):
     chaos.rng.shuffle(faults)
     for fault in faults:
         print(fault, flush=True)
-        getattr(chaos, fault)()
+        assert getattr(chaos, fault)() is not False
         chaos.goes_on()
     chaos.finish()
 
@@ -172,4 +184,4 @@ def test_chaos_on_a_cluster(started, monkeypatch, tmp_path):
         while len(chaos.nodes) < 2:
             chaos.add_node()
         chaos.finish()
-        print(f"{len(chaos.done)} faults: {sorted(chaos.done)}")
+        print(f"{len(chaos.done)} faults: {Counter(chaos.done)}; torn: {chaos.torn}")

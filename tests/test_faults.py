@@ -7,8 +7,14 @@ import re
 import signal
 import time
 
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pytest
-from faulty import FaultyRun, check_ledger, cluster_of_raylets
+from faulty import FaultyRun, check_ledger, cluster_of_raylets, lines_of
+from small_disk import mounted
+
+from toolagent.session.checkpoints import newest_checkpoint
+from toolagent.session.folder import RunFolder
 
 NEVER_SOLVED = ("--set", "run.stop_when_solved=false")
 pytestmark = pytest.mark.timeout(600)  # a machine with other work starts actors slowly
@@ -69,8 +75,12 @@ def learner_options(learner="FaultyLearner"):
     return ("--num-learners", 1, "--set", f"learners.learner_class=faulty:{learner}")
 
 
-def test_a_killed_learner_costs_the_way_back_to_the_last_checkpoint(faulty_run):
-    run = faulty_run(*learner_options(), *NEVER_SOLVED, *SOON, "--stop-time-s", 550, env_runners=1)
+def test_a_killed_or_hung_learner_costs_the_way_back_to_the_last_checkpoint(faulty_run, tmp_path):
+    run = faulty_run(
+        *(*learner_options(), *NEVER_SOLVED, *SOON, "--stop-time-s", 550),
+        *("--set", "run.learner_timeout_s=10.0", "--record-episodes", tmp_path / "episodes"),
+        env_runners=1,
+    )
     run.until_trained(1)
     run.tell("gradient-nan")
     run.until_counted("skipped_updates_lifetime", 1)
@@ -78,8 +88,6 @@ def test_a_killed_learner_costs_the_way_back_to_the_last_checkpoint(faulty_run):
     for restarts in (1, 2):
         [learner] = run.actors("_WrappedExecutable")  # what RLlib makes of a learner
         os.kill(learner, signal.SIGSTOP if restarts == 2 else signal.SIGKILL)
-        if restarts == 2:  # one that hangs is ended from outside
-            os.kill(learner, signal.SIGKILL)
         run.until_counted("learner_restarts_lifetime", restarts)
         run.until_trained()
     assert run.count("skipped_updates_lifetime") == 1
@@ -91,7 +99,13 @@ def test_a_killed_learner_costs_the_way_back_to_the_last_checkpoint(faulty_run):
     assert "warning: 1 of 1 learners died; restart 1 of at most 3" in said
     assert "continues from checkpoint_" in said
     assert "1 update skipped, 2 restarts of learning" in said
+    assert said.count("warning: an update has taken 10 s (run.learner_timeout_s)") == 1
     run.check_quiet("(raylet)")
+    # All that was played is recorded, before each restart and after it.
+    recorded = ds.dataset(tmp_path / "episodes", format="parquet").to_table(["actions"])
+    played = sum(line["env_steps"] for line in run.played())
+    assert pc.sum(pc.list_value_length(recorded["actions"])).as_py() == played
+    assert f"recorded {len(recorded):,} episodes" in said
 
 
 def test_learning_that_fails_again_and_again_ends_the_run_with_a_message(faulty_run):
@@ -104,9 +118,9 @@ def test_learning_that_fails_again_and_again_ends_the_run_with_a_message(faulty_
     assert "begins anew, there is no checkpoint yet" in said
     [error] = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "updates in a row were no finite numbers" in error
-    assert "run.max_learner_restarts is 1" in error and f"--resume {run.folder}" in error
+    assert "run.max_learner_restarts is 1; there is no checkpoint to continue from" in error
     run.check_quiet("(raylet)")
-    assert not (run.folder / "summary.json").exists()
+    assert not run.summary_file.exists()
 
 
 def test_all_env_runners_hang_and_the_watchdog_says_so(faulty_run):
@@ -144,6 +158,74 @@ def test_a_killed_driver_is_resumed(faulty_run):
     assert run.end() == 0, run.said()
     run.check_course()
     run.check_certified()
+
+
+def test_an_interrupt_while_certifying_stops_at_once(faulty_run):
+    run = faulty_run("--set", "run.stop_iterations=2", env_runners=0)
+    run.tell("hold-certification")
+    run.until_told("certifying")
+    run.process.send_signal(signal.SIGINT)
+    assert run.end(60) == 130, run.said()
+    summary = run.summary()
+    assert summary["stopped_by"] == "interrupted" and summary["env_steps"] > 0
+    assert all(stage["problems"] < 1_000 for stage in summary["stages"])  # measured, and no more
+    run.check_course()
+    run.check_quiet()
+
+    # The first one while training, the second while certifying.
+    run.resume("--set", "run.stop_iterations=null", *NEVER_SOLVED)
+    run.until_trained()
+    run.process.send_signal(signal.SIGINT)
+    run.until_told("certifying")
+    run.process.send_signal(signal.SIGINT)
+    assert run.end(60) == 130, run.said()
+    assert not run.summary_file.exists()  # it was the session before's
+    _, state = newest_checkpoint(run.folder / "checkpoints")
+    assert state["stopped_by"] == "interrupted"
+    assert state["iteration"] == run.rows()[-1]["iteration"]
+    check_ledger(run.faults, state["env_steps"])
+    run.check_quiet()
+
+
+def test_a_full_disk_costs_checkpoints_and_nothing_else(faulty_run, tmp_path):
+    place = tmp_path / "run"
+    place.mkdir()
+    with mounted(place, "size=80m"):
+        run = faulty_run(*NEVER_SOLVED, *SOON, env_runners=0)
+        checkpoints = run.folder / "checkpoints"
+        run.until(lambda: list(checkpoints.glob("checkpoint_*")))
+        filler = place / "filler"
+        with pytest.raises(OSError, match="No space left"), filler.open("wb", 0) as file:
+            while True:
+                file.write(bytes(2**16))
+        run.until(lambda: run.said().count("warning: no checkpoint could be written") > 1)
+        said = run.said()
+        assert "(No space left on device); the last good one is checkpoint_" in said
+        assert "warning: progress.jsonl waits to be written" in said
+        good, _ = newest_checkpoint(checkpoints)
+        filler.unlink()
+        run.until(lambda: newest_checkpoint(checkpoints)[0] != good)
+        run.until_trained()
+        run.process.send_signal(signal.SIGTERM)
+        assert run.end() == 130, run.said()
+        run.check_course()  # not a row is missing
+        assert run.count("failed_checkpoints_lifetime") > 1
+        run.check_quiet()
+
+
+def test_rows_that_waited_for_a_full_disk_are_void_where_learning_begins_again(tmp_path):
+    with mounted(tmp_path, "size=64k"):
+        folder, filler = RunFolder(tmp_path), tmp_path / "filler"
+        assert folder.append_progress({"iteration": 1}) is None
+        with pytest.raises(OSError, match="No space left"), filler.open("wb", 0) as file:
+            while True:
+                file.write(bytes(2**12))
+        row = {"iteration": 2, "text": "x" * 5_000}  # more than is left of the first row's page
+        assert folder.append_progress(row) == "No space left on device"
+        filler.unlink()
+        assert folder.cut_progress(1) == [{"iteration": 1}]
+        assert folder.append_progress({"iteration": 2}) is None
+        assert lines_of(folder.progress) == [{"iteration": 1}, {"iteration": 2}]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

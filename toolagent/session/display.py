@@ -43,7 +43,7 @@ class Display:
 
     def event(self, text: str) -> None:
         """Something that stays on the screen."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)  # a log's lines stay whole
 
     def update(self, row: dict[str, Any]) -> None:
         """Shows one row of `progress.jsonl`."""

@@ -215,8 +215,10 @@ class RunFolder:
     def cut_progress(self, iteration: int) -> list[dict[str, Any]]:
         """Keeps the rows up to an iteration (what a resumed run continues from) and returns them.
 
-        Lines that are no rows, as a kill may leave one at the end, are dropped.
+        Lines that are no rows, as a kill may leave one at the end, are dropped; so are rows that
+        wait to be written: they are later than any checkpoint.
         """
+        self._waiting = ""
         rows: dict[int, dict[str, Any]] = {}
         if self.progress.is_file():
             for line in self.progress.read_text(encoding="utf-8", errors="replace").splitlines():

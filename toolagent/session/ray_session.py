@@ -47,10 +47,10 @@ def quiet() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         # Many env runners on few CPUs are what was asked for; what died is replaced and counted.
-        # Both are said in lines of our own.
+        # Both are said in lines of our own. (A lost node's agent sends the end of a raylet's log.)
         "RAY_DEDUP_LOGS_SKIP_REGEX": (
             "worker processes have been started on node|A worker died or was killed|"
-            "has been marked dead"
+            "has been marked dead|Raylet is terminated"
         ),
     }.items():
         os.environ.setdefault(name, value)

@@ -10,6 +10,8 @@ from typing import Any
 
 from toolagent.errors import UserError
 
+FINISH_WITHIN_S = 30.0  # for the last file of every env runner
+
 
 def check_recording(folder: str | None) -> None:
     """The folder for recorded episodes is made by runners, whose failures are hard to read.
@@ -87,7 +89,9 @@ def finish_recording(algorithm: Any, recording: Any) -> list[str]:
     group = algorithm.env_runner_group
     if recording is None or group is None:
         return []
-    statuses = [status for status in group.foreach_env_runner(_finish) if status is not None]
+    # One that hangs is ended soon after, with what it has not written.
+    finished = group.foreach_env_runner(_finish, timeout_seconds=FINISH_WITHIN_S)
+    statuses = [status for status in finished if status is not None]
     episodes, size = count_episodes(recording.folder, recording.run_id)
     full = ", and no more: a limit of 'recording' is reached" if _any(statuses, "full") else ""
     lines = [

@@ -71,7 +71,8 @@ class Supervision:
             rows: of the progress so far.
 
         Raises:
-            RunFailed: learning failed more often than `run.max_learner_restarts`.
+            RunFailed: learning failed more often than `run.max_learner_restarts`, or the folder
+                can't be written when it is to begin again.
         """
         most, restarts = self.settings.run.max_learner_restarts, 0
         with self._watchdog:
@@ -89,8 +90,7 @@ class Supervision:
                 if restarts >= most:
                     raise RunFailed(
                         f"{reason}; learning was restarted {restarts} times, and "
-                        f"run.max_learner_restarts is {most}; continue with --resume "
-                        f"{self.folder.path}"
+                        f"run.max_learner_restarts is {most}; {self._advice()}"
                     )
                 restarts += 1
                 self.display.event(f"warning: {reason}; restart {restarts} of at most {most}")
@@ -130,6 +130,14 @@ class Supervision:
             if algorithm is not None:
                 stop(algorithm)
 
+    def _advice(self) -> str:
+        """What is left to do for who started the run."""
+        try:
+            newest_checkpoint(self.folder.checkpoints)
+        except UserError:
+            return "there is no checkpoint to continue from"
+        return f"continue with --resume {self.folder.name}"
+
     def _begin_again(self, start: Any) -> tuple[Any, list[dict[str, Any]]]:
         """Where the next attempt starts: the newest whole checkpoint, or the very beginning.
 
@@ -150,7 +158,13 @@ class Supervision:
         self._state.faults["learner_restarts"] = failed.faults.get("learner_restarts", 0) + 1
         self._trackers.go_back(self._state.env_steps)
         self.display.event(f"{where}, {failed.env_steps - self._state.env_steps:,} env steps back")
-        return start, self.folder.cut_progress(self._state.iteration)
+        try:
+            return start, self.folder.cut_progress(self._state.iteration)
+        except OSError as error:
+            raise RunFailed(
+                f"{self.folder.progress} can't be written ({error.strerror or error}), which a "
+                f"restart of learning needs; {self._advice()}"
+            ) from None
 
 
 def stop(algorithm: Any) -> None:
