@@ -88,12 +88,13 @@ class FaultyLearner(EpisodeColumnsLearner):
 
 
 class HopelessLearner(EpisodeColumnsLearner):
-    """All its gradients are infinite."""
+    """All its gradients are infinite, from when it is told."""
 
     def compute_gradients(self, loss_per_module, **kwargs):
         gradients = super().compute_gradients(loss_per_module, **kwargs)
-        for gradient in gradients.values():
-            gradient.fill_(torch.inf)
+        if (folder() / "hopeless").exists():
+            for gradient in gradients.values():
+                gradient.fill_(torch.inf)
         return gradients
 
 

@@ -46,8 +46,9 @@ def taking_as_long_as_it_is_told(certify):
     """The calculator's certification is over before a test could interrupt it."""
 
     def certified(*args):
-        while (folder() / "hold-certification").exists():
+        if (folder() / "hold-certification").exists():
             (folder() / "certifying").touch()
+        while (folder() / "hold-certification").exists():
             time.sleep(0.05)
         return certify(*args)
 

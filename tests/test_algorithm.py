@@ -196,7 +196,7 @@ def test_overlapped_runners_restores_in_place_and_a_killed_runner(build, tmp_pat
     algorithm.save_to_path(path)
     saved, updates = weights_of(algorithm), algorithm.get_state()["updates"]
     assert updates == 2 * UPDATES
-    steps = steps_of(algorithm.train())
+    algorithm.train()
     algorithm.train()
     algorithm.restore_from_path(path)
     assert equal(weights_of(algorithm), saved)
@@ -209,13 +209,13 @@ def test_overlapped_runners_restores_in_place_and_a_killed_runner(build, tmp_pat
     # A killed runner comes back, is told the stage, and no counter goes down.
     victim = runners(algorithm, process_of)[0]
     os.kill(victim, signal.SIGKILL)
-    seen, lost, deadline = [steps_of(result)], 0.0, time.monotonic() + 120
+    seen, restarts, deadline = [steps_of(result)], 0.0, time.monotonic() + 120
     while time.monotonic() < deadline:
         result = algorithm.train()
         seen.append(steps_of(result))
-        lost += pipeline_of(result)["lost_requests"]
+        restarts += pipeline_of(result)["env_runner_restarts"]
         alive = runners(algorithm, process_of)
-        if len(alive) == 2 and victim not in alive:
+        if len(alive) == 2 and victim not in alive and restarts:
             break
         time.sleep(0.2)
     assert len(alive) == 2 and victim not in alive
@@ -223,7 +223,7 @@ def test_overlapped_runners_restores_in_place_and_a_killed_runner(build, tmp_pat
     assert runners(algorithm, stage_of) == [2, 2]
     after = algorithm.train()
     assert steps_of(after) > seen[-1]
-    assert steps > 0 and lost >= 0
+    assert restarts == 1
 
 
 def test_a_checkpoint_carries_updates_curriculum_and_optimizer(build, tmp_path):
