@@ -116,7 +116,7 @@ def test_a_lost_learner_costs_the_way_back_to_the_last_checkpoint(faulty_run, tm
 @pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_learning_that_fails_again_and_again_ends_the_run_with_a_message(faulty_run, late):
     run = faulty_run(
-        *(*learner_options("HopelessLearner"), *NEVER_SOLVED, *SOON),
+        *(*learner_options("HopelessLearner"), *NEVER_SOLVED, *(SOON if late else ())),
         *("--set", "run.max_learner_restarts=1"),
         env_runners=0,
     )
