@@ -145,6 +145,7 @@ class Supervision:
         counted.
         """
         failed = self._state
+        self._ray_since = None  # how long a resumed run takes is not told by a restart
         try:
             checkpoint, state = newest_checkpoint(self.folder.checkpoints, self.display.event)
             start = dataclasses.replace(start, checkpoint=checkpoint, state=state)
