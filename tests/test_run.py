@@ -220,10 +220,11 @@ def test_weights_can_be_carried_over_and_a_terminated_run_leaves_a_checkpoint(tu
     process = start(
         *("--config", "tutorial", "--init-from", source, "--output-dir", folder, *QUICK),
         *("--set", "run.stop_iterations=null", "--set", "curriculum.measure_every_iterations=1"),
-        *("--set", "training.lr=0.0", "--set", "run.dashboard=true"),
+        *("--set", "training.lr=0.0", "--set", "run.dashboard=true", "--num-learners", 2),
         cwd=tmp_path,
     )
     wait_for_rows(process, folder)
+    # All interfaces would be what torch's store for the remote learners' group listens on.
     addresses = listening(process)
     assert addresses and addresses <= LOOPBACK
     out = stop_by(process, folder, signal.SIGTERM)

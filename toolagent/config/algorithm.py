@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -176,7 +177,9 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
     network = _network_name(settings)
     config.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
     config.framework("torch")
-    config.debugging(seed=settings.seed)
+    # RLlib sets its logger's level once more as it builds: a lost node would be told of in pages.
+    verbose = os.environ.get("TOOLAGENT_VERBOSE") == "1"
+    config.debugging(seed=settings.seed, log_level="WARN" if verbose else "CRITICAL")
     config.environment(
         env_id(settings.task),
         env_config={

@@ -9,6 +9,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
 
 from toolagent.learning.learner import EpisodeColumnsLearner
+from toolagent.learning.process_group import LoopbackLearnersMixin
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.draw import EXPLORER_KINDS
 from toolagent.rollouts.env_runner import BatchedEnvRunner
@@ -17,7 +18,7 @@ ADVANTAGE_ESTIMATORS = ("gae", "leave_one_out")
 _UNSET: Any = NotProvided  # RLlib's mark for an argument that was not given
 
 
-class ToolAgentConfig(AlgorithmConfig):
+class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
     """Settings of `ToolAgent`: AlgorithmConfig's own, and those of `training()` below."""
 
     def __init__(self, algo_class: type | None = None):

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.learner import EpisodeColumnsLearner
+from toolagent.learning.process_group import LoopbackLearnersMixin
 from toolagent.learning.recorded_data import RecordedEpisodesData
 from toolagent.learning.returns import generalized_advantages, step_mask
 from toolagent.models.rl_module import StageGRUModule
@@ -67,7 +68,7 @@ class OfflineLearner(EpisodeColumnsLearner, MARWILTorchLearner):
         )
 
 
-class OfflineMARWILConfig(MARWILConfig):
+class OfflineMARWILConfig(LoopbackLearnersMixin, MARWILConfig):
     """RLlib's MARWIL settings for `OfflineMARWIL`, and those of `training()` below."""
 
     def __init__(self, algo_class: type | None = None):

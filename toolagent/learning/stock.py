@@ -5,13 +5,14 @@ from __future__ import annotations
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 
 from toolagent.learning.callback_state import CallbackStateMixin
+from toolagent.learning.process_group import LoopbackLearnersMixin
 
 
 class StockPPO(CallbackStateMixin, PPO):
     """PPO as RLlib ships it; the only addition is the curriculum's state in its checkpoints."""
 
 
-class StockPPOConfig(PPOConfig):
+class StockPPOConfig(LoopbackLearnersMixin, PPOConfig):
     """RLlib's PPO settings for `StockPPO`."""
 
     def __init__(self, algo_class: type | None = None):
