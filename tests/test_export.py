@@ -23,12 +23,15 @@ from trained import (
 
 from toolagent import cli
 from toolagent.export import command
+from toolagent.exporting import check
 from toolagent.exporting.check import checked_problems, compare, load_player
 from toolagent.exporting.graphs import BEGIN, EPISODE, STEP
 from toolagent.exporting.player import NETWORKS, TASKS, source
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.policy import load_policy, save_policy
+from toolagent.rollouts import certification
+from toolagent.rollouts.certification import SAMPLE_SIZE
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers
 from toolagent.tasks import get_task
@@ -62,6 +65,27 @@ def run_player(folder, *arguments):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_problems():
+    """50 of each 1,000 problems, and few expressions to count accuracy on: to save time."""
+
+    def first_of_each(task):
+        for problems in checked_problems(task):
+            yield problems.take(np.arange(min(len(problems), 50)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "checked_problems", first_of_each)
+        patch.setattr(certification, "SAMPLE_SIZE", 200)
+        yield
+
+
+@pytest.fixture
+def all_problems(monkeypatch):
+    """The slow tests take all of them, as the command does."""
+    monkeypatch.setattr(check, "checked_problems", checked_problems)
+    monkeypatch.setattr(certification, "SAMPLE_SIZE", SAMPLE_SIZE)
+
+
 @pytest.fixture(scope="module")
 def calculator(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calculator")
@@ -70,15 +94,29 @@ def calculator(tmp_path_factory):
     return folder / "exported"
 
 
-def test_all_forms_write_the_checkpoints_tokens_on_all_111_000_problems(calculator):
-    card = json.loads((calculator / "policy.json").read_text())
+def check_identical(exported, problems, complete):
+    """All forms write the checkpoint's tokens on so many problems; the card says so."""
+    card = json.loads((exported / "policy.json").read_text())
     compared = card["compared"]
-    assert compared["problems"] == 111_000 and compared["complete"]
+    assert compared["problems"] == problems and compared["complete"] == complete
     assert set(compared["identical"]) == {"model.safetensors", STEP, EPISODE, "player.py"}
-    assert set(compared["identical"].values()) == {111_000}
-    assert compared["answers_identical"] == 111_000
-    assert compared["largest_difference"] < compared["smallest_margin"]
+    assert set(compared["identical"].values()) == {problems}
+    assert compared["answers_identical"] == problems
+    return card
+
+
+def test_all_forms_write_the_checkpoints_tokens(calculator):
+    card = check_identical(calculator, 111 * 50, complete=True)
+    assert card["compared"]["largest_difference"] < card["compared"]["smallest_margin"]
     assert [stage["solved"] for stage in card["stages"]] == [1_000, 10_000, 100_000]
+
+
+@pytest.mark.slow
+def test_all_forms_write_the_checkpoints_tokens_on_all_111_000_problems(
+    calculator, tmp_path, all_problems
+):
+    assert export(calculator.parent / "checkpoint", tmp_path / "exported") == 0
+    check_identical(tmp_path / "exported", 111_000, complete=True)
 
 
 def test_the_card_fits_the_weights_and_the_folder_is_a_checkpoint(calculator):
@@ -96,7 +134,6 @@ def test_the_card_fits_the_weights_and_the_folder_is_a_checkpoint(calculator):
     assert not [file for file in calculator.parent.iterdir() if file.name.startswith(".")]
 
 
-@pytest.mark.slow
 def test_a_fault_in_any_form_is_found(calculator, tmp_path):
     """Each file in turn is that of another agent; only this one is told apart."""
     other = noisy_network(0.3)
@@ -107,7 +144,7 @@ def test_a_fault_in_any_form_is_found(calculator, tmp_path):
         shutil.copytree(calculator, tmp_path / name)
         shutil.copy(tmp_path / "exported" / name, tmp_path / name / name)
         compared = compare(network, task, tmp_path / name)
-        assert {key for key, n in compared.identical.items() if n < 111_000} == {name}
+        assert {key for key, n in compared.identical.items() if n < compared.problems} == {name}
         assert not compared.all_identical
 
 
@@ -147,17 +184,23 @@ def test_every_player_is_short_and_imports_numpy_alone(network, task):
     assert set(imports) - standard == {"from pathlib import Path", "import numpy as np"}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "planner",
-        *(
-            pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("gru", "planner that sees digits", "hinted")
-        ),
-    ],
-)
-def test_expressions_with_every_network(kind, tmp_path):
+KINDS = ("planner", "gru", "planner that sees digits", "hinted")
+
+
+def test_expressions(tmp_path):
+    export_of_expressions("planner", tmp_path)
+    kinds = len(list(checked_problems(get_task("expression"))))
+    check_identical(tmp_path / "exported", kinds * 50, complete=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_10_000_expressions_with_every_network(kind, tmp_path, all_problems):
+    export_of_expressions(kind, tmp_path)
+    check_identical(tmp_path / "exported", 10_000, complete=False)
+
+
+def export_of_expressions(kind, tmp_path):
     """Untrained weights write long, odd programs, which use every part of the machine."""
     task = get_task("expression")
     if kind == "gru":
@@ -173,10 +216,6 @@ def test_expressions_with_every_network(kind, tmp_path):
                 parameter.mul_(3.0)
     save_policy(tmp_path / "checkpoint", network, "expression")
     assert export(tmp_path / "checkpoint", tmp_path / "exported") == 0
-    compared = json.loads((tmp_path / "exported" / "policy.json").read_text())["compared"]
-    assert compared["problems"] == 10_000 and not compared["complete"]
-    assert set(compared["identical"].values()) == {10_000}
-    assert compared["answers_identical"] == 10_000
     shown = run_player(tmp_path / "exported", "--expression", "(3 + 4)*2")
     assert (shown.returncode, shown.stderr) == (0, "")
     problems = task.pose(None, expression=["(3+4)*2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from toolagent.config import build_algorithm_config, load_settings
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.errors import UserError
 from toolagent.learning.offline import OfflineBCConfig
+from toolagent.learning.record_choice import program_success
 from toolagent.learning.recorded_data import RecordedEpisodesData
 from toolagent.rollouts.certification import certify
 from toolagent.rollouts.play import PlayDetails, play
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import read_episodes
 from toolagent.tasks import get_task
-from toolagent.tokens import ANS, MUL
+from toolagent.tokens import ADD, ANS, MUL, SUB
 
 
 def experts(folder, episodes, wrong=0, programs=((MUL, ANS),) * 3):
@@ -99,6 +101,39 @@ def test_episodes_are_chosen_and_the_stream_is_restored(tmp_path):
         )
     with pytest.raises(ValueError, match="one at a time"):
         some.sample(7, return_iterator=True)
+
+
+def test_programs_that_are_right_by_luck_are_not_cloned(tmp_path):
+    """`MUL ADD SUB ANS` is right on 19% of stage 2, and on all of stage 1."""
+    experts(tmp_path, 600, wrong=3000, programs=((MUL, ADD, SUB, ANS),) * 3)
+    episodes = read_episodes(str(tmp_path), "calculator")
+    rates, plays, wins = program_success(episodes), Counter(), Counter()
+    keys = [
+        (int(stage), tuple(actions[:length]))
+        for stage, actions, length in zip(
+            episodes.stage, episodes.actions.tolist(), episodes.lengths, strict=True
+        )
+    ]
+    for key, solved in zip(keys, episodes.solved, strict=True):
+        plays[key] += 1
+        wins[key] += bool(solved)
+    np.testing.assert_allclose(rates, [wins[key] / (plays[key] + 1) for key in keys])
+
+    lucky = (episodes.stage == 2) & episodes.solved & (episodes.lengths == 4)
+    assert 0.15 < rates[lucky].max() < 0.25 and lucky.sum() > 100
+    chosen = data_of(tmp_path, min_program_success=0.8).episodes
+    assert not ((chosen.stage == 2) & (chosen.lengths == 4)).any()
+    assert len(chosen) == episodes.solved.sum() - lucky.sum()
+    with pytest.raises(UserError, match=r"no program .* reaches min_program_success=0.9999"):
+        data_of(tmp_path, min_program_success=0.9999)
+
+
+def test_a_program_played_once_is_not_sure(tmp_path):
+    record(tmp_path)
+    episodes = read_episodes(str(tmp_path), "calculator")
+    first = episodes.take(np.flatnonzero(episodes.solved)[:1])
+    assert program_success(first).tolist() == [0.5]
+    assert program_success(first.take(np.zeros(4, int))).tolist() == [0.8] * 4
 
 
 def test_nothing_solved_is_nothing_to_clone(tmp_path):

@@ -127,6 +127,8 @@ SETTINGS = [
     ("default", "recording.max_episodes=0", "must be greater than or equal to 1"),
     ("bc", "training.beta=0.5", "behaviour cloning has 0, MARWIL more"),
     ("bc", "training.max_episodes=0", "it must be at least 1"),
+    ("bc", "training.min_program_success=80", "it must be at least 0 and less than 1"),
+    ("bc", "training.min_program_success=0.999", "reaches min_program_success=0.999; the best"),
     ("bc", "env_runners.num_env_runners=2", "recorded episodes are played already"),
     ("bc", "run.record_episodes=new-episodes", "learns from recorded episodes and plays none"),
     ("bc", "offline_data.inptu_=x", "did you mean 'input_'?"),

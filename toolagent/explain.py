@@ -100,8 +100,8 @@ def command(
     console.print("\nwhat each token was chosen from, in per cent:")
     cli.print_table(console, views.probability_table(looks))
     console.print(
-        "\nwhat the oracle would write, with how many tokens to go; and what the runner-up\n"
-        "in this place would have led to:",
+        "\nwhat the oracle would write, with how many tokens to go; and what the\n"
+        "runner-up in this place would have led to:",
     )
     cli.print_table(console, views.futures_table(looks))
     report = run_probes(policy.network, task) if probes else None

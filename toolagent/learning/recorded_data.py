@@ -10,7 +10,7 @@ from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.annotations import override
 
-from toolagent.errors import UserError
+from toolagent.learning.record_choice import choose_episodes
 from toolagent.rollouts.records import read_episodes
 
 _STREAM = 0x6F66666C  # 'offl'
@@ -20,12 +20,13 @@ _STEP_COLUMNS = ("actions", "rewards")  # (B, T)
 class RecordedEpisodesData(OfflineData):
     """Reads a folder of recorded episodes and draws batches from it, each episode once an epoch.
 
-    RLlib's own `OfflineData` streams rows through Ray Data and makes an episode object of each;
-    the README says what that costs. The records of a run fit into memory: 60 bytes an episode.
+    RLlib's own `OfflineData` streams rows through Ray Data and makes an episode object of each,
+    which suits data that does not fit into memory. The records of a run do: 60 bytes an episode.
+    That RLlib's own is slower here is expected of its object per episode; it was not measured.
 
     Args:
-        config: its `input_` is the folder, `solved_only` and `max_episodes` choose among what is
-            in it.
+        config: its `input_` is the folder; `solved_only`, `min_program_success` and
+            `max_episodes` choose among what is in it.
 
     Raises:
         UserError: there are no such episodes.
@@ -36,13 +37,9 @@ class RecordedEpisodesData(OfflineData):
         self.config = config
         self.path = str(config.input_)
         episodes = read_episodes(self.path, config.env_config["task"])
-        found = len(episodes)
         seed = None if config.seed is None else (int(config.seed), _STREAM)
         self._rng = np.random.default_rng(np.random.SeedSequence(seed))
-        if config.solved_only:
-            episodes = episodes.take(episodes.solved)
-            if not len(episodes):
-                raise UserError(f"{self.path}: none of its {found:,} episodes is solved")
+        episodes = choose_episodes(episodes, config)
         if config.max_episodes is not None and config.max_episodes < len(episodes):
             drawn = self._rng.permutation(len(episodes))[: config.max_episodes]
             episodes = episodes.take(drawn)

@@ -150,13 +150,15 @@ class RunMetrics:
             return
         group, learners = algorithm.env_runner_group, algorithm.learner_group
         config = algorithm.config
-        remote = bool(config.num_env_runners)
+        # Who learns from records has no group; with no remote runner the driver is the only one.
+        local = 0 if group is None else 1
+        remote = group is not None and bool(config.num_env_runners)
         # RLlib counts healthy learners here and nowhere else.
         manager = learners._worker_manager if learners.is_remote else None
         self._values |= {
-            "env_runner_restarts": group.num_remote_worker_restarts(),
-            "env_runners_configured": config.num_env_runners or 1,
-            "env_runners_healthy": group.num_healthy_remote_env_runners() if remote else 1,
+            "env_runner_restarts": group.num_remote_worker_restarts() if group else 0,
+            "env_runners_configured": config.num_env_runners or local,
+            "env_runners_healthy": group.num_healthy_remote_env_runners() if remote else local,
             "learners_configured": config.num_learners or 1,
             "learners_healthy": manager.num_healthy_actors() if manager else 1,
         }

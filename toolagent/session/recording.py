@@ -50,17 +50,14 @@ def check_records(settings: Any, algorithm_config: Any) -> None:
             f"--record-episodes {settings.run.record_episodes}: algorithm {settings.algorithm} "
             "learns from recorded episodes and plays none"
         )
+    from toolagent.learning.record_choice import choose_episodes
     from toolagent.rollouts.records import read_episodes
 
     try:
         episodes = read_episodes(str(algorithm_config.input_), settings.task)
+        choose_episodes(episodes, algorithm_config)
     except UserError as error:
         raise UserError(f"offline_data.input_: {error}") from None
-    if algorithm_config.solved_only and not episodes.solved.any():
-        raise UserError(
-            f"offline_data.input_: {algorithm_config.input_}: none of its {len(episodes):,} "
-            "episodes is solved; use --config marwil, or --set training.solved_only=false"
-        )
 
 
 def recording_of(settings: Any, run_folder: Path) -> Any:
