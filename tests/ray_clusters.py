@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
+
+from processes import kill
 
 TOKEN = "0123456789abcdef" * 4
 HEALTH_CHECKS = {
@@ -98,5 +99,4 @@ class RayCluster:
         self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        kill(self.process)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import time
 
 import psutil
 import pytest
+from processes import ROOT, kill, output_of, start
 from ray_clusters import TOKEN, RayCluster, cluster_environment
 from test_run import rows_of, summary_of
 
@@ -136,10 +136,9 @@ def test_a_run_on_three_raylets_that_have_no_toolagent(ray_cluster, environment,
         assert runners(cluster)["second"] >= 2
         after = rows_of(folder)[-1]
         assert after["next_stage"] < 2  # so the end came after all that
-        out, err = end(process)
+        out, err = output_of(process, 240)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
     assert (process.returncode, err) == (0, ""), err
     assert "warning" not in out.lower()
     summary, rows = summary_of(folder), rows_of(folder)
@@ -257,7 +256,7 @@ def test_tokens_and_resources_that_the_cluster_does_not_take(ray_cluster, tmp_pa
                 start_new_session=True,
             )
         )
-    ended = [end(process) for process in processes]
+    ended = [output_of(process) for process in processes]
     for process, (out, err), (_, _, message) in zip(processes, ended, cases, strict=True):
         assert (process.returncode, out) == (2, ""), err
         assert err.startswith("error: ") and err.count("\n") == 1, err
