@@ -99,7 +99,7 @@ def make_run(tmp_path_factory):
         state = RunState(ITERATIONS, last["env_steps"], last["time_s"], first)
         keeper = CheckpointKeeper(settings, None, None, folder, print)
         keeper.last = folder.checkpoints / "checkpoint_000024"
-        outcome = Outcome(state, "solved", stages, [], keeper)
+        outcome = Outcome(state, "solved", stages, [], keeper, network, task)
         folder.write_summary(summarize(settings, outcome, folder))
         samples = sample_trajectories(settings, network, task)
         folder.write_behaviour(behaviour(outcome, samples, task))
