@@ -115,7 +115,7 @@ def finished(settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
     state = RunState(3, 4567, 8.0, {"2": {"env_steps": 1234.0, "time_s": 5.0}})
     stages = certify(network, EXPRESSION)
-    outcome = Outcome(state, "solved", stages, [], keeper_of(settings, folder))
+    outcome = Outcome(state, "solved", stages, [], keeper_of(settings, folder), network, EXPRESSION)
     return settings, outcome, network, folder
 
 
@@ -179,7 +179,7 @@ def test_the_summary_has_the_shares_of_every_stage(finished):
 def test_programs_that_are_too_long_are_valid_and_not_shortest(settings, tmp_path):
     stages = certify(Planner(wasteful), EXPRESSION, (1, 4))
     keeper = keeper_of(settings, RunFolder(tmp_path))
-    outcome = Outcome(RunState(), "time", stages, [], keeper)
+    outcome = Outcome(RunState(), "time", stages, [], keeper, None, EXPRESSION)
     summary = summarize(settings, outcome, RunFolder(tmp_path))
     for stage in summary["stages"]:
         assert (stage["algebraically_valid"], stage["shortest"]) == (1.0, 0.0)
