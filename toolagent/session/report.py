@@ -94,7 +94,7 @@ def print_report(
         f"({state.env_steps / max(state.time_s, 1e-9):,.0f} steps/s)\n"
         f"stopped: {stopped}"
     )
-    faults = faults_line(outcome.rows[-1])
+    faults = faults_line(outcome.rows[-1]) if outcome.rows else ""
     console.print(pipeline_line(outcome.rows) + (f"{faults}\n" if faults else ""))
     cli.print_table(console, final_table(task, outcome, trained))
     for note in cli.stage_notes(outcome.stages, trained):
