@@ -65,16 +65,18 @@ class Job:
             each_time()
             if seen and seen[-1] in ("SUCCEEDED", "FAILED", "STOPPED"):
                 return seen
+            if not seen and self.process.poll() is not None:
+                break
             time.sleep(0.2)
-        raise AssertionError(f"not ended: {seen}")
+        raise AssertionError(f"not ended: {seen}; {self.output()}")
 
     def output(self):
         """What submit.sh printed: the job's own lines among it."""
         try:
             return self.process.communicate(timeout=60)[0]
-        finally:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            return self.process.communicate()[0]
 
 
 def check_certified(folder):
