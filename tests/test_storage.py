@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -222,8 +223,6 @@ def fail(*arguments):
 
 def run_to_resume_of(folder, uri):
     """The folder that was left can be copied by hand, and is a run then."""
-    import shutil
-
     target = Path(uri.removeprefix("file://"))
     shutil.copytree(folder.path, target)
     shutil.rmtree(folder.path)
@@ -248,6 +247,46 @@ def test_a_run_that_breaks_off_is_copied_as_far_as_it_came(tmp_path):
         raise ZeroDivisionError
     assert (tmp_path / "copy/checkpoints/checkpoint_000002/policy.json").is_file()
     assert not folder.path.exists()
+
+
+def test_a_run_that_can_t_be_fetched_whole_is_left_as_it_was(tmp_path, monkeypatch):
+    place = small_run(tmp_path / "copy").path
+    before = files(place)
+    read = storage_module.Storage._read
+
+    def failing(self, path):
+        if "checkpoint_000002" in path:
+            raise OSError(28, "No space left on device", path)
+        return read(self, path)
+
+    monkeypatch.setattr(storage_module.Storage, "_read", failing)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "staged"))
+    (tmp_path / "staged").mkdir()
+    with (
+        pytest.raises(OSError, match="No space left"),
+        run_to_resume(f"file://{place}", pytest.fail),
+    ):
+        pytest.fail("half a run is resumed")
+    assert files(place) == before  # what was not fetched is not removed there
+    assert not list((tmp_path / "staged").iterdir())
+
+
+def test_no_copy_is_made_of_a_folder_that_goes(tmp_path):
+    run = small_run(tmp_path / "run")
+    storage = Recording(tmp_path / "copy")
+    mirror = Mirror(run.path, storage, pytest.fail)
+    mirror.request()
+    deadline = time.monotonic() + 20
+    while mirror.pending() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    mirror.request()  # as for the last two checkpoints of a run that is interrupted
+    assert mirror.end()
+    expected = files(run.path)
+    shutil.rmtree(run.path)
+    mirror.request()
+    time.sleep(0.2)
+    assert files(tmp_path / "copy") == expected
+    assert not any(line.startswith("removed") for line in storage.log)
 
 
 # Reading ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from toolagent.session.storage import CHECKPOINTS, LAST_FILES, Storage, StorageError
 
 _AFTER_ALL = ("summary.json",)  # it names a checkpoint
+_LAST_COPY_S = 5.0  # for a copy under way that has nothing left to send
 
 Stamp = tuple[int, int]  # size in bytes, time of the last change in ns
 
@@ -59,15 +60,26 @@ class Mirror:
         Returns:
             None if all is there, or why not.
         """
-        self._ended = True
-        self._wanted.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._end_thread(None)
         try:
             self.copy()
         except StorageError as error:
             return str(error)
         return None
+
+    def end(self) -> bool:
+        """Ends without copying more than is under way; True if all is there and the folder may go:
+        to a copy that still runs, checkpoints that are gone would be ones to remove."""
+        if self.pending():
+            return False
+        self._end_thread(_LAST_COPY_S)
+        return (self._thread is None or not self._thread.is_alive()) and not self.pending()
+
+    def _end_thread(self, timeout: float | None) -> None:
+        self._ended = True
+        self._wanted.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
 
     def copy(self) -> None:
         """Copies what is new, in an order in which a copy that was cut short can be continued from.

@@ -61,10 +61,7 @@ def run_to_resume(
     original = RunFolder(storage.local) if storage.local is not None else None
     if original is not None and original.path.is_dir():
         original.lock(_RESUME)  # until the end of this block; other storage has no locks
-    with _staged(storage, tell) as folder:
-        assert folder.mirror is not None
-        storage.fetch(folder.path, _RESUME)
-        folder.mirror.note_all_sent()
+    with _staged(storage, tell, fetch=True) as folder:
         RunFolder.existing(folder.path)
         named = folder.checkpoints / checkpoint if checkpoint else None
         if named is not None and not named.is_dir():
@@ -84,24 +81,40 @@ def _run_and_checkpoint(uri: str) -> tuple[str, str | None]:
 
 
 @contextlib.contextmanager
-def _staged(storage: Storage, tell: Callable[[str], None]) -> Iterator[RunFolder]:
+def _staged(
+    storage: Storage, tell: Callable[[str], None], fetch: bool = False
+) -> Iterator[RunFolder]:
     """A folder on this machine; it goes when the storage has all of it, and stays otherwise.
 
-    However the block ends, what is in the folder by then is copied.
+    However the block ends, what is in the folder by then is copied; not on KeyboardInterrupt.
+
+    Args:
+        storage: what it is copied to.
+        tell: as for `new_run`.
+        fetch: it begins as a copy of what is there.
     """
     path = Path(tempfile.mkdtemp(prefix="toolagent-"))
+    if fetch:
+        try:
+            with renamed(path, storage):
+                storage.fetch(path, _RESUME)
+        except BaseException:  # half a copy must never be copied back: it lacks checkpoints
+            shutil.rmtree(path, ignore_errors=True)
+            raise
     mirror = Mirror(path, storage, tell)
+    if fetch:
+        mirror.note_all_sent()
     folder = RunFolder(path, mirror)
     try:
         with renamed(path, storage):
             yield folder
-    except KeyboardInterrupt:  # the second: not a moment more
+    except KeyboardInterrupt:  # not a moment more
         raise
     except BaseException:
         finish(folder)
         raise
     finally:
-        if not mirror.pending():
+        if mirror.end():
             shutil.rmtree(path, ignore_errors=True)
 
 
