@@ -14,6 +14,7 @@ import urllib.request
 import numpy as np
 import pytest
 from processes import free_port, start_logged
+from small_disk import mounted, remount
 
 from toolagent.config import load_settings, to_yaml
 from toolagent.config.documents import parse
@@ -153,6 +154,21 @@ def returns_in(folder):
     if "charts/episodic_return" not in read.Tags()["scalars"]:
         return []
     return [(event.step, event.value) for event in read.Scalars("charts/episodic_return")]
+
+
+def test_a_disk_that_was_full_for_a_while_costs_tensorboard_nothing(folder, capsys):
+    folder.tensorboard.mkdir(parents=True)
+    with mounted(folder.tensorboard, "size=16k"), Trackers(["tensorboard"], folder) as trackers:
+        trackers.start(document())
+        for row in rows(1, 101):
+            trackers.log(row, RESULT)
+        assert 0 < len(returns_in(folder)) < 100
+        remount(folder.tensorboard, "size=1m")
+        trackers.log(*rows(101, 102), RESULT)
+        assert [step for step, _ in returns_in(folder)] == list(range(1000, 102_000, 1000))
+        trackers.end(FINISHED, SUMMARY, {})
+    err = capsys.readouterr().err
+    assert err.startswith("warning: tensorboard: OSError: ") and err.count("\n") == 1
 
 
 def test_writing_costs_little(folder):
