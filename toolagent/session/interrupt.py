@@ -33,7 +33,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def take_over(self) -> None:
-        """Handles both signals from now on; again after `ray.init`, which takes SIGTERM."""
+        """Handles both signals from now on; again after `ray.init`, whose C++ takes SIGTERM."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 before = signal.signal(number, self._request)

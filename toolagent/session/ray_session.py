@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -101,7 +102,7 @@ def ray_session(
     if address:
         check_address(address)
         options = {"address": address, "runtime_env": runtime_environment(sections or {})}
-    with _quiet_stderr():
+    with _quiet_stderr(), _own_sigterm():
         try:
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
@@ -122,6 +123,23 @@ def ray_session(
         )
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Where SIGTERM is handled already, `ray.init()` leaves it alone. It has no option for that,
+    and would end the process in the middle of starting, with an exit code of its own."""
+    from ray._private import utils
+
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+        yield  # then Ray's handler is what ends its processes
+        return
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 @contextlib.contextmanager
