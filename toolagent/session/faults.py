@@ -35,7 +35,10 @@ class FaultCounts:
         """Counts what is in a result of `Algorithm.train()`."""
         pipeline = result.get("pipeline")
         if pipeline is None:  # a stock algorithm: only RLlib's own count
-            restarts = self._algorithm.env_runner_group.num_remote_worker_restarts()
+            group = self._algorithm.env_runner_group
+            if group is None:  # who learns from records has none
+                return
+            restarts = group.num_remote_worker_restarts()
             self.add("env_runner_restarts", restarts - self._stock_restarts)
             self._stock_restarts = restarts
             return
