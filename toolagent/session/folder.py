@@ -104,12 +104,12 @@ class RunFolder:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            if not resumed:  # a resumed one's is locked already
+                self.lock("--output-dir")
             self.write_config(config)
         except OSError as error:
             flag = "--resume" if resumed else "--output-dir"
             raise UserError(f"{flag} {self.path}: can't be written ({error.strerror})") from None
-        if not resumed:
-            self.lock("--output-dir")
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
