@@ -156,7 +156,8 @@ def star(stage: int, trained: Container[int] | None) -> str:
 
 def judgements_of(stages: Iterable[StageAccuracy]) -> list[str]:
     """The headings of what was judged besides right answers; [] if nothing was."""
-    return [name.replace("_", "\n") for name in next(iter(stages)).judged]
+    first = next(iter(stages), None)
+    return [name.replace("_", "\n") for name in first.judged] if first else []
 
 
 def judged_cells(row: StageAccuracy) -> list[str]:

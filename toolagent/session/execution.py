@@ -131,22 +131,29 @@ def execute(
             return 1
     summary = summarize(settings, outcome, folder)
     summary["num_env_runners"] = algorithm_config.num_env_runners  # 'auto' is known only now
-    folder.write_summary(summary)
-    plot_learning_curve(
-        outcome.rows,
-        folder.learning_curve,
-        f"{settings.task}, {settings.algorithm}, seed {settings.seed}",
-    )
     samples = sample_trajectories(settings, outcome.network, outcome.task)
-    folder.write_behaviour(behaviour(outcome, samples, outcome.task))
+    unwritten = None
+    try:
+        folder.write_summary(summary)
+        plot_learning_curve(
+            outcome.rows,
+            folder.learning_curve,
+            f"{settings.task}, {settings.algorithm}, seed {settings.seed}",
+        )
+        folder.write_behaviour(behaviour(outcome, samples, outcome.task))
+    except OSError as error:  # what the run came to is on the screen all the same
+        unwritten = f"{error.strerror or error}"
     print_report(console, settings, outcome, samples, outcome.task, folder)
     for line in recorded:
         console.print(line, soft_wrap=True)
     _write_report(folder)
     status = INTERRUPTED if outcome.stopped_by == "interrupted" else FINISHED
     trackers.end(status, summary, result_files(folder, outcome.keeper.last or folder.checkpoints))
+    if unwritten:
+        print(f"error: results in {folder.name} are not complete ({unwritten})", file=sys.stderr)
     if outcome.keeper.fault:
         print(f"error: no final checkpoint ({outcome.keeper.fault})", file=sys.stderr)
+    if unwritten or outcome.keeper.fault:
         return 1
     if outcome.stopped_by == "interrupted":
         return cli.EXIT_INTERRUPTED
