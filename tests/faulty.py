@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -78,7 +79,12 @@ class FaultyEnvRunner(BatchedEnvRunner):
 
 
 class FaultyLearner(EpisodeColumnsLearner):
-    """Gradients that are no numbers, when it is told to."""
+    """Gradients that are no numbers, and no answer for a checkpoint, when it is told to."""
+
+    def get_state(self, components=None, **kwargs):
+        if components is None and told("checkpoint-hangs"):  # else only its weights are wanted
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().get_state(components, **kwargs)
 
     def compute_gradients(self, loss_per_module, **kwargs):
         gradients = super().compute_gradients(loss_per_module, **kwargs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import time
 
+import psutil
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
@@ -104,13 +106,42 @@ def test_a_lost_learner_costs_the_way_back_to_the_last_checkpoint(faulty_run, tm
     assert "warning: 1 of 1 learners died; restart 1 of at most 3" in said
     assert "continues from checkpoint_" in said
     assert f"1 update skipped, {'2 restarts' if hang else '1 restart'} of learning" in said
-    assert said.count("warning: an update has taken 10 s (run.learner_timeout_s)") == hang
+    assert said.count("warning: learners have not answered for 10 s (run.learner_time") == hang
     run.check_quiet("(raylet)")
     # All that was played is recorded, before each restart and after it.
     recorded = ds.dataset(tmp_path / "episodes", format="parquet").to_table(["actions"])
     played = sum(line["env_steps"] for line in run.played())
     assert pc.sum(pc.list_value_length(recorded["actions"])).as_py() == played
     assert f"recorded {len(recorded):,} episodes" in said
+
+
+def test_a_learner_that_hangs_is_ended_also_while_a_checkpoint_waits_for_it(
+    faulty_run, monkeypatch, tmp_path
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    run = faulty_run(
+        *(*learner_options(), *NEVER_SOLVED, "--set", "run.checkpoint_every_s=1.0"),
+        *("--set", "run.learner_timeout_s=3.0", "--stop-time-s", 550),
+        env_runners=0,
+    )
+    run.until(lambda: list((run.folder / "checkpoints").glob("checkpoint_*")))
+    [hangs] = run.actors("_WrappedExecutable")
+    run.tell("checkpoint-hangs")
+    run.until_counted("learner_restarts_lifetime", 1)
+    run.until_trained()
+    [learner] = run.actors("_WrappedExecutable")  # the first one is gone
+    assert learner != hangs
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 130, run.said()
+    run.check_course()
+    said = run.said()
+    assert said.count("warning: learners have not answered for 3 s (run.learner_timeout_s)") == 1
+    assert "warning: 1 of 1 learners died; restart 1 of at most 3" in said
+    assert run.summary()["checkpoints_written"] >= 3  # before the restart and after it
+    run.check_quiet("(raylet)")
+    assert not list((home / "ray_results").iterdir())  # RLlib's own folders, one an algorithm
 
 
 @pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -201,6 +232,20 @@ def test_an_interrupt_while_certifying_stops_at_once(faulty_run):
     run.check_quiet()
 
 
+def test_an_interrupt_while_certifying_what_was_never_measured(faulty_run):
+    run = faulty_run(
+        *("--set", "run.stop_iterations=1", "--set", "curriculum.measure_every_iterations=2"),
+        env_runners=0,
+    )
+    run.tell("hold-certification")
+    run.until_told("certifying")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end(60) == 130, run.said()
+    assert run.summary()["stages"] == [] and run.summary()["env_steps"] > 0
+    assert (run.folder / "report.html").is_file()
+    run.check_quiet()
+
+
 @pytest.mark.slow
 def test_a_full_disk_costs_checkpoints_and_nothing_else(faulty_run, tmp_path):
     place = tmp_path / "run"
@@ -254,6 +299,20 @@ def test_an_interrupt_while_starting_up_ends_the_run_and_all_that_it_started(fau
     run.process.send_signal(number)
     assert run.end(60) == 130, run.said()
     run.check_quiet("(raylet)")
+    run.gone(children)
+
+
+def test_a_preemption_while_ray_starts_ends_the_run_and_all_that_it_started(faulty_run):
+    run = faulty_run()
+    run.until(run.children)  # Ray's first process
+    run.process.send_signal(signal.SIGTERM)
+    children = []
+    while run.process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            children.extend(run.children())
+        time.sleep(0.1)
+    assert run.end(60) == 130, run.said()
+    assert run.said().strip() == "" and not run.folder.exists()
     run.gone(children)
 
 

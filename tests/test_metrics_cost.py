@@ -27,6 +27,7 @@ ROW = {
     "sampler_idle_share": 0.5,
     "dropped_episodes_lifetime": 0.0,
     "lost_requests_lifetime": 0.0,
+    "env_runner_restarts_lifetime": 0,
 }
 
 

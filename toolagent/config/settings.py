@@ -47,7 +47,7 @@ class RunSettings(BaseModel):
         default=3, ge=0, description="restarts from the last checkpoint after learners died"
     )
     learner_timeout_s: float = Field(
-        default=300.0, gt=0, description="seconds in one update until remote learners are ended"
+        default=300.0, gt=0, description="seconds without an answer until remote learners are ended"
     )
     stall_warning_s: float = Field(
         default=60.0, gt=0, description="seconds without an update until a warning"

@@ -58,7 +58,6 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
 
     Attributes:
         updates: gradient steps so far.
-        updating_since: when the update under way was begun, on the monotonic clock.
     """
 
     @classmethod
@@ -68,7 +67,6 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
 
     @override(Algorithm)
     def setup(self, config: Any) -> None:
-        self.updating_since: float | None = None
         self._skipped_in_a_row = 0
         super().setup(config)
         task = self.env_runner_group.local_env_runner.env.task
@@ -95,12 +93,10 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
             if batch is None:  # there is nothing to learn from, and the caller wants to go on
                 break
             sampled = time.perf_counter()
-            self.updating_since = time.monotonic()
             last = update + 1 == self.config.updates_per_iteration
             figures.trained_env_steps += self._update(batch, figures, reduce_metrics=last)
             learned = time.perf_counter()
             self.publish_weights()
-            self.updating_since = None
             figures.wait_s += sampled - started
             figures.learn_s += learned - sampled
             figures.sync_s += time.perf_counter() - learned

@@ -27,6 +27,7 @@ class CheckpointKeeper:
         callback: its curriculum callback.
         folder: of the run.
         warn: told, in one line, what could not be written.
+        before: that of the algorithm before, where learning was restarted; its figures go on.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class CheckpointKeeper:
         callback: CurriculumCallback,
         folder: RunFolder,
         warn: Callable[[str], None],
+        before: CheckpointKeeper | None = None,
     ):
         self.settings, self.algorithm, self.callback = settings, algorithm, callback
         self.folder, self.warn = folder, warn
         self.last: Path | None = None  # the last one that was written
         self.fault: str | None = None  # why the latest could not be
-        self.written, self.seconds = 0, 0.0
+        self.written, self.seconds = (before.written, before.seconds) if before else (0, 0.0)
         self._since = time.perf_counter()
 
     @property

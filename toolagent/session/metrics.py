@@ -32,7 +32,7 @@ GAUGES = {
     "sampler_idle_ratio": "Share of the time in which the env runners wait for requests",
     "dropped_episodes": "Episodes since the run began that came too late to be learned from",
     "lost_requests": "Requests since the run began that died with their env runner",
-    "env_runner_restarts": "Env runners that came back after a failure, since this session began",
+    "env_runner_restarts": "Env runner processes since the run began that took a lost one's place",
     "env_runners_configured": "Env runners asked for; the driver itself is one if it plays",
     "env_runners_healthy": "Env runners that answer",
     "learners_configured": "Learners asked for; the driver itself is one if it learns",
@@ -58,11 +58,12 @@ _OF_ROW = {  # gauge -> column of `progress.jsonl`
     "sampler_idle_ratio": "sampler_idle_share",
     "dropped_episodes": "dropped_episodes_lifetime",
     "lost_requests": "lost_requests_lifetime",
+    "env_runner_restarts": "env_runner_restarts_lifetime",
 }
 
 
 class RunMetrics:
-    """A run's metrics; a context manager around the training loop.
+    """A run's metrics; a context manager around a session, over all restarts of learning.
 
     The loop notes values, which costs microseconds. A thread hands them to Ray once a second:
     Ray forgets a gauge that is not set again within two of its exports, so without the thread an
@@ -120,6 +121,11 @@ class RunMetrics:
             self._totals["ended"] = int(not failed)
             self._publish()  # Ray exports once more when the driver leaves
 
+    def begin(self, algorithm: Any) -> None:
+        """The first iteration of this algorithm begins."""
+        self._iteration_began = time.perf_counter()
+        self.note_actors(algorithm)
+
     def note(self, row: dict[str, Any], stages_solved: int, algorithm: Any) -> None:
         """One iteration.
 
@@ -156,7 +162,6 @@ class RunMetrics:
         # RLlib counts healthy learners here and nowhere else.
         manager = learners._worker_manager if learners.is_remote else None
         self._values |= {
-            "env_runner_restarts": group.num_remote_worker_restarts() if group else 0,
             "env_runners_configured": config.num_env_runners or local,
             "env_runners_healthy": group.num_healthy_remote_env_runners() if remote else local,
             "learners_configured": config.num_learners or 1,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +16,12 @@ from toolagent.config import Settings
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.errors import UserError
 from toolagent.learning.faults import LearningFailed, lost_learners
-from toolagent.session.checkpoints import newest_checkpoint
+from toolagent.session.checkpoints import newest_checkpoint, set_aside_later
 from toolagent.session.display import Display
 from toolagent.session.folder import RunFolder
 from toolagent.session.interrupt import Interrupt
+from toolagent.session.keeper import CheckpointKeeper
+from toolagent.session.metrics import RunMetrics
 from toolagent.session.trackers import Trackers
 from toolagent.session.training import Outcome, RunState, train
 from toolagent.session.watchdog import Watchdog
@@ -61,7 +66,12 @@ class Supervision:
         self._interrupt, self._ray_since = interrupt, ray_since
         run = settings.run
         self._watchdog = Watchdog(display.event, run.stall_warning_s, run.learner_timeout_s)
+        # Over all restarts: a counter that began again would count twice.
+        self._metrics = RunMetrics(
+            folder.path, settings.task, run.checkpoint_every_s, enabled=run.metrics
+        )
         self._state = RunState()
+        self._keeper: CheckpointKeeper | None = None
 
     def run(self, start: Any, rows: list[dict[str, Any]]) -> Outcome:
         """Trains from the start to a stop.
@@ -75,7 +85,7 @@ class Supervision:
                 can't be written when it is to begin again.
         """
         most, restarts = self.settings.run.max_learner_restarts, 0
-        with self._watchdog:
+        with self._watchdog, self._metrics:
             self._state = RunState(**start.state)
             while True:
                 try:
@@ -97,7 +107,7 @@ class Supervision:
                 start, rows = self._begin_again(start)
 
     def _attempt(self, start: Any, rows: list[dict[str, Any]]) -> Outcome:
-        algorithm = None
+        algorithm, since = None, None
         try:
             with self._interrupt.at_once():  # nothing is trained yet that could be lost
                 self._interrupt.check()
@@ -105,6 +115,11 @@ class Supervision:
                 self._prepare(algorithm, start)
             self._watchdog.watch(algorithm)
             callback = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
+            self._keeper = CheckpointKeeper(
+                *(self.settings, algorithm, callback, self.folder, self.display.event),
+                self._keeper,
+            )
+            since = time.perf_counter() - self._state.time_s
             outcome = train(
                 self.settings,
                 algorithm,
@@ -116,11 +131,15 @@ class Supervision:
                 rows,
                 self._interrupt,
                 self._watchdog,
+                self._keeper,
+                self._metrics,
                 self._ray_since,
             )
             self._finished(algorithm)
             return outcome
         except Exception as error:
+            if since is not None:  # an update that hung took its time too
+                self._state.time_s = time.perf_counter() - since
             reason = _why_learning_failed(error, algorithm)
             if reason is None:
                 raise
@@ -150,8 +169,8 @@ class Supervision:
             checkpoint, state = newest_checkpoint(self.folder.checkpoints, self.display.event)
             start = dataclasses.replace(start, checkpoint=checkpoint, state=state)
             where = f"continues from {checkpoint.name}"
-        except UserError:  # none was written yet
-            start = dataclasses.replace(start, state={})
+        except UserError:  # none was written yet, or none is whole
+            start = dataclasses.replace(start, checkpoint=None, state={})
             where = "begins anew, there is no checkpoint yet"
         self._state = RunState(**start.state)
         self._state.time_s = failed.time_s
@@ -160,6 +179,8 @@ class Supervision:
         self._trackers.go_back(self._state.env_steps)
         self.display.event(f"{where}, {failed.env_steps - self._state.env_steps:,} env steps back")
         try:
+            # Those passed over would take the places of newer ones that are whole.
+            set_aside_later(self.folder.checkpoints, self._state.iteration)
             return start, self.folder.cut_progress(self._state.iteration)
         except OSError as error:
             raise RunFailed(
@@ -180,6 +201,8 @@ def stop(algorithm: Any) -> None:
             if runner not in answered:
                 ray.kill(actor)
     algorithm.stop()
+    with contextlib.suppress(OSError):  # RLlib makes a folder in ~/ray_results; ours is the run's
+        os.rmdir(algorithm.logdir)
 
 
 def _why_learning_failed(error: Exception, algorithm: Any) -> str | None:

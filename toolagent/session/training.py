@@ -83,6 +83,8 @@ def train(
     rows: list[dict[str, Any]],
     interrupt: Interrupt,
     watchdog: Watchdog,
+    keeper: CheckpointKeeper,
+    metrics: RunMetrics,
     ray_since: float | None = None,
 ) -> Outcome:
     """Trains until a stop, writing progress and checkpoints on the way.
@@ -101,66 +103,67 @@ def train(
         rows: of the progress so far; added to.
         interrupt: ends training, and then certifying.
         watchdog: looking after the algorithm.
+        keeper: of this algorithm's checkpoints.
+        metrics: published for as long as the session lasts.
         ray_since: `perf_counter` when Ray was up, for a resumed run, which then says how long it
             took to train again.
     """
     run = settings.run
     start = time.perf_counter() - state.time_s
-    keeper = CheckpointKeeper(settings, algorithm, callback, folder, display.event)
     state.stopped_by = None
     unwritten = None
     faults = FaultCounts(state.faults, algorithm)
     algorithm.give_way = lambda: bool(
         interrupt.requested or (run.stop_time_s and time.perf_counter() - start >= run.stop_time_s)
     )
-    metrics = RunMetrics(folder.path, settings.task, run.checkpoint_every_s, enabled=run.metrics)
-    with metrics:
-        metrics.note_actors(algorithm)
-        while True:
-            result = algorithm.train()
-            check_learners(algorithm)  # of stock algorithms too, which go on without
-            state.iteration = int(algorithm.iteration)
-            before, state.env_steps = state.env_steps, max(env_steps_of(result), state.env_steps)
-            state.time_s = time.perf_counter() - start
-            faults.add_iteration(result)
-            row = _row(result, state, rows, before) | faults.fields()
-            with watchdog.during("measuring and certifying"):
-                solved = _note_solved(settings, callback, state, row, display)
-            state.time_s = row["time_s"] = time.perf_counter() - start
-            rows.append(row)
-            before_this, unwritten = unwritten, folder.append_progress(row)
-            if unwritten and not before_this:
-                display.event(f"warning: progress.jsonl waits to be written ({unwritten})")
-            metrics.note(row, len(state.first_solved), algorithm)
-            trackers.log(row, result)
-            if ray_since is not None:
-                seconds, ray_since = time.perf_counter() - ray_since, None
-                display.event(f"trains again, {seconds:.1f} s after Ray was up")
-            if row["curriculum_event"]:
-                display.event(f"{state.env_steps:>9,} env steps: {row['curriculum_event']}")
-            display.update(row)
-            stopped_by = _stop(settings, state, solved, interrupt)
-            if stopped_by:
-                break
-            if keeper.due:
-                before_it = keeper.seconds
-                if keeper.write(state):
-                    metrics.note_checkpoint(keeper.seconds - before_it)
-                else:
-                    faults.add("failed_checkpoints")
-        state.stopped_by = stopped_by
-        if stopped_by == "interrupted":  # first of all: the machine may be about to go
-            keeper.write(state)
-        network = callback.refresh_network(algorithm)
-        try:
-            with interrupt.at_once(), watchdog.during("certifying"):
-                stages = certified = certify(network, callback.task)
-        except KeyboardInterrupt:
-            if stopped_by == "interrupted":  # the second one
-                raise
-            state.stopped_by = stopped_by = "interrupted"
-            stages, certified = callback.measured, ()
-        keeper.write(state, certified)
+    metrics.begin(algorithm)
+    while True:
+        result = algorithm.train()
+        check_learners(algorithm)  # of stock algorithms too, which go on without
+        state.iteration = int(algorithm.iteration)
+        before, state.env_steps = state.env_steps, max(env_steps_of(result), state.env_steps)
+        state.time_s = time.perf_counter() - start
+        faults.add_iteration(result)
+        row = _row(result, state, rows, before) | faults.fields()
+        with watchdog.during("measuring and certifying"):
+            solved = _note_solved(settings, callback, state, row, display)
+        state.time_s = row["time_s"] = time.perf_counter() - start
+        rows.append(row)
+        before_this, unwritten = unwritten, folder.append_progress(row)
+        if unwritten and not before_this:
+            display.event(f"warning: progress.jsonl waits to be written ({unwritten})")
+        metrics.note(row, len(state.first_solved), algorithm)
+        trackers.log(row, result)
+        if ray_since is not None:
+            seconds, ray_since = time.perf_counter() - ray_since, None
+            display.event(f"trains again, {seconds:.1f} s after Ray was up")
+        if row["curriculum_event"]:
+            display.event(f"{state.env_steps:>9,} env steps: {row['curriculum_event']}")
+        display.update(row)
+        stopped_by = _stop(settings, state, solved, interrupt)
+        if stopped_by:
+            break
+        if keeper.due:
+            before_it = keeper.seconds
+            if keeper.write(state):
+                metrics.note_checkpoint(keeper.seconds - before_it)
+            else:
+                faults.add("failed_checkpoints")
+    state.stopped_by = stopped_by
+    if stopped_by == "interrupted":  # first of all: the machine may be about to go
+        keeper.write(state)
+    network = callback.refresh_network(algorithm)
+    try:
+        with interrupt.at_once(), watchdog.during("certifying"):
+            if stopped_by != "interrupted":
+                interrupt.check()  # there may have been a signal since it was looked for
+            stages = certified = certify(network, callback.task)
+    except KeyboardInterrupt:
+        if stopped_by == "interrupted":  # the second one
+            raise
+        state.stopped_by = stopped_by = "interrupted"
+        stages, certified = callback.measured, ()
+    keeper.write(state, certified)
     return Outcome(state, stopped_by, stages, rows, keeper, network, callback.task)
 
 

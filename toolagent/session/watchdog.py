@@ -17,13 +17,14 @@ class Watchdog:
     """A thread that looks whether gradient steps are made; a context manager.
 
     Without one for `warn_after_s` it says what it sees, in one line, and again each time after
-    twice as long. A remote learner that has been at one update for longer than `learner_timeout_s`
-    it ends: nobody else could, since the main thread waits for that learner's answer.
+    twice as long. Remote learners that are asked for something (an update, their weights) and do
+    not answer within `learner_timeout_s` it ends: nobody else could, since the main thread waits
+    for that answer.
 
     Args:
         say: is given a line; called from the watchdog's thread.
         warn_after_s: seconds without a gradient step.
-        learner_timeout_s: seconds in one update.
+        learner_timeout_s: seconds without an answer.
     """
 
     def __init__(self, say: Callable[[str], None], warn_after_s: float, learner_timeout_s: float):
@@ -31,6 +32,7 @@ class Watchdog:
         self._warn_after_s = warn_after_s
         self._learner_timeout_s = learner_timeout_s
         self._algorithm: Any = None
+        self._asked_since: float | None = None  # when learners were asked for what they are at
         self._doing: str | None = "starting env runners and learners"
         self._last: object = None
         self._since = time.monotonic()
@@ -48,8 +50,21 @@ class Watchdog:
 
     def watch(self, algorithm: Any) -> None:
         """Looks after this algorithm from now on; None: one is being built."""
-        self._algorithm = algorithm
+        self._algorithm, self._asked_since = algorithm, None
         self._doing = None if algorithm else "starting env runners and learners"
+        learners = _learners_of(algorithm)
+        if learners is not None:  # RLlib asks learners for everything in this way
+            learners.foreach_actor = self._timed(learners.foreach_actor)
+
+    def _timed(self, ask: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._asked_since = time.monotonic()
+            try:
+                return ask(*args, **kwargs)
+            finally:
+                self._asked_since = None
+
+        return timed
 
     @contextlib.contextmanager
     def during(self, doing: str) -> Iterator[None]:
@@ -79,22 +94,26 @@ class Watchdog:
         if idle >= self._next_warning_s:
             self._next_warning_s = 2 * idle
             self._say(f"warning: {doing or 'no update'} for {idle:.0f} s{_health_of(algorithm)}")
-        self._end_hung_learners(algorithm)
+        self._end_hung_learners(_learners_of(algorithm))
 
-    def _end_hung_learners(self, algorithm: Any) -> None:
-        since = getattr(algorithm, "updating_since", None)
-        if since is None or time.monotonic() - since < self._learner_timeout_s:
+    def _end_hung_learners(self, learners: Any) -> None:
+        since = self._asked_since
+        if learners is None or since is None:
             return
-        manager = algorithm.learner_group._worker_manager
-        if manager is None:  # the learner is this process
+        if time.monotonic() - since < self._learner_timeout_s:
             return
-        algorithm.updating_since = None
+        self._asked_since = None
         self._say(
-            f"warning: an update has taken {self._learner_timeout_s:.0f} s "
-            "(run.learner_timeout_s); ends the learners"
+            f"warning: learners have not answered for {self._learner_timeout_s:.0f} s "
+            "(run.learner_timeout_s); ends them"
         )
-        for learner in manager.actors().values():
+        for learner in learners.actors().values():
             ray.kill(learner)
+
+
+def _learners_of(algorithm: Any) -> Any:
+    """RLlib's manager of remote learners, of which it has no public view; None without any."""
+    return getattr(getattr(algorithm, "learner_group", None), "_worker_manager", None)
 
 
 def _progress_of(algorithm: Any) -> int:
@@ -110,7 +129,7 @@ def _health_of(algorithm: Any) -> str:
     if runners is not None and runners.num_remote_env_runners():
         healthy, all_of_them = runners.healthy_env_runner_ids(), runners.num_remote_env_runners()
         parts.append(f"{len(healthy)} of {all_of_them} env runners alive")
-    learners = getattr(getattr(algorithm, "learner_group", None), "_worker_manager", None)
+    learners = _learners_of(algorithm)
     if learners is not None:
         parts.append(f"{learners.num_healthy_actors()} of {learners.num_actors()} learners alive")
     requests = getattr(algorithm, "requests", None)
