@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-from processes import kill
+from processes import free_port, kill
 
 TOKEN = "0123456789abcdef" * 4
 HEALTH_CHECKS = {
@@ -68,6 +68,8 @@ class RayCluster:
     def __init__(self, environment, nodes, **head):
         head = {"num_cpus": 0, "include_dashboard": False} | head
         head["_system_config"] = HEALTH_CHECKS
+        # Without its fixed port, which another cluster on this machine may have, it takes no jobs.
+        head["dashboard_agent_listen_port"] = free_port()
         self.process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER, json.dumps({"head": head, "nodes": nodes})],
             stdin=subprocess.PIPE,
