@@ -22,11 +22,25 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 nodes=()
 while [[ $# -gt 0 && "$1" != "--" ]]; do
-  nodes+=("$1")
-  shift
+  case "$1" in
+    --cpus | --gpus | --wait-s) ;;
+    --cpus=* | --gpus=* | --wait-s=*)
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      ;;
+    *)
+      echo "error: no option '$1' before the --; known: --cpus N, --gpus N, --wait-s X" >&2
+      exit 2
+      ;;
+  esac
+  if [[ ! "${2-}" =~ ^[0-9]{1,6}$ ]]; then
+    echo "error: $1: expected a number, got '${2-}'" >&2
+    exit 2
+  fi
+  nodes+=("$1" "$2")
+  shift 2
 done
 if [[ $# -eq 0 ]]; then
-  echo "usage: $0 [--cpus N] [--gpus N] -- ARGUMENTS OF toolagent.run" >&2
+  echo "error: expected $0 [--cpus N] [--gpus N] -- ARGUMENTS OF toolagent.run" >&2
   exit 2
 fi
 shift
@@ -48,6 +62,10 @@ if [[ "$absolute" == no ]]; then
   exit 2
 fi
 
+if ! command -v ray >/dev/null; then
+  echo "error: there is no command 'ray' here; pip install 'ray[default]'" >&2
+  exit 2
+fi
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 exec ray job submit \
   --address "${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}" \

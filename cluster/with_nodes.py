@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 POLL_S = 5.0
+MAX_COUNT = 100_000  # the autoscaler is told of each single CPU
 
 
 class Stop:
@@ -45,7 +48,12 @@ class Stop:
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     options = _parsed(arguments)
-    _connect()
+    try:
+        _connect()
+    except ConnectionError as error:
+        reason = " ".join(str(error).split())
+        print(f"error: there is no Ray cluster to join ({reason})", file=sys.stderr)
+        return 2
     stop = Stop()
     try:
         _request(options.cpus, options.gpus)
@@ -58,21 +66,39 @@ def main(arguments: list[str]) -> int:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Runs a command on a Ray cluster that has been made large enough."
-    )
+    parser = _Parser(description="Runs a command on a Ray cluster that has been made large enough.")
     parser.add_argument("--cpus", type=_count, default=0, metavar="N", help="CPUs, of all nodes")
     parser.add_argument("--gpus", type=_count, default=0, metavar="N", help="GPUs, of all nodes")
-    parser.add_argument("--wait-s", type=float, default=1800.0, metavar="X", help="default 1800")
+    parser.add_argument("--wait-s", type=_seconds, default=1800.0, metavar="X", help="default 1800")
     parser.add_argument("command", nargs="+", help="after --")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if shutil.which(options.command[0]) is None:
+        parser.error(f"there is no command '{options.command[0]}'")
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 8 else -1
+    if not 0 <= number <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 0 to {MAX_COUNT:,}")
     return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds")
+    return seconds
 
 
 def _connect() -> None:

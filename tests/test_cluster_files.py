@@ -569,22 +569,50 @@ def submit(environment, *arguments):
 
 def test_submit(fake_ray):
     environment = {k: v for k, v in fake_ray.items() if not k.startswith("RAY_")}
-    done = submit(environment, "--cpus", "3", "--", "--seed", "1", "--output-dir", "/a b")
+    done = submit(
+        environment, "--cpus=3", "--gpus", "0", "--", "--seed", "1", "--output-dir", "/a b"
+    )
     assert done.returncode == 0
     words = done.stdout.splitlines()
     assert words[:4] == ["token", "job", "submit", "--address"]
     assert words[4] == "http://127.0.0.1:8265"
     tail = ["python", "-m", "toolagent.run", "--seed", "1", "--output-dir", "/a b"]
-    assert words[words.index("--") + 1 :] == ["python", "with_nodes.py", "--cpus", "3", "--", *tail]
+    assert words[words.index("--") + 1 :] == [
+        *["python", "with_nodes.py", "--cpus", "3", "--gpus", "0", "--"],
+        *tail,
+    ]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--cpus", "3"], ["--", "--output-dir", "runs/a"], ["--", "--resume", "a"], []]
+    ("arguments", "message"),
+    [
+        ("", "expected"),
+        ("--cpus 3", "expected"),
+        ("--cpu 3 -- --output-dir /a", "no option '--cpu' before the --"),
+        ("surplus -- --output-dir /a", "no option 'surplus'"),
+        ("--cpus many -- --output-dir /a", "--cpus: expected a number, got 'many'"),
+        ("--cpus= -- --output-dir /a", "--cpus: expected a number, got ''"),
+        ("--cpus -- --output-dir /a", "--cpus: expected a number, got '--'"),
+        ("--gpus=-1 -- --output-dir /a", "--gpus: expected a number, got '-1'"),
+        ("--gpus 9999999 -- --output-dir /a", "--gpus: expected a number"),
+        ("--", "absolute path"),
+        ("-- --output-dir runs/a", "absolute path"),
+        ("-- --resume a", "absolute path"),
+    ],
 )
-def test_submit_refuses(fake_ray, arguments):
-    done = submit(fake_ray, *arguments)
+def test_submit_refuses(fake_ray, arguments, message):
+    done = submit(fake_ray, *arguments.split())
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(("usage: ", "error: "))
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_submit_says_that_ray_is_missing(tmp_path):
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
+    (tmp_path / "bash").symlink_to(shutil.which("bash"))
+    done = submit({"PATH": str(tmp_path)}, "--", "--output-dir", "/a")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: there is no command 'ray' here")
 
 
 FAKE_RAY = '''
@@ -689,8 +717,37 @@ def test_a_signal_ends_the_waiting(with_nodes):
     assert asked.read_text().splitlines()[-1] == "request "
 
 
-@pytest.mark.parametrize("arguments", [["--cpus", "-1", "--", "true"], ["--cpus", "2"]])
-def test_with_nodes_refuses(with_nodes, arguments):
-    process = with_nodes[0](*arguments)
-    assert process.wait() == 2
-    process.communicate()
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--cpus -1 -- true", "'-1' is no number from 0 to 100,000"),
+        ("--cpus 1.5 -- true", "'1.5' is no number from 0"),
+        ("--gpus 99999999999 -- true", "'99999999999' is no number from 0"),
+        ("--wait-s nan -- true", "'nan' is no number of seconds"),
+        ("--wait-s inf -- true", "'inf' is no number of seconds"),
+        ("--wait-s -1 -- true", "--wait-s"),
+        ("--wait-s soon -- true", "'soon' is no number of seconds"),
+        ("--cpu-s 3 -- true", "--cpu-s"),
+        ("--cpus 2", "required: command"),
+        ("--cpus 2 -- no-such-command", "there is no command 'no-such-command'"),
+    ],
+)
+def test_with_nodes_refuses(with_nodes, arguments, message):
+    start, asked = with_nodes
+    process = start(*arguments.split())
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not asked.exists()
+
+
+def test_with_nodes_says_that_there_is_no_cluster(with_nodes, tmp_path):
+    start, asked = with_nodes
+    (tmp_path / "ray.py").write_text(
+        "def init(**options):\n    raise ConnectionError('Could not find any running\\nRay')\n"
+    )
+    process = start("--cpus", "2", "--", "true")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    expected = "error: there is no Ray cluster to join (Could not find any running Ray)\n"
+    assert err == expected and not asked.exists()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import socket
 import time
 from dataclasses import asdict
+from unittest import mock
 
 import pytest
 import torch
@@ -19,19 +21,26 @@ from trained import (
     untrained_network,
 )
 
-from toolagent import cli, evaluate, explain, run
+from toolagent import benchmark, cli, evaluate, explain, export, report, run, serve, tune
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.policy import save_policy
+from toolagent.session import manifest
 from toolagent.session.manifest import write_manifest
+from toolagent.session.state_files import encode_state
 from toolagent.session.training import RunState
 
-COMMANDS = {"run": run.command, "evaluate": evaluate.command, "explain": explain.command}
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: module.command
+    for module in (run, evaluate, explain, serve, benchmark, tune, report, export)
+}
 
 
 def write_run(folder, task="calculator", config="task: calculator\n", network=None):
     """What a run leaves that could be resumed, as far as it is looked at before Ray starts."""
     checkpoint = folder / "checkpoints" / "checkpoint_000003"
     save_policy(checkpoint, network or untrained_network(embedding_size=96), task)
+    for name, content in encode_state({}).items():
+        (checkpoint / name).write_bytes(content)
     write_state(checkpoint, asdict(RunState(3, 1000, 1.0)))
     (folder / "config.yaml").write_text(config)
     return checkpoint
@@ -50,6 +59,15 @@ def list_files(checkpoint):
 
 def edit_json(file, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+# A row of `progress.jsonl`, as far as a report needs it.
+PROGRESS = json.dumps(
+    {
+        "iteration": 1, "time_s": 1.0, "env_steps": 10, "env_steps_per_s": 10.0, "stage": 0,
+        "next_stage": 0, "measured": True, "accuracy": {"0": 0.5},
+    }
+) + "\n"  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +122,76 @@ def prepared(tmp_path_factory):
     (folder / "wrong-digit.csv").write_text("stage,a,b,c,d,e\n0,1,2,13,,\n")
     (folder / "wrong-stage.csv").write_text("stage,a,b,c,d,e\n3,1,2,3,4,5\n")
     (folder / "empty.csv").write_text("")
+    write_odd_files(folder)
+    write_odd_runs(folder)
+    write_odd_searches(folder)
     return folder
+
+
+def write_odd_files(folder):
+    """Garbage, links and what YAML could be misused for."""
+    (folder / "loop").symlink_to("loop")
+    (folder / "garbage").write_bytes(bytes(range(256)))
+    (folder / "nul.csv").write_bytes(b"stage,a,b,c,d,e\n0,1,\x00,3,,\n")
+    (folder / "long.csv").write_text(f"stage,a,b,c,d,e\n0,{'9' * 200_000},2,3,,\n")
+    (folder / "good.csv").write_text("stage,a,b,c,d,e\n0,1,2,3,,\n")
+    (folder / "object.yaml").write_text("task: !!python/object/apply:os.system ['touch x']\n")
+    (folder / "alias.yaml").write_text("a: &a [1, 2]\nb: *a\n")
+    (folder / "twice.yaml").write_text("task: calculator\ntask: tutorial\n")
+    (folder / "deep.yaml").write_text("[" * 5000)
+    (folder / "large.yaml").write_text("a" * 300_000)
+    (folder / "nul.yaml").write_text('run: {record_episodes: "a\\0b"}\n')
+    for name, content in (("garbled", bytes(range(256))), ("nested", b"[" * 100_000)):
+        shutil.copytree(folder / "good", folder / name)
+        (folder / name / "policy.json").write_bytes(content)
+    shutil.copytree(folder / "run", folder / "run-led-away")
+    (folder / "run-led-away" / "summary.json").write_text('{"checkpoint": "../good"}')
+
+
+def write_odd_runs(folder):
+    """Runs whose checkpoints are whole by their sums, and yet none that a run writes."""
+    for name, changes in (
+        ("text", {"iteration": "3"}),
+        ("null", {"env_steps": None}),
+        ("negative", {"iteration": -3}),
+        ("nan", {"time_s": float("nan")}),
+        ("huge", {"env_steps": 10**400}),
+        ("list", {"first_solved": [0]}),
+    ):
+        state = asdict(RunState(3, 1000, 1.0)) | changes
+        write_state(write_run(folder / f"state-{name}"), state)
+    for name, content in (("garbled", b"\xff"), ("nested", b"[" * 100_000), ("cut", b'{"iter')):
+        for file in ("run.json", "state.json"):
+            checkpoint = write_run(folder / f"{file}-{name}")
+            (checkpoint / file).write_bytes(content)
+            list_files(checkpoint)
+    for name, edit in (
+        ("no-sums", lambda found: found | {"files": {"run.json": {"bytes": 1}}}),
+        ("a-list", lambda found: found | {"files": [1, 2]}),
+        ("a-path", lambda found: found | {"files": {"../../x": {"bytes": 1, "sha256": "0"}}}),
+    ):
+        file = write_run(folder / f"manifest-with-{name}") / "manifest.json"
+        found = json.loads(file.read_text())
+        del found["sha256"]
+        file.write_bytes(manifest._rendered(edit(found)))
+    (write_run(folder / "manifest-garbled") / "manifest.json").write_bytes(b"\x80\x04\x95")
+
+
+def write_odd_searches(folder):
+    space = "space: {{training.lr: {{{}}}}}\ntrial: {{max_env_steps: 1000}}\n"
+    for name, drawn in (
+        ("tiny-step", "quniform: [0.001, 0.002, 1.0e-320]"),
+        ("empty-range", "uniform: [2, 1]"),
+        ("no-range", "uniforn: [1, 2]"),
+        ("infinite", "uniform: [0, .inf]"),
+    ):
+        (folder / f"{name}.yaml").write_text(space.format(drawn))
+    for name in ("search", "base"):
+        (folder / f"garbled-{name}").mkdir()
+        for file in ("search", "base"):
+            content = space.format("uniform: [0.1, 0.2]") if file == "search" else "seed: 0\n"
+            (folder / f"garbled-{name}" / f"{file}.yaml").write_text(content)
+        (folder / f"garbled-{name}" / f"{name}.yaml").write_bytes(b"\xff\x00")
 
 
 def snapshot(folder):
@@ -286,6 +373,181 @@ OTHERS = [
 )
 def test_wrong_problems_are_refused(refused, name, arguments, message):
     assert message in refused(name, *arguments.split())
+
+
+# More of all commands, `run` with an output folder where it names none.
+ANY = [
+    ("run", "--config object.yaml", "the tag 'tag:yaml.org,2002:python/object/apply:os.system' is"),
+    ("run", "--config alias.yaml", "aliases (*name) are not supported"),
+    ("run", "--config twice.yaml", "line 2, column 1: duplicate key 'task'"),
+    ("run", "--config deep.yaml", "nested deeper than 30 levels"),
+    ("run", "--config large.yaml", "larger than 256 kB"),
+    ("run", "--config nul.yaml", "it has a NUL character"),
+    ("run", "--config garbage", "not UTF-8 text"),
+    ("run", "--config loop", "no config file 'loop'"),
+    ("run", "--config /dev/zero", "larger than 256 kB"),
+    ("run", "--set training.lr=.nan", "NaN is no setting"),
+    ("run", "--set training.lr=1e999", "must be at least 0 and finite, not inf"),
+    ("run", "--set training.lr=99999999999999999999", "it has more than 63 bits"),
+    ("run", "--set .=1", "expected section.key=value"),
+    ("run", "--num-env-runners 99999999999999999999", "more than 63 bits"),
+    ("run", "--num-gpus-per-learner nan", "expected float or int"),
+    ("run", "--output-dir ''", "--output-dir: is empty"),
+    ("run", "--output-dir loop", "--output-dir loop: loop is a link to nothing"),
+    ("run", "--output-dir file/below", "--output-dir file/below: file is a file"),
+    ("run", "--output-dir s3:/bucket", "expected two slashes, 's3://...'"),
+    ("run", "--output-dir ftp://host/x", "no storage 'ftp'; use a path, s3://"),
+    ("run", "--output-dir good/new --init-from good", "good/new: is in the checkpoint good"),
+    ("run", "--init-from loop", "loop is a link to nothing"),
+    ("run", "--init-from garbled", "policy.json is damaged: it is not JSON"),
+    ("run", "--address ''", "--address: is empty; name HOST:PORT"),
+    ("run", "--address :6379", "expected HOST:PORT"),
+    ("run", "--address 127.0.0.1:", "expected HOST:PORT"),
+    ("run", "--address 127.0.0.1:0", "expected HOST:PORT"),
+    ("run", "--address 127.0.0.1:-1", "expected HOST:PORT"),
+    ("run", "--address 127.0.0.1:abc", "expected HOST:PORT"),
+    ("run", "--address [::1]", "expected HOST:PORT"),
+    ("run", "--address [::1]:1", "connection refused"),
+    ("run", "--address 999.999.999.999:6379", "no such host"),
+    ("run", "--address ray://127.0.0.1:10001", "submit a job (cluster/submit.sh)"),
+    ("run", "--address http://127.0.0.1:8265", "is a dashboard, to which jobs are submitted"),
+    ("run", "--resume loop", "there is no such folder"),
+    ("run", "--resume state-text", "written by another version of toolagent"),
+    ("run", "--resume state-null", "written by another version of toolagent"),
+    ("run", "--resume state-negative", "written by another version of toolagent"),
+    ("run", "--resume state-nan", "written by another version of toolagent"),
+    ("run", "--resume state-huge", "written by another version of toolagent"),
+    ("run", "--resume state-list", "written by another version of toolagent"),
+    ("run", "--resume run.json-garbled", "run.json holds no run state"),
+    ("run", "--resume run.json-nested", "run.json holds no run state"),
+    ("run", "--resume run.json-cut", "run.json holds no run state"),
+    ("run", "--resume state.json-garbled", "holds no state of an algorithm"),
+    ("run", "--resume state.json-nested", "holds no state of an algorithm"),
+    ("run", "--resume state.json-cut", "holds no state of an algorithm"),
+    ("run", "--resume manifest-with-no-sums", "manifest.json is damaged"),
+    ("run", "--resume manifest-with-a-list", "manifest.json is damaged"),
+    ("run", "--resume manifest-with-a-path", "../../x is missing"),
+    ("run", "--resume manifest-garbled", "manifest.json is damaged"),
+    ("evaluate", "''", "no checkpoint"),
+    ("evaluate", "loop", "loop is a link to nothing"),
+    ("evaluate", "garbled", "policy.json is damaged: it is not JSON"),
+    ("evaluate", "nested", "policy.json is damaged: it is not JSON"),
+    ("evaluate", "run-led-away", "names the checkpoint '../good', which does not exist"),
+    ("evaluate", f"{'x' * 300}", "File name too long"),
+    ("evaluate", "'a\nb'", "no checkpoint 'a b'"),
+    ("evaluate", "'\x1b[31m'", "no checkpoint '\\x1b[31m'"),
+    ("evaluate", "good --problems garbage", "line 2: not UTF-8 text"),
+    ("evaluate", "good --problems nul.csv", "line 2: b is '\\x00'"),
+    ("evaluate", "good --problems long.csv", "line 2: not CSV (field larger than"),
+    ("evaluate", "good --problems good.csv --json good.csv", "is the file of --problems"),
+    ("evaluate", "good --json good/new.json", "good/new.json: is in the checkpoint good"),
+    ("evaluate", "good --json loop", "loop: Too many levels of symbolic links"),
+    ("evaluate", "good --reasoning-gym nothing", "task 'calculator' is posed by digits"),
+    ("evaluate", "good --size 3", "--size: only with --reasoning-gym"),
+    ("explain", "good --stage 99999999999999999999", "has no stage 99999999999999999999"),
+    ("explain", "good --digits ''", "'' is no digit"),
+    ("explain", "good --digits \u0663,4,5,6,7", "'\u0663' is no digit"),
+    ("explain", "good --html new --json new", "name a file for each"),
+    ("explain", "good --html good/policy.json", "is in the checkpoint good"),
+    ("explain", "planner --expression 1/2", "'/' (character 2) is not understood"),
+    ("explain", "planner --expression 10+2", "operands are single digits"),
+    ("explain", "planner --expression ((1", "a '(' without its ')'"),
+    ("serve", "", "missing argument"),
+    ("serve", "missing --port 0", "no checkpoint 'missing'"),
+    ("serve", "torn --port 0", "is damaged"),
+    ("serve", "pickles --port 0", "only pickles, which are never opened"),
+    ("serve", "good good --port 0", "is given twice"),
+    ("serve", "good tutorial --port 0", "only checkpoints of one task"),
+    ("serve", "good --port -1", "'--port': -1"),
+    ("serve", "good --port x", "'x' is not a valid integer"),
+    ("serve", "good --por 1", "did you mean '--port'?"),
+    ("serve", "good --host ''", "--host: is empty"),
+    ("serve", "good --host 1.2.3.4.5 --port 0", "1.2.3.4.5:0 can't be listened at"),
+    ("serve", "good --allow-host ''", "--allow-host '': is no name of a server"),
+    ("serve", "good --allow-host http://x/", "without a scheme, a port or a path"),
+    ("serve", "good --allow-host 'a\nb'", "--allow-host 'a b': is no name of a server"),
+    ("benchmark", "--repeats 0", "'--repeats': 0"),
+    ("benchmark", "--seconds nan", "--seconds: nan is no length of time"),
+    ("benchmark", "--seconds inf", "--seconds: inf is no length of time"),
+    ("benchmark", "--rows stock_rlib", "did you mean 'stock_rllib'?"),
+    ("benchmark", "--json full", "full: Is a directory"),
+    ("benchmark", "--json missing/x", "missing/x: No such file or directory"),
+    ("benchmark", "--plot x.png", "--plot: only with --learning"),
+    ("benchmark", "--learning --plot x.txt", "expected the name of a PNG"),
+    ("benchmark", "--learning --ablations", "--ablations: can't be given with --learning"),
+    ("benchmark", "--learning --rows bare_loop", "--rows: can't be given with --learning"),
+    ("benchmark", "--run loop", "--run loop: there is no such folder"),
+    ("tune", "--config tiny-step.yaml", "is no multiple of the step"),
+    ("tune", "--config empty-range.yaml", "the range from 2 to 1 is empty"),
+    ("tune", "--config no-range.yaml", "did you mean 'uniform'?"),
+    ("tune", "--config infinite.yaml", "must be finite"),
+    ("tune", "--config garbage", "not UTF-8 text"),
+    ("tune", "--config deep.yaml", "nested deeper than 30 levels"),
+    ("tune", "--resume garbled-search", "search.yaml: not UTF-8 text"),
+    ("tune", "--resume garbled-base", "base.yaml: not UTF-8 text"),
+    ("tune", "--output-dir loop", "loop is a link to nothing"),
+    ("tune", "--output-dir ''", "--output-dir: is empty"),
+    ("tune", "--output-dir s3://bucket/x", "a search needs a path"),
+    ("tune", "--stop-time-s inf", "stop_time_s: must be a finite number"),
+    ("tune", "--output-dir new --address ''", "--address: is empty"),
+    ("tune", "--output-dir new --address 127.0.0.1:x", "expected HOST:PORT"),
+    ("report", "", "missing argument 'DIR...'"),
+    ("report", "loop", "loop: there is no such folder"),
+    ("report", "good", "good: holds no run"),
+    ("report", "file", "file: is a file; name the folder of a run"),
+    ("report", "run run", "is named twice"),
+    ("report", "run --outptu x.html", "did you mean '--output'?"),
+    ("export", "good", "missing option '--output-dir'"),
+    ("export", "good --output-dir ''", "--output-dir: is empty"),
+    ("export", "good --output-dir full", "is not empty; name a new folder"),
+    ("export", "good --output-dir file/below", "file is a file"),
+    ("export", "good --output-dir loop", "loop is a link to nothing"),
+    ("export", "good --output-dir s3://bucket/x", "name a folder on this machine"),
+    ("export", "good --output-dir good/new", "good/new: is in the checkpoint good"),
+    ("export", "garbled --output-dir new", "policy.json is damaged"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"), ANY, ids=[f"{row[0]} {row[1][:60]!a}" for row in ANY]
+)
+def test_any_command_refuses(refused, name, arguments, message):
+    words = shlex.split(arguments)
+    if name == "run" and not {"--output-dir", "--resume"} & set(words):
+        words += ["--output-dir", "new"]
+    with mock.patch.dict(os.environ):  # commands set variables for Ray
+        assert message in refused(name, *words)
+
+
+def test_a_report_replaces_no_file_of_its_run(prepared, refused):
+    write_run(prepared / "told", config="task: calculator\nalgorithm: toolagent\nseed: 0\n")
+    (prepared / "told" / "progress.jsonl").write_text(PROGRESS)
+    for name in ("config.yaml", "progress.jsonl"):
+        assert "is a file of the run" in refused("report", "told", "--output", f"told/{name}")
+    said = refused("report", "told", "--output", "told/checkpoints/x.html")
+    assert "is where the run's checkpoints are" in said
+
+
+# Tokens of a cluster that is joined, or of one that would be started.
+TOKENS = {
+    "missing": "there is no such file",
+    "empty.csv": "is empty",
+    "full": "Is a directory",
+    "loop": "Too many levels of symbolic links",
+    "garbage": "holds no token: expected one line of ASCII",
+    "good.csv": "holds no token: expected one line of ASCII",
+    "/dev/zero": "holds no token: expected one line of ASCII",
+}
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_that_is_none_is_refused(refused, monkeypatch, token):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", token)
+    for address in ([], ["--address", "127.0.0.1:1"]):
+        message = refused("run", "--output-dir", "new", *address)
+        assert f"RAY_AUTH_TOKEN_PATH={token}: {TOKENS[token]}" in message
 
 
 # Another network than the configured one: what is asked for, and how it is said.

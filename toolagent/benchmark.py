@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -85,6 +86,16 @@ def command(
     """Measure training throughput: bare PyTorch, stock RLlib and the batched pipeline."""
     quiet()
     names = _chosen(rows, run_folder is not None)
+    if not math.isfinite(seconds):
+        raise UserError(f"--seconds: {seconds} is no length of time")
+    if learning and ablations:
+        raise UserError("--ablations: can't be given with --learning")
+    if rows is not None and (learning or ablations):
+        raise UserError("--rows: can't be given with --learning or --ablations")
+    if plot is not None and not learning:
+        raise UserError("--plot: only with --learning")
+    if plot is not None and Path(plot).suffix.lower() != ".png":
+        raise UserError(f"--plot {plot}: expected the name of a PNG, such as record.png")
     output = _writable(json_file)
     if learning or ablations:
         if run_folder is not None:

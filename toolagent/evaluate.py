@@ -108,6 +108,8 @@ def command(
     """
     if json_file is not None:
         check_writable(Path(json_file))
+        if problem_file is not None and _same(json_file, problem_file):
+            raise UserError(f"--json {json_file}: is the file of --problems")
     if dataset is None:
         for flag, value in (("--size", size), ("--seed", seed)):
             if value is not None:
@@ -115,6 +117,8 @@ def command(
     elif problem_file is not None:
         raise UserError("--reasoning-gym: can't be given with --problems")
     policy = load_policy(checkpoint)
+    if json_file is not None:
+        policy.check_outside(Path(json_file))
     torch.set_num_threads(1)  # a second saves half a second, and loses many on a busy machine
     console = cli.console()
     if problem_file is not None:
@@ -278,8 +282,16 @@ def check_writable(file: Path) -> None:
         raise UserError(f"{file} is a folder; expected the name of a file to write")
     if not file.parent.is_dir():
         raise UserError(f"cannot write {file}: there is no folder '{file.parent}'")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    try:
+        there = file.stat() is not None
+    except FileNotFoundError:
+        there = False
+    if not os.access(file if there else file.parent, os.W_OK):
         raise UserError(f"cannot write {file}: permission denied")
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def score_table(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,10 +69,14 @@ def command(
 
     CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint).
     """
-    for file in (html_file, parquet_file, json_file):
-        if file is not None:
-            check_writable(Path(file))
+    files = [Path(file) for file in (html_file, parquet_file, json_file) if file is not None]
+    for file in files:
+        check_writable(file)
+    if len({os.path.realpath(file) for file in files}) < len(files):
+        raise UserError("--html, --parquet and --json: name a file for each")
     policy = load_policy(checkpoint)
+    for file in files:
+        policy.check_outside(file)
     task = policy.task
     torch.set_num_threads(1)  # one problem
     problems = pose(task, stage, **texts)

@@ -29,6 +29,7 @@ from toolagent.files import write_atomically
 from toolagent.policy import POLICY_FILE, WEIGHTS_FILE, Policy, load_policy, weights_file
 from toolagent.rollouts.certification import certify
 from toolagent.session.folder import new_folder
+from toolagent.session.storage import is_uri
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
@@ -39,24 +40,28 @@ NEEDED = ("onnx", "onnxruntime", "onnxscript")
     "--output-dir",
     required=True,
     metavar="DIR",
-    type=click.Path(path_type=Path),
     help="A new or empty folder.",
 )
-def command(checkpoint: str, output_dir: Path) -> int:
+def command(checkpoint: str, output_dir: str) -> int:
     """Export CHECKPOINT as safetensors with a model card, as ONNX, and with a player that needs
     NumPy alone; then play all of them on every problem there is and compare their tokens.
 
     CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint).
     """
+    if not output_dir:
+        raise UserError("--output-dir: is empty; name a folder")
+    if is_uri(output_dir):
+        raise UserError(f"--output-dir {output_dir}: name a folder on this machine")
     policy = load_policy(checkpoint)
-    new_folder(output_dir, policy.task.name, None)
+    folder = new_folder(Path(output_dir), policy.task.name, None)
+    policy.check_outside(folder)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)}: not installed; pip install 'toolagent[export]'")
     kind = type(policy.network).__name__
     if policy.task.name not in player.TASKS or kind not in player.NETWORKS:
         raise UserError(f"there is no player for a {kind} on task '{policy.task.name}'")
-    return export(policy, output_dir, cli.console())
+    return export(policy, folder, cli.console())
 
 
 def export(policy: Policy, output_dir: Path, console: Console) -> int:

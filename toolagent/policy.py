@@ -57,6 +57,16 @@ class Policy:
         """Where it was found, for people."""
         return self.uri or str(self.folder)
 
+    def check_outside(self, path: Path) -> None:
+        """Refuses to write into the checkpoint: it would not be whole any more.
+
+        Raises:
+            UserError: the path is in its folder.
+        """
+        folder = os.path.realpath(self.folder)
+        if self.uri is None and os.path.realpath(path).startswith(folder + os.sep):
+            raise UserError(f"{path}: is in the checkpoint {self.folder}; write it elsewhere")
+
 
 def save_policy(
     folder: Path,
@@ -143,6 +153,8 @@ def load_policy(path: str | Path, expected_task: str | None = None) -> Policy:
             policy = load_policy(copy, expected_task)
             uri = storage.name_of(policy.folder.relative_to(copy).as_posix().removeprefix("."))
             return dataclasses.replace(policy, uri=uri)
+    if str(path) == "":
+        raise UserError("no checkpoint '': expected the name of its folder")
     path = Path(path)
     try:
         folder = _find(path)

@@ -32,13 +32,15 @@ def command(runs: tuple[str, ...], output: str | None) -> None:
 
     paths = [Path(run) for run in runs]
     for path in paths:
-        if [other.resolve() for other in paths].count(path.resolve()) > 1:
+        # Not Path.resolve(), which raises for a link to itself.
+        if [os.path.realpath(other) for other in paths].count(os.path.realpath(path)) > 1:
             raise UserError(f"{path}: is named twice")
     if output is None and len(paths) > 1:
         raise UserError("several runs: name the page to write with --output FILE")
     records = [read_run(path) for path in paths]
     file = Path(output) if output is not None else paths[0] / REPORT
     _check_writable(file)
+    _check_own_files(file, paths)
     written = write_report(records, file)
     console = cli.console()
     for record in records:
@@ -61,6 +63,25 @@ def _check_writable(file: Path) -> None:
     charts = file.with_suffix("")
     if charts != file and charts.exists() and not charts.is_dir():
         raise UserError(f"{charts}: is a file; the page's charts go into a folder of that name")
+
+
+def _check_own_files(file: Path, runs: list[Path]) -> None:
+    """Refuses a page that would take the place of what it is made from."""
+    from toolagent.session.folder import (
+        BEHAVIOUR,
+        CHECKPOINTS,
+        CONFIG,
+        ENVIRONMENT,
+        PROGRESS,
+        SUMMARY,
+    )
+
+    for run in runs:
+        for name in (BEHAVIOUR, CONFIG, ENVIRONMENT, PROGRESS, SUMMARY):
+            if os.path.realpath(file) == os.path.realpath(run / name):
+                raise UserError(f"--output {file}: is a file of the run; name another one")
+        if os.path.realpath(file.with_suffix("")).startswith(os.path.realpath(run / CHECKPOINTS)):
+            raise UserError(f"--output {file}: is where the run's checkpoints are; write elsewhere")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import click
 from toolagent import cli
 from toolagent.config.settings import MAX_SEED
 from toolagent.errors import UserError
+from toolagent.session.cluster_address import cluster_to_join
 from toolagent.session.interrupt import Interrupt
 from toolagent.session.output import finish, new_run, run_to_resume
 from toolagent.session.ray_session import listen_on_loopback, quiet, ray_session
@@ -87,6 +88,7 @@ def command(
 ) -> int:
     """Train an agent through the curriculum until every stage is certified solved."""
     quiet()
+    address = cluster_to_join(address)
     if address is None:
         listen_on_loopback()
     overrides = (*overrides, *_as_overrides(shorthands))
@@ -122,9 +124,9 @@ def command(
         else:
             folder = stack.enter_context(new_run(output_dir, settings.task, tell))
             if init_from is not None:
-                start = Start(
-                    policy=policy_of("--init-from", init_from, settings, algorithm_config)
-                )
+                policy = policy_of("--init-from", init_from, settings, algorithm_config)
+                policy.check_outside(folder.path)
+                start = Start(policy=policy)
         # Starting Ray can't be cut short, but a signal is remembered.
         with (
             Interrupt() as interrupt,

@@ -45,6 +45,7 @@ def command(checkpoints: tuple[str, ...], host: str, port: int, names: tuple[str
     """
     quiet()
     listen_on_loopback()
+    deployment.check_names(host, names)
     deployment.check_port(host, port)
     port = port or deployment.free_port(host)
     deployment.prepare(port)

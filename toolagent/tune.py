@@ -14,6 +14,7 @@ import click
 
 from toolagent import cli
 from toolagent.errors import UserError
+from toolagent.session.cluster_address import cluster_to_join
 from toolagent.session.interrupt import Interrupt
 from toolagent.session.ray_session import Cluster, listen_on_loopback, quiet, ray_session
 from toolagent.session.storage import is_uri
@@ -53,6 +54,7 @@ def command(
     """Search for settings that certify every stage sooner, and write the best as a config."""
     quiet()
     _quiet_tune()
+    address = cluster_to_join(address)
     if address is None:
         listen_on_loopback()
     if resume is not None:
@@ -71,14 +73,13 @@ def command(
         _check_path("--output-dir", output_dir)
         folder = SearchFolder.new(Path(output_dir), "")
 
+    from toolagent.config.folder import read_config
     from toolagent.tuning.search import load_search, search_from_texts, search_yaml
     from toolagent.tuning.tuner import check_searcher
 
     if resume is not None:
         search = search_from_texts(
-            folder.search.read_text(encoding="utf-8"),
-            folder.base.read_text(encoding="utf-8"),
-            f"--resume {resume}",
+            read_config(folder.search), read_config(folder.base), f"--resume {resume}"
         )
         if stop_time_s is not None:
             settings = search.settings.model_copy(update={"stop_time_s": stop_time_s})
@@ -96,6 +97,8 @@ def command(
 
 def _check_path(flag: str, given: str) -> None:
     """Trials write beside each other into one folder, from whatever node they run on."""
+    if not given:
+        raise UserError(f"{flag}: is empty; name a folder")
     if is_uri(given):
         raise UserError(
             f"{flag} {given}: a search needs a path; on a cluster, a path that all nodes mount"

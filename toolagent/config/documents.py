@@ -157,6 +157,8 @@ def _boolean(text: str) -> bool:
 
 def _text(text: str) -> str:
     text.encode()  # a lone surrogate (an escape such as "\ud800") raises a ValueError
+    if "\0" in text:
+        raise ValueError("it has a NUL character")
     return text
 
 

@@ -112,7 +112,9 @@ def _sound_files(path: str) -> tuple[fs.FileSystem, list[tuple[str, str]]]:
 
 def _filesystem(path: str) -> tuple[fs.FileSystem, str]:
     try:
-        return fs.FileSystem.from_uri(recording_uri(path))
+        filesystem, root = fs.FileSystem.from_uri(recording_uri(path))
+        filesystem.get_file_info(root)  # ArrowInvalid for what can be no path
+        return filesystem, root
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise UserError(f"{path}: {_condensed(error)}") from None
 

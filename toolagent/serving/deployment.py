@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -98,6 +99,22 @@ def require_serve() -> None:
         raise UserError(
             f"the playground needs Ray Serve ({error.name} is missing): pip install '.[serve]'"
         ) from None
+
+
+def check_names(host: str, names: Sequence[str]) -> None:
+    """Refuses what is no name of a server; an empty host would mean all interfaces.
+
+    Raises:
+        UserError: with the flag.
+    """
+    if not host.strip():
+        raise UserError("--host: is empty; name an address, 0.0.0.0 for all interfaces")
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?", name):
+            raise UserError(
+                f"--allow-host '{name}': is no name of a server; expected one such as "
+                "example.org, without a scheme, a port or a path"
+            )
 
 
 def check_port(host: str, port: int) -> None:

@@ -106,7 +106,19 @@ def restore_checkpoint(algorithm: Any, folder: Path) -> None:
         TornCheckpoint: the checkpoint is not whole.
     """
     verify(folder)
-    algorithm.set_state(read_state(folder))
+    algorithm.set_state(read_algorithm_state(folder))
+
+
+def read_algorithm_state(folder: Path) -> Any:
+    """The state in a checkpoint that was verified.
+
+    Raises:
+        TornCheckpoint: its files were listed in the manifest as they are, and hold no state.
+    """
+    try:
+        return read_state(folder)
+    except (OSError, ValueError) as error:
+        raise TornCheckpoint(f"holds no state of an algorithm ({error})") from error
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
@@ -161,7 +173,10 @@ def read_run_state(folder: Path) -> dict[str, Any]:
         TornCheckpoint: it is not whole.
     """
     verify(folder)
-    state = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    try:
+        state = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        state = None
     if not isinstance(state, dict):
         raise TornCheckpoint(f"{RUN_FILE} holds no run state")
     return state

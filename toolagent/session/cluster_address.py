@@ -19,8 +19,8 @@ def check_address(address: str) -> None:
     """Refuses an address that can't be joined. Imports Ray, and starts nothing.
 
     Args:
-        address: as `--address` takes it: 'host:port'. Whatever has no port ('auto', 'local') is
-            left to Ray, which answers it at once.
+        address: as `--address` takes it: 'host:port'. Whatever has no port ('auto') is left to
+            Ray, which answers it at once.
 
     Raises:
         UserError: nobody answers there, something answers that is no Ray cluster, it refuses the
@@ -38,11 +38,22 @@ def check_address(address: str) -> None:
             "(cluster/submit.sh)"
         )
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
+    if not colon:
         return
-    if not host or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) <= 65535:
         raise no_cluster(address, "expected HOST:PORT")
     _check_nodes(address, _ask(address))
+
+
+def cluster_to_join(address: str | None) -> str | None:
+    """The address of a cluster; None where one is to be started here, as 'local' says too.
+
+    Raises:
+        UserError: it is empty, as an unset variable of a shell is.
+    """
+    if address is not None and not address.strip():
+        raise UserError("--address: is empty; name HOST:PORT, or leave it out to start a cluster")
+    return None if address == "local" else address
 
 
 def no_cluster(address: str, reason: str) -> UserError:

@@ -34,7 +34,7 @@ def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:
         otherwise: what can be done instead where the folder is not empty; None: nothing.
 
     Raises:
-        UserError: it holds something already, or can't be read.
+        UserError: it holds something already, or can't be read or written.
     """
     if path is None:
         stem = Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
@@ -49,6 +49,14 @@ def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:
         if path.is_dir() and any(path.iterdir()):
             advice = f", or {otherwise}" if otherwise else ""
             raise UserError(f"--output-dir {path}: is not empty; name a new folder{advice}")
+        nearest = path
+        while not os.path.lexists(nearest) and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            what = "a link to nothing" if nearest.is_symlink() else "a file"
+            raise UserError(f"--output-dir {path}: {nearest} is {what}; name a new folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"--output-dir {path}: can't be written")
     except OSError as error:
         raise UserError(f"--output-dir {path}: can't be used ({error.strerror})") from None
     return path

@@ -78,9 +78,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         # Every byte counts: what was written is what would be written again.
         if own != _own_sum(manifest) or _rendered(manifest) != text:
             raise ValueError
-        files = manifest["files"]
-        if not all(isinstance(entry["bytes"], int) for entry in files.values()):
-            raise ValueError
+        _check_contents(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise TornCheckpoint(f"{MANIFEST} is damaged") from None
     if manifest.get("format") != FORMAT:
@@ -126,6 +124,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_contents(manifest: Mapping[str, Any]) -> None:
+    """Whether all that is read of it is of the right type; if not, one of the errors that
+    `read_manifest` knows."""
+    sound = all(
+        type(entry["bytes"]) is int and type(entry["sha256"]) is str
+        for entry in manifest["files"].values()
+    )
+    for stage, value in manifest.get("accuracy", {}).items():
+        sound = sound and stage.isdecimal() and type(value) in (int, float)
+    if not sound or not isinstance(manifest.get("env_steps"), int | None):
+        raise ValueError
 
 
 def _rendered(manifest: Mapping[str, Any]) -> bytes:

@@ -30,6 +30,8 @@ def new_run(given: str | None, task: str, tell: Callable[[str], None]) -> Iterat
     Raises:
         UserError: it holds something already, or can't be written.
     """
+    if given == "":
+        raise UserError(f"{_OUTPUT}: is empty; name a folder, or leave it out")
     if given is None or not is_uri(given):
         yield RunFolder.new(Path(given) if given else None, task)
         return

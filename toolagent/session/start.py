@@ -65,6 +65,7 @@ def resumed_start(
         finish_replacing,
         never_wrote_one,
         newest_checkpoint,
+        read_algorithm_state,
         read_run_state,
     )
     from toolagent.session.manifest import TornCheckpoint, read_manifest
@@ -89,13 +90,17 @@ def resumed_start(
             checkpoint, state = named, read_run_state(named)
         except TornCheckpoint as fault:
             raise UserError(f"--resume {named}: {fault}") from None
-    if state.keys() != {entry.name for entry in fields(RunState)}:
+    if state.keys() != {entry.name for entry in fields(RunState)} or not RunState(**state).sound:
         raise UserError(f"--resume {checkpoint}: written by another version of toolagent")
     policy_of("--resume", checkpoint, settings, algorithm_config)
+    try:  # now, while nothing is changed yet
+        read_algorithm_state(checkpoint)
+    except TornCheckpoint as fault:
+        raise UserError(f"--resume {checkpoint}: {fault}") from None
     done = nothing_left(settings, RunState(**state))
     if done:
         raise UserError(f"--resume {folder.path}: nothing is left to do: {done}")
-    if read_manifest(checkpoint)["config_sha256"] != config_sha256(before):
+    if read_manifest(checkpoint).get("config_sha256") != config_sha256(before):
         notes.append(f"config.yaml has changed since {checkpoint.name} was written")
     return Start(checkpoint=checkpoint, state=state, resumed=True, notes=tuple(notes))
 

@@ -25,6 +25,16 @@ ARRAYS_FILE = "state.safetensors"
 
 _KIND = "$"  # marks a JSON object that stands for something else than a dict with texts as keys
 _KINDS = "biuf"  # of NumPy's types: truth values and numbers
+# What texts and numbers that no `encode_state` wrote make of the functions that read them.
+_UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    safetensors.SafetensorError,
+)
 _SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -50,12 +60,12 @@ def read_state(folder: Path) -> Any:
         OSError: a file can't be read.
         ValueError: the files are not what `encode_state` made.
     """
-    structure = json.loads((folder / STRUCTURE_FILE).read_text(encoding="utf-8"))
     try:
+        structure = json.loads((folder / STRUCTURE_FILE).read_text(encoding="utf-8"))
         arrays = safetensors.numpy.load((folder / ARRAYS_FILE).read_bytes())
         return _decode(structure, arrays)
-    except (KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{folder}: no state that could be read ({error!r})") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"no state that could be read ({str(error)[:200] or error!r})") from error
 
 
 def _encode(value: Any, arrays: dict[str, np.ndarray], path: str) -> Any:

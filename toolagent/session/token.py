@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 import sys
 from pathlib import Path
 
 from toolagent.errors import UserError
+
+_MAX_BYTES = 4096
 
 
 def prepare_token(create: bool) -> None:
@@ -22,7 +25,8 @@ def prepare_token(create: bool) -> None:
         create: make a token where there is none; for a cluster that is started here.
 
     Raises:
-        UserError: the file that `RAY_AUTH_TOKEN_PATH` names can't be read, or is empty.
+        UserError: the file that `RAY_AUTH_TOKEN_PATH` names can't be read, or is empty; or what
+            there is in a file is no token.
     """
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         print(
@@ -36,10 +40,12 @@ def prepare_token(create: bool) -> None:
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else Path.home() / ".ray" / "auth_token"
     try:
-        if path.read_bytes().strip():
+        with open(path, "rb") as file:
+            token = file.read(_MAX_BYTES + 1).strip()
+        if re.fullmatch(rb"[!-~]+", token) and len(token) <= _MAX_BYTES:
             _protect(path)
             return
-        fault = "is empty"
+        fault = "holds no token: expected one line of ASCII" if token else "is empty"
     except FileNotFoundError:
         fault = "there is no such file"
     except OSError as error:
@@ -48,6 +54,8 @@ def prepare_token(create: bool) -> None:
         raise UserError(
             f"RAY_AUTH_TOKEN_PATH={named}: {fault}; it must hold the cluster's token, or be unset"
         )
+    if fault.startswith("holds no token"):
+        raise UserError(f"{path}: {fault}; remove it, and a new one is made")
     if create:
         _create(path)
 

@@ -58,6 +58,26 @@ class RunState:
     faults: dict[str, int] = field(default_factory=dict)  # `session.faults`
     stopped_by: str | None = None  # as in `Outcome`, in the last checkpoint of a session
 
+    @property
+    def sound(self) -> bool:
+        """Whether it can be one that a checkpoint was written with: it may come from a file."""
+        return (
+            _is_count(self.iteration)
+            and _is_count(self.env_steps)
+            and _is_time(self.time_s)
+            and isinstance(self.first_solved, dict)
+            and all(
+                isinstance(first, dict)
+                and first.keys() == {"env_steps", "time_s"}
+                and _is_count(first["env_steps"])
+                and _is_time(first["time_s"])
+                for first in self.first_solved.values()
+            )
+            and isinstance(self.faults, dict)
+            and all(_is_count(number) for number in self.faults.values())
+            and isinstance(self.stopped_by, str | None)
+        )
+
 
 @dataclass
 class Outcome:
@@ -165,6 +185,14 @@ def train(
         stages, certified = callback.measured, ()
     keeper.write(state, certified)
     return Outcome(state, stopped_by, stages, rows, keeper, network, callback.task)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def _stop(settings: Settings, state: RunState, solved: bool, interrupt: Interrupt) -> str | None:

@@ -37,15 +37,7 @@ class SearchFolder:
         # os.path.exists: False, not an exception, for a path that can't be one.
         resumable = path is not None and os.path.exists(path / SEARCH)
         advice = f"continue with --resume {path}" if resumable else None
-        found = new_folder(path, f"tune-{task}", advice)
-        nearest = found
-        while not nearest.exists():
-            nearest = nearest.parent
-        if not nearest.is_dir():
-            raise UserError(f"--output-dir {found}: {nearest} is a file")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"--output-dir {found}: can't be written")
-        return cls(found)
+        return cls(new_folder(path, f"tune-{task}", advice))
 
     @classmethod
     def existing(cls, path: Path) -> SearchFolder:

@@ -159,5 +159,6 @@ def _check_step(low: float, high: float, step: float, path: KeyPath, source: Sou
     if step <= 0 or step > high - low:
         raise source.error(path, f"the step {step} must be above 0 and at most {high - low:g}")
     for end in (low, high):  # Ray Tune rounds to multiples of the step, so only these are drawn
-        if abs(end / step - round(end / step)) > 1e-9:
+        steps = end / step
+        if not math.isfinite(steps) or abs(steps - round(steps)) > 1e-9:
             raise source.error(path, f"{end} is no multiple of the step {step}")
