@@ -25,6 +25,7 @@ from toolagent.tasks.columns import Columns
 from toolagent.tokens import EOS, NUM_TOKENS
 
 _SUFFIX = ".parquet"
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)  # ValueError: a footer's texts
 _READ = ("stage", "actions", "rewards", "solved")
 
 
@@ -143,7 +144,7 @@ def _footer(filesystem: fs.FileSystem, file: str) -> pq.FileMetaData:
     try:
         with filesystem.open_input_file(file) as stream:
             return pq.read_metadata(stream)
-    except (pa.ArrowInvalid, OSError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{file}: is torn or no Parquet file ({_condensed(error)})") from None
 
 
@@ -183,7 +184,7 @@ def _read(filesystem: fs.FileSystem, file: str, task: Task) -> RecordedEpisodes 
     try:
         with filesystem.open_input_file(file) as stream:
             table = pq.read_table(stream, columns=[*_READ, *posed])
-    except (pa.ArrowInvalid, OSError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{file}: is torn ({_condensed(error)})") from None
     if not len(table):
         return None

@@ -194,8 +194,8 @@ def best_checkpoint(checkpoints: Path) -> Path | None:
             manifest = read_manifest(folder)
         except TornCheckpoint:
             continue
-        accuracy = {int(stage): value for stage, value in manifest["accuracy"].items()}
-        ranked.append((accuracy, -int(manifest["env_steps"] or 0), folder))
+        accuracy = {int(stage): value for stage, value in manifest.get("accuracy", {}).items()}
+        ranked.append((accuracy, -int(manifest.get("env_steps") or 0), folder))
     stages = sorted({stage for accuracy, *_ in ranked for stage in accuracy}, reverse=True)
 
     def rank(entry: tuple[dict[int, float], int, Path]) -> tuple[list[float], int]:
