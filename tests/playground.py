@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+from bombs import plant
 from processes import kill, start
 from trained import PROGRAMS, trained_network
 
@@ -22,6 +23,8 @@ def save_two(folder: Path) -> tuple[Path, Path]:
     after, before = folder / "after", folder / "before"
     save_policy(after, trained_network(), "calculator", env_steps=2000)
     save_policy(before, trained_network((*PROGRAMS[:2], PROGRAMS[1])), "calculator", env_steps=1000)
+    for checkpoint in (before, after):
+        plant(checkpoint, folder / "mark")
     return before, after
 
 
@@ -30,6 +33,7 @@ class Server:
 
     def __init__(self, *arguments: str):
         self.process = start("toolagent.serve", *arguments, "--port", "0")
+        self.mark = Path(arguments[0]).parent / "mark"  # there if a planted pickle was opened
         self.out: list[str] = []
         self.err: list[str] = []
         for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):

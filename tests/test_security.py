@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from bombs import Bomb, plant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import kill, lines_of, own_environment, start
@@ -193,16 +194,6 @@ def test_a_cluster_without_a_token_is_warned_of(home, monkeypatch, capsys):
 # Hostile files ------------------------------------------------------------------------------
 
 
-class Bomb:
-    """Unpickling it leaves a file behind."""
-
-    def __init__(self, mark):
-        self.mark = str(mark)
-
-    def __reduce__(self):
-        return os.system, (f"touch '{self.mark}'",)
-
-
 def test_the_bomb_would_go_off(tmp_path):
     plant(tmp_path, tmp_path / "mark", ["state.pkl"])
     for name, load in {
@@ -212,36 +203,6 @@ def test_the_bomb_would_go_off(tmp_path):
         (tmp_path / "mark").unlink(missing_ok=True)
         load(tmp_path / name)
         assert (tmp_path / "mark").exists(), name
-
-
-# What RLlib, Tune and torch write as pickles, and our own files' names with a pickle in them.
-PICKLES = (
-    "class_and_ctor_args.pkl",
-    "algorithm_state.pkl",
-    "state.pkl",
-    "rllib_checkpoint.json",
-    "learner_group/class_and_ctor_args.pkl",
-    "learner_group/learner/state.pkl",
-    "learner_group/learner/rl_module/default_policy/module_state.pkl",
-    "env_runner/state.pkl",
-    "tuner.pkl",
-    "trainable.pkl",
-    "model.pkl",
-    "model.pt",
-    "model.pth",
-    "policy.pkl",
-    "run.pkl",
-    ".metadata",
-)
-
-
-def plant(folder, mark, names=PICKLES):
-    """Bombs below the folder; torch.load would set them off too, in its own format."""
-    for name in names:
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(pickle.dumps(Bomb(mark)))
-    torch.save(Bomb(mark), folder / "weights.pt")
 
 
 def sound_run(folder):

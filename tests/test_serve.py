@@ -58,6 +58,11 @@ def ask(server, path="/api/play", **body):
 # What it answers.
 
 
+def test_no_pickle_beside_what_is_served_is_opened(playground):
+    status, _ = ask(playground, stage=2, digits=[3, 4, 5, 6, 7])
+    assert status == 200 and not playground.mark.exists()
+
+
 def test_a_problem_is_played_step_by_step(playground):
     status, answer = ask(playground, digits=[3, 4, 5, 6, 7], model="after")
     assert status == 200
