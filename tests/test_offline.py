@@ -89,9 +89,10 @@ def test_episodes_are_chosen_and_the_stream_is_restored(tmp_path):
     assert 20 < episodes.solved.sum() < 140
     assert data_of(tmp_path).episodes.solved.all()
     assert len(data_of(tmp_path)) == episodes.solved.sum()
-    some = data_of(tmp_path, max_episodes=20)
-    assert len(some) == 20 and some.episodes.solved.all()
-    again, other = data_of(tmp_path, max_episodes=20), data_of(tmp_path, 1, max_episodes=20)
+    some = data_of(tmp_path, max_episodes=70)
+    drawn = data_of(tmp_path, max_episodes=70, solved_only=False).episodes
+    assert len(drawn) == 70 and 0 < len(some) == drawn.solved.sum() < 70
+    again, other = data_of(tmp_path, max_episodes=70), data_of(tmp_path, 1, max_episodes=70)
     np.testing.assert_array_equal(some.episodes.context, again.episodes.context)
     assert not np.array_equal(some.episodes.context, other.episodes.context)
     some.sample(7)
@@ -125,8 +126,19 @@ def test_programs_that_are_right_by_luck_are_not_cloned(tmp_path):
     chosen = data_of(tmp_path, min_program_success=0.8).episodes
     assert not ((chosen.stage == 2) & (chosen.lengths == 4)).any()
     assert len(chosen) == episodes.solved.sum() - lucky.sum()
-    with pytest.raises(UserError, match=r"no program .* reaches min_program_success=0.9999"):
+    with pytest.raises(UserError, match=r"none .* reaches min_program_success=0.9999, the best"):
         data_of(tmp_path, min_program_success=0.9999)
+
+
+def test_what_was_left_out_of_the_draw_says_nothing_about_luck(tmp_path):
+    """So many episodes as were drawn decide alone which programs are sound."""
+    experts(tmp_path, 600, wrong=3000, programs=((MUL, ADD, SUB, ANS),) * 3)
+    chosen = data_of(tmp_path, max_episodes=200, min_program_success=0.8).episodes
+    drawn = data_of(tmp_path, max_episodes=200, solved_only=False).episodes
+    expected = drawn.take(drawn.solved & (program_success(drawn) >= 0.8))
+    np.testing.assert_array_equal(chosen.context, expected.context)
+    with pytest.raises(UserError, match="of 3 episodes none is"):
+        data_of(tmp_path, max_episodes=3, min_program_success=0.8)
 
 
 def test_a_program_played_once_is_not_sure(tmp_path):
@@ -139,7 +151,7 @@ def test_a_program_played_once_is_not_sure(tmp_path):
 
 def test_nothing_solved_is_nothing_to_clone(tmp_path):
     experts(tmp_path, 0, wrong=40, programs=((ANS,),) * 3)
-    with pytest.raises(UserError, match="none of its 40 episodes is solved"):
+    with pytest.raises(UserError, match="of 40 episodes none is solved"):
         data_of(tmp_path)
 
 

@@ -94,7 +94,7 @@ SOURCES = [
     ("too-long", "an episode has not 1 to 7 actions"),
     ("odd-digit", "digits are integers 0..9"),
     ("no-rows", "its files of recorded episodes are all empty"),
-    ("failed", "episodes is solved; use --config marwil"),
+    ("failed", "episodes none is solved; use --config marwil"),
     ("nonsense://somewhere", "nonsense"),
 ]
 
@@ -128,7 +128,8 @@ SETTINGS = [
     ("bc", "training.beta=0.5", "behaviour cloning has 0, MARWIL more"),
     ("bc", "training.max_episodes=0", "it must be at least 1"),
     ("bc", "training.min_program_success=80", "it must be at least 0 and less than 1"),
-    ("bc", "training.min_program_success=0.999", "reaches min_program_success=0.999; the best"),
+    ("bc", "training.min_program_success=0.999", "reaches min_program_success=0.999, the best"),
+    ("bc", "training.max_episodes=1", "of 1 episodes none is"),
     ("bc", "env_runners.num_env_runners=2", "recorded episodes are played already"),
     ("bc", "run.record_episodes=new-episodes", "learns from recorded episodes and plays none"),
     ("bc", "offline_data.inptu_=x", "did you mean 'input_'?"),

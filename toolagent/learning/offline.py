@@ -112,7 +112,7 @@ class OfflineMARWILConfig(LoopbackLearnersMixin, MARWILConfig):
             solved_only: learn from the solved episodes among the recorded ones.
             min_program_success: learn from episodes whose actions solved at least this share of
                 the recorded episodes of their stage; see `record_choice.program_success`.
-            max_episodes: learn from so many of them, drawn at random; None: from all.
+            max_episodes: as if only so many had been recorded, drawn at random; None: all.
             weight_decay: added to the gradient, times the weights.
             kwargs: those of `MARWILConfig.training()` (beta, vf_coeff, lr, gamma, grad_clip, ...).
         """

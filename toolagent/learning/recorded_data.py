@@ -25,8 +25,8 @@ class RecordedEpisodesData(OfflineData):
     That RLlib's own is slower here is expected of its object per episode; it was not measured.
 
     Args:
-        config: its `input_` is the folder; `solved_only`, `min_program_success` and
-            `max_episodes` choose among what is in it.
+        config: its `input_` is the folder; `record_choice.choose_episodes` says which settings
+            choose among what is in it.
 
     Raises:
         UserError: there are no such episodes.
@@ -36,14 +36,9 @@ class RecordedEpisodesData(OfflineData):
     def __init__(self, config: Any):
         self.config = config
         self.path = str(config.input_)
-        episodes = read_episodes(self.path, config.env_config["task"])
+        self.episodes = choose_episodes(read_episodes(self.path, config.env_config["task"]), config)
         seed = None if config.seed is None else (int(config.seed), _STREAM)
         self._rng = np.random.default_rng(np.random.SeedSequence(seed))
-        episodes = choose_episodes(episodes, config)
-        if config.max_episodes is not None and config.max_episodes < len(episodes):
-            drawn = self._rng.permutation(len(episodes))[: config.max_episodes]
-            episodes = episodes.take(drawn)
-        self.episodes = episodes
         self._order = np.zeros(0, np.int64)
         # What RLlib tells an OfflineData, and this one has no use for.
         self.locality_hints = self.learner_handles = self.module_spec = self.spaces = None

@@ -23,7 +23,7 @@ from toolagent.session.folder import RunFolder
 from toolagent.session.interrupt import Interrupt
 from toolagent.session.learning_curve import plot_learning_curve
 from toolagent.session.ray_session import Cluster, quiet
-from toolagent.session.recording import finish_recording, recording_of
+from toolagent.session.recording import described_records, finish_recording, recording_of
 from toolagent.session.report import behaviour, print_report, sample_trajectories, summarize
 from toolagent.session.spread import spread_env_runners
 from toolagent.session.start import Start, load_weights, state_losses, take_up
@@ -93,6 +93,9 @@ def execute(
         console.print(f"Ray dashboard: http://{cluster.dashboard_url}")
     for note in notes:
         console.print(note)
+    records = described_records(settings, algorithm_config)
+    if records is not None:
+        console.print(records, soft_wrap=True)
 
     state, rows = RunState(**start.state), []
     if start.resumed:

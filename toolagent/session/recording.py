@@ -60,6 +60,23 @@ def check_records(settings: Any, algorithm_config: Any) -> None:
         raise UserError(f"offline_data.input_: {error}") from None
 
 
+def described_records(settings: Any, algorithm_config: Any) -> str | None:
+    """A line on how many recorded episodes are learned from; None for who plays its own."""
+    if algorithm_config.is_online:
+        return None
+    from toolagent.learning.record_choice import choose_episodes
+    from toolagent.rollouts.records import read_episodes
+
+    episodes = read_episodes(str(algorithm_config.input_), settings.task)
+    drawn = min(algorithm_config.max_episodes or len(episodes), len(episodes))
+    stages = choose_episodes(episodes, algorithm_config).stage
+    counts = [
+        f"stage {level.stage}: {int((stages == level.stage).sum()):,}"
+        for level in settings.curriculum.levels
+    ]
+    return f"learns from {len(stages):,} of {drawn:,} recorded episodes ({', '.join(counts)})"
+
+
 def recording_of(settings: Any, run_folder: Path) -> Any:
     """The `Recording` that is asked for; None for none.
 
