@@ -206,14 +206,18 @@ def test_cloning_an_expert_certifies_every_stage_and_survives_a_checkpoint(tmp_p
     assert [(row.stage, row.solved) for row in stages] == [(0, 1000), (1, 10_000), (2, 100_000)]
 
     algorithm.save_to_path(str(tmp_path / "checkpoint"))
-    expected = algorithm.offline_data.get_state()
+    expected, state = algorithm.offline_data.get_state(), algorithm.get_state()
     algorithm.stop()
-    other, callback = built("bc", tmp_path / "records", "training.lr=0.0")
-    other.restore_from_path(str(tmp_path / "checkpoint"))
-    np.testing.assert_array_equal(other.offline_data.get_state()["order"], expected["order"])
-    again = certify(callback.refresh_network(other), callback.task)
-    assert [row.solved for row in again] == [row.solved for row in stages]
-    other.stop()
+    for restore in (
+        lambda other: other.restore_from_path(str(tmp_path / "checkpoint")),
+        lambda other: other.set_state(state),
+    ):
+        other, callback = built("bc", tmp_path / "records", "training.lr=0.0")
+        restore(other)
+        np.testing.assert_array_equal(other.offline_data.get_state()["order"], expected["order"])
+        again = certify(callback.refresh_network(other), callback.task)
+        assert [row.solved for row in again] == [row.solved for row in stages]
+        other.stop()
 
 
 def test_marwil_tells_what_went_well_from_what_did_not(tmp_path):
@@ -230,17 +234,35 @@ def test_marwil_tells_what_went_well_from_what_did_not(tmp_path):
     assert min(solved[1.0]) > 0.9 and max(solved[0.0]) < 0.3, solved
 
 
+def run_command(folder, *arguments):
+    """`python -m toolagent.run` there, which has to end well; what it said."""
+    command = ["-m", "toolagent.run", *map(str, arguments), "--set", "run.dashboard=false"]
+    (done,) = run_modules(command, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+def test_the_command_clones_to_a_certified_agent_and_goes_on_when_resumed(tmp_path):
+    experts(tmp_path / "records", 1500)
+    out = run_command(
+        tmp_path,
+        *("--config", "bc", "--set", "offline_data.input_=records", "--output-dir", "cloned"),
+        *("--set", "run.stop_when_solved=false", "--set", "run.stop_iterations=2"),
+    )
+    assert "learns from 1,500 of 1,500 recorded episodes (stage 0: " in out
+    out = run_command(tmp_path, "--resume", "cloned", "--set", "run.stop_iterations=3")
+    assert "continues from checkpoint_000002" in out
+    summary = json.loads((tmp_path / "cloned" / "summary.json").read_text())
+    assert [stage["solved"] for stage in summary["stages"]] == [1_000, 10_000, 100_000]
+    rows = [json.loads(row) for row in (tmp_path / "cloned" / "progress.jsonl").open()]
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert {row["env_runner_restarts_lifetime"] for row in rows} == {0}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_commands_record_clone_and_go_on_by_reinforcement_learning(tmp_path):
-    quick = ("--set", "run.dashboard=false")
-
-    def run(*arguments):
-        command = ["-m", "toolagent.run", *map(str, arguments), *quick]
-        (done,) = run_modules(command, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+    run = functools.partial(run_command, tmp_path)
     out = run("--output-dir", "first", "--record-episodes", "episodes")
     assert "recorded " in out and "run_id first-" in out
     out = run("--config", "bc", "--set", "offline_data.input_=episodes", "--output-dir", "cloned")

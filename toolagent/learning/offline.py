@@ -10,7 +10,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.marwil import MARWIL, MARWILConfig
 from ray.rllib.algorithms.marwil.torch.marwil_torch_learner import MARWILTorchLearner
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
@@ -228,7 +228,12 @@ class OfflineMARWIL(CallbackStateMixin, MARWIL):
 
     @override(Algorithm)
     def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state(state)
+        # RLlib would send the learners' weights on to env runners, and there are none.
+        if COMPONENT_LEARNER_GROUP in state:
+            self.learner_group.set_state(state[COMPONENT_LEARNER_GROUP])
+        super().set_state(
+            {name: value for name, value in state.items() if name != COMPONENT_LEARNER_GROUP}
+        )
         if "records" in state:
             self.offline_data.set_state(state["records"])
 
