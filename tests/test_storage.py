@@ -22,6 +22,7 @@ from toolagent import run as run_command
 from toolagent.errors import UserError
 from toolagent.policy import load_policy, save_policy
 from toolagent.session import storage as storage_module
+from toolagent.session.environment import describe_environment
 from toolagent.session.folder import RunFolder
 from toolagent.session.mirror import Mirror
 from toolagent.session.output import finish, new_run, run_to_resume
@@ -340,6 +341,17 @@ def test_one_slash_is_pointed_out():
 def test_a_key_in_the_uri_is_never_shown():
     storage = Storage.at("s3://AKIA:SECRET@bucket/x?region=us-east-1", "--output-dir")
     assert storage.name == "s3://***@bucket/x?region=us-east-1"
+
+
+def test_a_key_in_a_uri_is_in_no_file(monkeypatch, capfd):
+    monkeypatch.setattr("sys.argv", ["run.py", "--output-dir", "s3://AKIA:SECRET@bucket/x"])
+    command = describe_environment()["command"]
+    assert command[1:] == ["--output-dir", "s3://***@bucket/x"]
+    # config.yaml would hold it: the env runners read it there.
+    code = cli.main(run_command.command, ["--record-episodes", "s3://AKIA:SECRET@bucket/x"])
+    err = capfd.readouterr().err
+    assert code == 2 and err.startswith("error: --record-episodes s3://***@bucket/x: ")
+    assert err.count("\n") == 1 and "AKIA" not in err
 
 
 def unused_port():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import toolagent
+from toolagent.session.storage import without_secret
 
 PACKAGES = (
     *("toolagent", "ray", "torch", "numpy", "gymnasium", "pyarrow", "safetensors"),
@@ -30,7 +31,7 @@ def describe_environment(**cluster: Any) -> dict[str, Any]:
 
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": [_program(), *sys.argv[1:]],
+        "command": [_program(), *map(without_secret, sys.argv[1:])],
         "commit": commit_of(Path(toolagent.__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),

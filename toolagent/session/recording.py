@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolagent.errors import UserError
+from toolagent.session.storage import without_secret
 
 FINISH_WITHIN_S = 30.0  # for the last file of every env runner
 
@@ -23,6 +24,12 @@ def check_recording(folder: str | None) -> None:
 
     if folder is None:
         return
+    if (shown := without_secret(folder)) != folder:
+        raise UserError(
+            f"--record-episodes {shown}: config.yaml holds it, which is no place for a key; "
+            "give keys as the store's own variables or files, such as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
     if "://" not in folder:
         nearest = Path(folder)
         while not nearest.exists() and nearest != nearest.parent:

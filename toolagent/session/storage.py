@@ -51,6 +51,11 @@ class StorageError(Exception):
     """The storage failed; the message says in a few words how."""
 
 
+def without_secret(text: str) -> str:
+    """A text in which each URI's `user:password@` is hidden: what people and files may see."""
+    return re.sub(r"(\w://)[^/\s]*:[^/\s]*@", r"\1***@", text)
+
+
 def is_uri(text: str | Path) -> bool:
     """Whether a path on the command line is a URI: 's3://bucket/folder'.
 
@@ -89,7 +94,7 @@ class Storage:
         from pyarrow.fs import FileSystem
 
         parts = urlsplit(uri)
-        name = urlunsplit(parts._replace(netloc=re.sub(r"^.*:.*@", "***@", parts.netloc)))
+        name = without_secret(uri)
         if parts.scheme not in _SCHEMES:
             raise UserError(
                 f"{label} {name}: no storage '{parts.scheme}'; use a path, s3://bucket/folder, "
