@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 import subprocess
@@ -15,7 +16,6 @@ import torch
 from trained import (
     is_refusal,
     noisy_network,
-    run_modules,
     trained_network,
     untrained_expression_network,
     untrained_network,
@@ -300,7 +300,7 @@ def test_the_player_refuses_a_card_of_other_weights(calculator, tmp_path):
     assert is_refusal(run_player(tmp_path / "mixed", "--digits", "3,4,5"))
 
 
-def test_wrong_command_lines(calculator, tmp_path):
+def test_wrong_command_lines(calculator, tmp_path, monkeypatch, capfd):
     shutil.copytree(calculator, tmp_path / "good")
     shutil.copytree(calculator, tmp_path / "mixed")
     save_policy(tmp_path / "other", untrained_expression_network(), "expression")
@@ -322,9 +322,12 @@ def test_wrong_command_lines(calculator, tmp_path):
         "export missing --output-dir new": "there is no such folder",
     }
     before = sorted(tmp_path.rglob("*"))
-    command_lines = [["-m", f"toolagent.{line.split()[0]}", *line.split()[1:]] for line in cases]
-    results = run_modules(*command_lines, cwd=tmp_path)
-    for (line, words), result in zip(cases.items(), results, strict=True):
-        assert is_refusal(result), (line, result.stdout, result.stderr)
-        assert words in result.stderr, (line, result.stderr)
+    monkeypatch.chdir(tmp_path)
+    for line, words in cases.items():
+        name, *arguments = line.split()
+        code = cli.main(importlib.import_module(f"toolagent.{name}").command, arguments)
+        captured = capfd.readouterr()
+        assert (code, captured.out) == (2, ""), line
+        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+        assert words in captured.err, captured.err
     assert sorted(tmp_path.rglob("*")) == before

@@ -115,6 +115,7 @@ def test_a_lost_learner_costs_the_way_back_to_the_last_checkpoint(faulty_run, tm
     assert f"recorded {len(recorded):,} episodes" in said
 
 
+@pytest.mark.slow
 def test_a_learner_that_hangs_is_ended_also_while_a_checkpoint_waits_for_it(
     faulty_run, monkeypatch, tmp_path
 ):
@@ -205,6 +206,7 @@ def test_a_killed_driver_is_resumed(faulty_run):
     run.check_certified()
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_certifying_stops_at_once(faulty_run):
     run = faulty_run("--set", "run.stop_iterations=2", env_runners=0)
     run.tell("hold-certification")
@@ -302,6 +304,7 @@ def test_an_interrupt_while_starting_up_ends_the_run_and_all_that_it_started(fau
     run.gone(children)
 
 
+@pytest.mark.slow
 def test_a_preemption_while_ray_starts_ends_the_run_and_all_that_it_started(faulty_run):
     run = faulty_run()
     run.until(run.children)  # Ray's first process

@@ -180,11 +180,12 @@ def test_the_score_and_the_restriction_are_reported_together(
     def half(task, problems, row):
         return (shortest if problems.stage[row] <= 3 else silent)(task, problems, row)
 
-    policy = Policy(Planner(half), EXPRESSION, {"trained_stages": [1, 2, 3]}, tmp_path)
+    folder = tmp_path / "checkpoint"
+    policy = Policy(Planner(half), EXPRESSION, {"trained_stages": [1, 2, 3]}, folder)
     monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: policy)
     file = tmp_path / "out.json"
     flags = ["--reasoning-gym", "basic_arithmetic", "--size", "70", "--seed", "3"]
-    assert cli.main(command, [str(tmp_path), *flags, "--json", str(file)]) == 0
+    assert cli.main(command, [str(folder), *flags, "--json", str(file)]) == 0
     out = capsys.readouterr().out
     document = json.loads(file.read_text())
     result = document["reasoning_gym"]

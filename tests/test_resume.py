@@ -368,6 +368,7 @@ def test_a_finished_run_goes_on_when_its_limits_are_raised(address, reference, t
     assert steps == [row["env_steps"] for row in rows_of(folder)]
 
 
+@pytest.mark.slow
 def test_a_run_on_storage_goes_on_from_a_checkpoint_asked_for_by_name(address, reference, tmp_path):
     folder = tmp_path / "run"
     uri = f"file://{folder}"

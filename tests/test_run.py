@@ -236,6 +236,7 @@ def test_weights_can_be_carried_over_and_a_terminated_run_leaves_a_checkpoint(tu
     assert solved == [stage["solved"] for stage in summary_of(source)["stages"]]
 
 
+@pytest.mark.slow
 def test_more_runners_than_cpus_share_them(tmp_path):
     runners = len(os.sched_getaffinity(0)) + 1
     check_sharing(runners, tmp_path)

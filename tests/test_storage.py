@@ -496,6 +496,7 @@ def test_a_run_on_s3_is_resumed_evaluated_and_explained_there(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
 
 
+@pytest.mark.slow
 def test_a_store_that_dies_in_mid_run_costs_nothing(tmp_path):
     with s3_server() as server:
         server.make_bucket()

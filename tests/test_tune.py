@@ -162,6 +162,7 @@ def test_pbt_replaces_the_worst_by_copies_of_the_best(tmp_path):
     assert check_folder(tmp_path / "out", trials=2)["failed"] == 0
 
 
+@pytest.mark.slow
 def test_a_search_ends_when_its_time_is_up(tmp_path):
     nothing_is_learned = {"training.lr": {"loguniform": [1e-9, 1e-8]}}
     write(tmp_path, space=nothing_is_learned, trial={"max_env_steps": 100_000_000})
