@@ -3,6 +3,7 @@
 import functools
 import os
 import statistics
+import sys
 import time
 
 import pytest
@@ -15,6 +16,8 @@ from toolagent.rollouts.records import count_episodes
 from toolagent.session.ray_session import ray_session
 
 PAIRS, BLOCK_S, WARM_UP_S = 12, 5.0, 5.0
+# The env runners' processes can't import this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")
