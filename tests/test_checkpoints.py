@@ -28,12 +28,13 @@ from toolagent.session.checkpoints import (
     best_checkpoint,
     finish_replacing,
     list_checkpoints,
+    never_wrote_one,
     newest_checkpoint,
     restore_checkpoint,
     set_aside_later,
     write_checkpoint,
 )
-from toolagent.session.folder import RunFolder
+from toolagent.session.folder import RunFolder, new_folder
 from toolagent.session.keeper import CheckpointKeeper
 from toolagent.session.manifest import MANIFEST, TornCheckpoint, verify
 from toolagent.session.state_files import encode_state, read_state
@@ -422,3 +423,16 @@ def test_two_runs_can_t_be_at_work_in_one_folder(tmp_path):
         RunFolder(tmp_path).lock("--resume")
     del first
     RunFolder(tmp_path).lock("--resume")
+
+
+def test_a_run_killed_at_its_very_beginning_begins_anew_or_is_as_good_as_new(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    assert new_folder(run.path, "calculator", "") == run.path  # killed before config.yaml
+    run.write_config("task: calculator\n")
+    assert never_wrote_one(run.checkpoints)  # killed right after it
+    run.make("task: calculator\n", resumed=True)
+    assert never_wrote_one(run.checkpoints)
+    run.append_progress({"iteration": 1})
+    run.checkpoints.rmdir()  # not by a kill
+    assert not never_wrote_one(run.checkpoints)

@@ -297,6 +297,11 @@ def check_kills(tmp_path, address, name, overrides, iterations, moments):
         folder = tmp_path / f"killed-{number}"
         process = whole_run(folder, name, overrides, iterations, address)
         what = kill(process, folder, moment, iterations)
+        if not (folder / "config.yaml").exists():  # nothing was written yet: the command again
+            print(f"killed at {what}: before it began")
+            end(whole_run(folder, name, overrides, iterations, address))
+            same_end(reference, folder)
+            continue
         out = end(start("--resume", folder, address=address, cwd=ROOT))
         print(f"killed at {what}:", *[line for line in out.splitlines() if "continues" in line])
         assert "continues from checkpoint_" in out or "begins anew" in out

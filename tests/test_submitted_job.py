@@ -261,7 +261,7 @@ def test_the_autoscaler_brings_nodes_for_the_runners_and_takes_them_away_again(
     cluster = AutoscaledCluster(environment, tmp_path)
     folder = tmp_path / "run"
     try:
-        assert cluster.runners() == [0]  # the head alone
+        cluster.wait_for(lambda: cluster.runners() == [0], 60)  # the head alone
         started = time.monotonic()
         job = Job(
             environment,

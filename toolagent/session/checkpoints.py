@@ -162,8 +162,10 @@ def newest_checkpoint(
 
 
 def never_wrote_one(checkpoints: Path) -> bool:
-    """A run began here and was killed before its first checkpoint."""
-    return checkpoints.is_dir() and not _attempts(checkpoints)
+    """A run began here and was killed before its first checkpoint: rows come after the folder."""
+    if not checkpoints.is_dir():
+        return not (checkpoints.parent / "progress.jsonl").exists()
+    return not _attempts(checkpoints)
 
 
 def read_run_state(folder: Path) -> dict[str, Any]:

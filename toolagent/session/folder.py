@@ -111,10 +111,11 @@ class RunFolder:
             UserError: it can't be written.
         """
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             if not resumed:  # a resumed one's is locked already
                 self.lock("--output-dir")
-            self.write_config(config)
+            self.write_config(config)  # first: killed before, the folder is as good as new
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             flag = "--resume" if resumed else "--output-dir"
             raise UserError(f"{flag} {self.path}: can't be written ({error.strerror})") from None
