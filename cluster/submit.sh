@@ -66,8 +66,9 @@ if ! command -v ray >/dev/null; then
   echo "error: there is no command 'ray' here; pip install 'ray[default]'" >&2
   exit 2
 fi
+# Out of that copy: a node that comes later may put it there anew, and the old one is gone.
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 exec ray job submit \
   --address "${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}" \
   --working-dir "$here" \
-  -- python with_nodes.py "${nodes[@]}" -- python -m toolagent.run "$@"
+  -- python with_nodes.py --cwd / "${nodes[@]}" -- python -m toolagent.run "$@"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,8 @@ class Stop:
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     options = _parsed(arguments)
+    if options.cwd is not None:
+        os.chdir(options.cwd)
     try:
         _connect()
     except ConnectionError as error:
@@ -70,10 +73,13 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cpus", type=_count, default=0, metavar="N", help="CPUs, of all nodes")
     parser.add_argument("--gpus", type=_count, default=0, metavar="N", help="GPUs, of all nodes")
     parser.add_argument("--wait-s", type=_seconds, default=1800.0, metavar="X", help="default 1800")
+    parser.add_argument("--cwd", metavar="DIR", help="run it there; default: where this is run")
     parser.add_argument("command", nargs="+", help="after --")
     options = parser.parse_args(arguments)
     if shutil.which(options.command[0]) is None:
         parser.error(f"there is no command '{options.command[0]}'")
+    if options.cwd is not None and not os.path.isdir(options.cwd):
+        parser.error(f"--cwd {options.cwd}: there is no such folder")
     return options
 
 

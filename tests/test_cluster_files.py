@@ -578,7 +578,7 @@ def test_submit(fake_ray):
     assert words[4] == "http://127.0.0.1:8265"
     tail = ["python", "-m", "toolagent.run", "--seed", "1", "--output-dir", "/a b"]
     assert words[words.index("--") + 1 :] == [
-        *["python", "with_nodes.py", "--cpus", "3", "--gpus", "0", "--"],
+        *["python", "with_nodes.py", "--cwd", "/", "--cpus", "3", "--gpus", "0", "--"],
         *tail,
     ]
 
