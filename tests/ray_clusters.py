@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-from processes import free_port, kill
+from processes import ROOT, free_port, kill
 
 TOKEN = "0123456789abcdef" * 4
 HEALTH_CHECKS = {
@@ -28,7 +28,13 @@ def cluster_environment(tmp_path):
     token.chmod(0o600)
     folder = tempfile.mkdtemp(prefix="ta-", dir="/tmp")  # Ray's sockets need short paths
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))}
+    hidden = tmp_path / "hidden"  # where `pip install -e` has put toolagent on the path
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(
+        f"import sys\nsys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]\n"
+    )
     yield kept | {
+        "PYTHONPATH": str(hidden),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -111,6 +111,7 @@ def prepared(tmp_path_factory):
     write_state(write_run(folder / "run-that-is-solved"), finished)
     write_run(folder / "run-without-checkpoint")
     shutil.rmtree(folder / "run-without-checkpoint" / "checkpoints")
+    (folder / "run-without-checkpoint" / "progress.jsonl").write_text('{"iteration": 1}\n')
     (folder / "unknown-key.yaml").write_text("task: calculator\ntrainin:\n  lr: 1.0\n")
     (folder / "unknown-option.yaml").write_text("task: calculator\ntraining:\n  learning_rate: 1\n")
     (folder / "wrong-type.yaml").write_text("task: calculator\ntraining:\n  lr: fast\n")
