@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 
+import psutil
 from processes import ROOT, free_port, kill
 
 TOKEN = "0123456789abcdef" * 4
@@ -108,3 +109,11 @@ class RayCluster:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(30)
         kill(self.process)
+
+
+def is_runner(process):
+    """Whether it is an env runner; one that has just ended has no command line, or no more."""
+    try:
+        return "".join(process.cmdline()[:1]).startswith("ray::BatchedEnvRunner")
+    except psutil.Error:
+        return False

@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 from processes import ROOT, kill, output_of, start
-from ray_clusters import TOKEN, RayCluster, cluster_environment
+from ray_clusters import TOKEN, RayCluster, cluster_environment, is_runner
 from test_run import rows_of, summary_of
 
 from toolagent import cli
@@ -73,10 +73,7 @@ def runners(cluster):
             line = raylet.cmdline()
             node = next((a.partition("=")[2] for a in line if a.startswith("--node_id=")), None)
             if node in names and os.path.basename(line[0]) == "raylet":
-                found[names[node]] = sum(
-                    child.cmdline()[0].startswith("ray::BatchedEnvRunner")
-                    for child in raylet.children()
-                )
+                found[names[node]] = sum(map(is_runner, raylet.children()))
     return found
 
 

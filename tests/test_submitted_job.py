@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray_clusters import TOKEN, RayCluster, cluster_environment
+from ray_clusters import TOKEN, RayCluster, cluster_environment, is_runner
 from test_run import rows_of, summary_of
 from trained import ROOT
 
@@ -198,10 +198,7 @@ class AutoscaledCluster:
         for process in self._processes():
             with contextlib.suppress(psutil.Error):
                 if os.path.basename((process.cmdline() or [""])[0]) == "raylet":
-                    children = [child.cmdline() or [""] for child in process.children()]
-                    counts.append(
-                        sum(line[0].startswith("ray::BatchedEnvRunner") for line in children)
-                    )
+                    counts.append(sum(map(is_runner, process.children())))
         return sorted(counts)
 
     def stop(self):
