@@ -75,6 +75,19 @@ def test_a_wrong_command_line_is_refused_in_one_line(arguments, line, capsys):
     assert refusal(capsys) == line
 
 
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [("~/runs", "/home/of/a/user/runs"), ("a/~", "a/~"), ("s3://b/~", "s3://b/~"), ("", "")],
+)
+def test_a_tilde_that_the_shell_left_is_the_home_folder(given, path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/a/user")
+    got = []
+    flag = click.Option(["--output-dir", "folder"], type=cli.PATH)
+    command = click.Command("command", callback=lambda folder: got.append(folder), params=[flag])
+    assert cli.main(command, [f"--output-dir={given}"]) == 0
+    assert got == [path]
+
+
 def test_a_user_error_is_one_line_whatever_it_holds(capsys):
     assert run(raising(UserError("first\n  second\x1b[31m \udcff é [bold]"))) == 2
     assert refusal(capsys) == r"first second\x1b[31m \udcff é [bold]"

@@ -13,12 +13,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ray.rllib.callbacks.callbacks import RLlibCallback
 
 import toolagent
 from toolagent.config import (
     ALGORITHMS,
     RunSettings,
     Settings,
+    add_callbacks,
     build_algorithm_config,
     config_folder,
     config_sha256,
@@ -36,6 +38,13 @@ from toolagent.tasks import TASKS
 
 PPO = "algorithm: PPO\n"
 EXPRESSION = PPO + "task: expression\n"
+
+
+class EpisodeCallback(RLlibCallback):
+    """What a config may name."""
+
+    def on_episode_end(self, **arguments):
+        """Never called where episodes are played in batches."""
 
 
 @pytest.fixture
@@ -172,11 +181,42 @@ reporting: {min_time_s_per_iteration: 0.5}
     assert config.gym_env_vectorize_mode == "vector_entry_point"
     assert config.restart_failed_env_runners is True
     assert config.delay_between_env_runner_restarts_s == 7
-    assert config.callbacks_class is RLlibCallback
+    assert config.callbacks_class is RLlibCallback  # the one that does nothing
+    assert add_callbacks(config.copy(), [dict, list]).callbacks_class == [dict, list]
     evaluation = config.get_evaluation_config_object()
     assert evaluation.explore is False
     assert evaluation.env_config == config.env_config | {"stage": 2, "evaluation": True}
     config.training(lr=0.1)  # not frozen: run.py adds its callbacks
+
+
+def test_a_users_callbacks_are_called_beside_the_runs_own(load):
+    one = load(PPO + "callbacks: {callbacks_class: 'test_config:EpisodeCallback'}")
+    two = load(PPO + "callbacks: {callbacks_class: ['test_config:EpisodeCallback']}")
+    for settings_of_a_user in (one, two):
+        config = build_algorithm_config(settings_of_a_user)
+        add_callbacks(config, [dict])
+        assert [c.__name__ for c in config.callbacks_class] == ["dict", "EpisodeCallback"]
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "fault"),
+    [
+        ("on_episode_end: 'os:getcwd'", "on_episode_end: would never be called: episodes are"),
+        (
+            "callbacks_class: 'test_config:EpisodeCallback'",
+            "callbacks_class: EpisodeCallback.on_episode_end would never be called: episodes are",
+        ),
+    ],
+)
+def test_callbacks_for_single_episodes_are_refused_where_batches_are_played(load, callbacks, fault):
+    message = refusal(lambda: build_algorithm_config(load(f"callbacks: {{{callbacks}}}")))
+    assert f"callbacks.{fault} played in batches" in message
+
+
+def test_a_tilde_is_the_home_folder(load, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/a/user")
+    settings_of_a_user = load("run: {record_episodes: ~/episodes}")
+    assert settings_of_a_user.run.record_episodes == "/home/of/a/user/episodes"
 
 
 def test_a_network_is_chosen_by_name_and_configured_by_its_own_options(load):
@@ -439,7 +479,7 @@ WRONG_FILE = [
     ("training: {lr: null}", "training.lr: expected float or list, got null"),
     ("training: {lr: -1}", "training.lr: must be at least 0 and finite, not -1"),
     ("training: {lr: .inf}", "must be at least 0 and finite, not inf"),
-    ("training: {lr: [[5, 0.1], [6, 0.2]]}", "training.lr: When providing a `lr` schedule"),
+    ("training: {lr: [[5, 0.1], [6, 0.2]]}", "training.lr: the first step must be 0, such as"),
     ("training: {gamma: 7}", "training.gamma: must be from 0 to 1 and finite, not 7"),
     ("training: {num_epochs: '64'}", "training.num_epochs: expected int, got '64'"),
     ("training: {num_epochs: 1.5}", "training.num_epochs: expected int, got 1.5"),
@@ -460,6 +500,15 @@ WRONG_FILE = [
     ("env_runners: {gym_env_vectorize_mode: x}", "expected 'sync' or 'async' or"),
     ("env_runners: {env_runner_cls: 'no.such:Class'}", "env_runner_cls: cannot import"),
     ("callbacks: {callbacks_class: 'os:nothing'}", "callbacks.callbacks_class: cannot import"),
+    ("callbacks: {callbacks_class: ['os:system']}", "a subclass of RLlib's RLlibCallback, got"),
+    ("env_runners: {env_runner_cls: 'os:system'}", "a subclass of RLlib's EnvRunner, got os:sys"),
+    ("env_runners: {env_runner_cls: Runner}", "expected 'package.module:Name', got 'Runner'"),
+    ("learners: {learner_class: 'os:getcwd'}", "a subclass of RLlib's Learner, got os:getcwd"),
+    ("callbacks: {on_train_result: 'os:name'}", "expected a class or a function, got os:name"),
+    ("training: {lr: [[0, 0.1]]}", "training.lr: expected two or more [env step, value], such as"),
+    ("training: {lr: [[0, 0.1], [9]]}", "training.lr: expected two or more [env step, value]"),
+    ("training: {lr: [[0, 0.1], [0, 0.2]]}", "each step must be greater than the one before"),
+    ("training: {lr: [[0, 0.1], [2, -1]]}", "training.lr: steps and values must be at least 0"),
     ("callbacks: {on_train_result: 3}", "expected 'package.module:Name' or list, got 3"),
     ("learners: {num_cpus_per_learner: -1}", "num_cpus_per_learner: must be at least 0"),
     ("learners: {custom_resources_per_learner: {GPU: 1}}", "custom_resources_per_learner: Do not"),

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
@@ -85,6 +86,36 @@ def test_exploring_draws_and_greedy_play_takes_the_most_probable_token():
     assert len(set(explored.actions[:, 0].tolist())) > len(set(greedy.actions[:, 0].tolist()))
     runner.config.explore = False
     assert not runner.sample().log_probabilities.any()
+
+
+class Called(RLlibCallback):
+    """Keeps what it is called with."""
+
+    def __init__(self):
+        self.environments, self.samples = [], []
+
+    def on_environment_created(self, *, env_runner, metrics_logger, env, env_context, **kwargs):
+        self.environments.append((env_runner, metrics_logger, env, env_context["stage"]))
+
+    def on_sample_end(self, *, env_runner, metrics_logger, samples, **kwargs):
+        metrics_logger.log_value("solved_share", float(samples.solved.mean()))
+        self.samples.append(samples)
+
+
+def test_callbacks_are_called_with_the_environment_and_with_each_batch():
+    by_function = []
+    config = make_runner().config.copy(copy_frozen=False)
+    config.callbacks(
+        callbacks_class=Called,
+        on_sample_end=lambda **arguments: by_function.append(arguments["samples"]),
+    )
+    runner = BatchedEnvRunner(config=config, worker_index=1)
+    (called,) = runner._callbacks
+    assert called.environments == [(runner, runner.metrics, runner.env, 2)]
+    batches = [runner.sample(), runner.sample(num_episodes=3)]
+    assert [id(batch) for batch in called.samples] == [id(batch) for batch in batches]
+    assert [id(batch) for batch in by_function] == [id(batch) for batch in batches]
+    assert "solved_share" in runner.get_metrics()
 
 
 def test_random_actions_are_even():

@@ -214,13 +214,30 @@ def check_recorded(episodes, env_steps):
     assert sum(map(len, table["actions"].to_pylist())) >= 0.9 * env_steps
 
 
+CALLBACKS_OF_A_USER = """
+import os
+from ray.rllib.callbacks.callbacks import RLlibCallback
+
+class Mine(RLlibCallback):
+    def on_train_result(self, *, result, **kwargs):
+        print("mine:", result["training_iteration"], file=open("mine.txt", "a"))
+
+    def on_environment_created(self, *, env_runner, **kwargs):
+        print(env_runner.worker_index, file=open(os.path.join(HERE, "runners.txt"), "a"))
+
+HERE = os.path.dirname(__file__)
+"""
+
+
 def test_weights_can_be_carried_over_and_a_terminated_run_leaves_a_checkpoint(tutorial, tmp_path):
     source, _ = tutorial
     folder = tmp_path / "run"
+    (tmp_path / "mine.py").write_text(CALLBACKS_OF_A_USER)
     process = start(
         *("--config", "tutorial", "--init-from", source, "--output-dir", folder, *QUICK),
         *("--set", "run.stop_iterations=null", "--set", "curriculum.measure_every_iterations=1"),
         *("--set", "training.lr=0.0", "--set", "run.dashboard=true", "--num-learners", 2),
+        *("--set", "callbacks.callbacks_class=mine:Mine", "--num-env-runners", 1),
         cwd=tmp_path,
     )
     wait_for_rows(process, folder)
@@ -234,6 +251,10 @@ def test_weights_can_be_carried_over_and_a_terminated_run_leaves_a_checkpoint(tu
     # With a learning rate of 0 the agent is still the one that it was started from.
     solved = [stage["solved"] for stage in summary["stages"]]
     assert solved == [stage["solved"] for stage in summary_of(source)["stages"]]
+    # The user's callbacks are called beside the run's own, where they belong.
+    iterations = range(1, summary["iterations"] + 1)
+    assert (tmp_path / "mine.txt").read_text() == "".join(f"mine: {i}\n" for i in iterations)
+    assert "1\n" in (tmp_path / "runners.txt").read_text()
 
 
 @pytest.mark.slow

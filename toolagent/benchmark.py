@@ -47,7 +47,7 @@ _BUSY = 0.5  # load per core from which the figures are not to be trusted
 
 
 @click.command()
-@click.option("--json", "json_file", metavar="FILE", help="Write all figures there.")
+@click.option("--json", "json_file", metavar="FILE", type=cli.PATH, help="Write all figures there.")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, help="Blocks of each row.")
 @click.option(
     "--seconds",
@@ -59,6 +59,7 @@ _BUSY = 0.5  # load per core from which the figures are not to be trusted
     "--run",
     "run_folder",
     metavar="DIR",
+    type=cli.PATH,
     help="The configuration and the trained weights of the run in DIR; rows only.",
 )
 @click.option(
@@ -70,7 +71,7 @@ _BUSY = 0.5  # load per core from which the figures are not to be trusted
 @click.option("--startup/--no-startup", default=True, help="Measure the time to an update.")
 @click.option("--learning", is_flag=True, help="Instead: the learning record over 20 seeds.")
 @click.option("--ablations", is_flag=True, help="Instead: what each part of the run is worth.")
-@click.option("--plot", metavar="FILE", help="With --learning: a PNG of the record.")
+@click.option("--plot", metavar="FILE", type=cli.PATH, help="With --learning: a PNG of the record.")
 def command(
     json_file: str | None,
     repeats: int,

@@ -11,10 +11,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import warnings
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -46,6 +47,20 @@ FILE_FAULTS = frozenset(
         errno.EROFS,
     }
 )
+
+
+class PathType(click.ParamType):
+    """A file or a folder; '~' begins it where the shell leaves that in place, as in
+    `--output-dir=~/runs`. A URI stays as it is."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """The text with the home folder written out."""
+        return os.path.expanduser(value)
+
+
+PATH = PathType()
 
 
 def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:

@@ -66,11 +66,12 @@ class Answer:
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=cli.PATH)
 @click.option(
     "--problems",
     "problem_file",
     metavar="FILE",
+    type=cli.PATH,
     help="Answer these problems instead of all: CSV with the task's header, such as "
     "stage,a,b,c,d,e (digits that a stage does not show may be empty) or expression.",
 )
@@ -92,7 +93,9 @@ class Answer:
     metavar="S",
     help="Seed of reasoning-gym's problems. Default: 0.",
 )
-@click.option("--json", "json_file", metavar="FILE", help="Also write the result to this file.")
+@click.option(
+    "--json", "json_file", metavar="FILE", type=cli.PATH, help="Also write the result to this file."
+)
 def command(
     checkpoint: str,
     problem_file: str | None,

@@ -48,13 +48,15 @@ def problem_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=cli.PATH)
 @click.option("--stage", type=int, metavar="S", help="A problem of this stage.")
 @problem_flags
 @click.option("--probes", is_flag=True, help="Measure what the hidden state holds: some seconds.")
-@click.option("--html", "html_file", metavar="FILE", help="Also write it as a page.")
-@click.option("--parquet", "parquet_file", metavar="FILE", help="Also write a row a step.")
-@click.option("--json", "json_file", metavar="FILE", help="Also write all of it.")
+@click.option("--html", "html_file", metavar="FILE", type=cli.PATH, help="Also write it as a page.")
+@click.option(
+    "--parquet", "parquet_file", metavar="FILE", type=cli.PATH, help="Also write a row a step."
+)
+@click.option("--json", "json_file", metavar="FILE", type=cli.PATH, help="Also write all of it.")
 def command(
     checkpoint: str,
     stage: int | None,

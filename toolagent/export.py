@@ -35,11 +35,12 @@ NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=cli.PATH)
 @click.option(
     "--output-dir",
     required=True,
     metavar="DIR",
+    type=cli.PATH,
     help="A new or empty folder.",
 )
 def command(checkpoint: str, output_dir: str) -> int:

@@ -18,10 +18,11 @@ from toolagent.errors import UserError
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="DIR...")
+@click.argument("runs", nargs=-1, required=True, metavar="DIR...", type=cli.PATH)
 @click.option(
     "--output",
     metavar="FILE",
+    type=cli.PATH,
     help="The page to write. Default: DIR/report.html; needed where several runs are given.",
 )
 def command(runs: tuple[str, ...], output: str | None) -> None:

@@ -44,7 +44,9 @@ _SHARE, _TIME = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
-@click.option("--config", metavar="FILE", help="A YAML file, or the name of a shipped config.")
+@click.option(
+    "--config", metavar="FILE", type=cli.PATH, help="A YAML file, or the name of a shipped config."
+)
 @click.option(
     "--num-env-runners",
     type=CountOrAuto(min=0),
@@ -59,17 +61,27 @@ _SHARE, _TIME = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
 @click.option(
     "--output-dir",
     metavar="DIR",
+    type=cli.PATH,
     help="New folder for results, also s3://... or gs://... Default: runs/...",
 )
-@click.option("--resume", metavar="DIR", help="Continue the run in DIR from its last checkpoint.")
-@click.option("--init-from", metavar="CHECKPOINT", help="Start from a checkpoint's weights.")
+@click.option(
+    "--resume",
+    metavar="DIR",
+    type=cli.PATH,
+    help="Continue the run in DIR from its last checkpoint.",
+)
+@click.option(
+    "--init-from", metavar="CHECKPOINT", type=cli.PATH, help="Start from a checkpoint's weights."
+)
 @click.option(
     "--address",
     metavar="A",
     envvar="RAY_ADDRESS",
     help="Join the Ray cluster there. Default: start one.",
 )
-@click.option("--record-episodes", metavar="DIR", help="Record training episodes as Parquet.")
+@click.option(
+    "--record-episodes", metavar="DIR", type=cli.PATH, help="Record training episodes as Parquet."
+)
 @click.option(
     "--set",
     "overrides",

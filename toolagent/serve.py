@@ -21,7 +21,9 @@ _LOOK_EVERY_S = 0.1
 
 
 @click.command()
-@click.argument("checkpoints", metavar="CHECKPOINT [CHECKPOINT2 ...]", nargs=-1, required=True)
+@click.argument(
+    "checkpoints", metavar="CHECKPOINT [CHECKPOINT2 ...]", type=cli.PATH, nargs=-1, required=True
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option(
     "--port",

@@ -24,11 +24,21 @@ _TIME = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
-@click.option("--config", metavar="FILE", help="A search: a YAML file, or a shipped one's name.")
-@click.option("--output-dir", metavar="DIR", help="New folder for results. Default: runs/tune-...")
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=cli.PATH,
+    help="A search: a YAML file, or a shipped one's name.",
+)
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    type=cli.PATH,
+    help="New folder for results. Default: runs/tune-...",
+)
 @click.option("--stop-time-s", type=_TIME, metavar="X", help="Stop the search after X seconds.")
 @click.option("--num-samples", type=click.IntRange(min=1), metavar="N", help="Number of trials.")
-@click.option("--resume", metavar="DIR", help="Continue the search in DIR.")
+@click.option("--resume", metavar="DIR", type=cli.PATH, help="Continue the search in DIR.")
 @click.option(
     "--address",
     metavar="A",

@@ -10,6 +10,7 @@ from toolagent.config.algorithm import (
     algorithm_config_class,
     build_algorithm_config,
 )
+from toolagent.config.callbacks import add_callbacks
 from toolagent.config.folder import (
     config_folder,
     find_config,
@@ -31,6 +32,7 @@ __all__ = [
     "ALGORITHMS",
     "RunSettings",
     "Settings",
+    "add_callbacks",
     "algorithm_config_class",
     "build_algorithm_config",
     "config_folder",

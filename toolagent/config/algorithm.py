@@ -7,10 +7,12 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from toolagent.config.hints import fits, names_code
+from toolagent.config.callbacks import check_callbacks
+from toolagent.config.code import with_code
+from toolagent.config.hints import fits
 from toolagent.config.options import (
     Option,
     check_names,
@@ -20,7 +22,7 @@ from toolagent.config.options import (
     sections_of,
 )
 from toolagent.config.placement import AUTO, AUTO_KEY
-from toolagent.config.source import KeyPath, Source, shown
+from toolagent.config.source import KeyPath, shown
 from toolagent.errors import UserError, nearest
 from toolagent.tasks import TASKS
 
@@ -73,13 +75,17 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
     _apply_defaults(config, settings)
     known = sections_of(type(config))
     for section, given in settings.sections.items():
-        options = _with_code(given, section, known[section], settings.source)
+        options = {
+            name: with_code(value, known[section][name], (section, name), settings.source)
+            for name, value in copy.deepcopy(given).items()
+        }
         if options.get(AUTO_KEY[1]) == AUTO:
             options[AUTO_KEY[1]] = 1  # until the cluster is known
         for merged in ("env_config", "model_config"):  # into the defaults, just above
             options.pop(merged, None)
         with _Refusals(settings, (section,)):
             getattr(config, section)(**options)
+    check_callbacks(config, settings.sections.get("callbacks", {}), settings.source)
     _try_environment(config, settings)
     with _Refusals(settings, ()):
         config.validate()
@@ -251,31 +257,6 @@ def _written(settings: Settings, path: KeyPath) -> Any:
     for key in path:
         value = value.get(key) or {}
     return copy.deepcopy(value)
-
-
-def _with_code(
-    given: Mapping[str, Any], section: str, options: Mapping[str, Option], source: Source
-) -> dict[str, Any]:
-    """A copy of the section with 'package.module:Name' imported where a class is wanted.
-
-    Building from a config can thus run code that the config names; loading one cannot.
-    """
-    result = copy.deepcopy(dict(given))
-    for name, value in result.items():
-        option = options[name]
-        # 'input_' may be a class or a place, and the place a URI.
-        code = isinstance(value, str) and ":" in value and "://" not in value
-        if code and names_code(option.hint):
-            result[name] = _imported(value, (section, name), source)
-    return result
-
-
-def _imported(name: str, path: KeyPath, source: Source) -> Callable[..., Any]:
-    module, _, attribute = name.partition(":")
-    try:
-        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))  # type: ignore[return-value]
-    except Exception as error:  # whatever the user's module raises on import
-        raise source.error(path, f"cannot import '{name}': {error}") from None
 
 
 class _Refusals:

@@ -66,6 +66,11 @@ def names_code(hint: Any) -> bool:
     return origin is type or origin is collections.abc.Callable or origin is typing.Callable
 
 
+def takes_text(hint: Any) -> bool:
+    """Whether text fits that names no class and no function."""
+    return any(not names_code(member) and fits("text", member) for member in _members(hint) or ())
+
+
 def _words(hint: Any) -> list[str]:
     members = _members(hint)
     if members is not None:

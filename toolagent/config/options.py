@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "num_epochs": (1, _INFINITY),
     "delay_between_env_runner_restarts_s": (0, _INFINITY),
 }
+# Of these, the ones that can follow a schedule: [[env step, value], ...].
+_SCHEDULED = ("lr", "entropy_coeff")
 # Of these, the ones where null has a meaning.
 _MAY_BE_NULL = ("clip_param", "grad_clip", "minibatch_size", "train_batch_size_per_learner")
 
@@ -189,6 +192,8 @@ def check_value(option: Option, path: KeyPath, value: Any, source: Source) -> No
         return
     if not fits(value, option.hint):
         raise source.error(path, f"expected {describe(option.hint)}, got {shown(value)}")
+    if option.name in _SCHEDULED and isinstance(value, list):
+        _check_schedule(path, value, source)
     low, high = _RANGES.get(option.name, (None, None))
     if low is None or high is None:
         return
@@ -197,6 +202,21 @@ def check_value(option: Option, path: KeyPath, value: Any, source: Source) -> No
     if isinstance(value, (int, float)) and not (low <= value <= high and value < _INFINITY):
         wanted = f"at least {low:g}" if high == _INFINITY else f"from {low:g} to {high:g}"
         raise source.error(path, f"must be {wanted} and finite, not {shown(value)}")
+
+
+def _check_schedule(path: KeyPath, points: list[list[float]], source: Source) -> None:
+    """RLlib finds some of these faults as it builds, and some never."""
+    fault = None
+    if len(points) < 2 or any(len(point) != 2 for point in points):
+        fault = "expected two or more [env step, value]"
+    elif not all(0 <= number < _INFINITY for point in points for number in point):
+        fault = "steps and values must be at least 0 and finite"
+    elif points[0][0] != 0:
+        fault = "the first step must be 0"
+    elif any(after[0] <= before[0] for before, after in itertools.pairwise(points)):
+        fault = "each step must be greater than the one before"
+    if fault:
+        raise source.error(path, f"{fault}, such as [[0, 0.003], [1000000, 0.0003]]")
 
 
 def check_names(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from toolagent.config import documents
 from toolagent.config.algorithm import ALGORITHMS, algorithm_config_class, check_options
@@ -61,6 +62,11 @@ class RunSettings(BaseModel):
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
         default=["tensorboard"], description="where figures go besides progress.jsonl"
     )
+
+    @field_validator("record_episodes")
+    @classmethod
+    def _at_home(cls, folder: str | None) -> str | None:
+        return folder and os.path.expanduser(folder)
 
     @model_validator(mode="after")
     def _each_tracker_once(self) -> RunSettings:

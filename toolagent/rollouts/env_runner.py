@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
+from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import (
     COMPONENT_RL_MODULE,
     DEFAULT_AGENT_ID,
@@ -19,6 +20,7 @@ from ray.rllib.core import (
 )
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import (
@@ -77,6 +79,9 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     B is `num_envs_per_env_runner`. Episodes never span two calls, so nothing is left over when
     the weights, the stage or the runner itself change.
 
+    RLlib's callbacks `on_environment_created` and `on_sample_end` are called; the latter's
+    `samples` are an `EpisodeBatch`, in place of a list of episodes.
+
     Problems come from the native vector env's stream and stage mix; the actions from a torch
     stream of the runner's own. Both are seeded by `SeedSequence((seed, worker, evaluation))` and
     are part of `get_state`. A runner that takes a dead one's place would play that one's episodes
@@ -105,6 +110,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             float(config.gamma),
             bool(getattr(config, "practice_problems", False)),
         )
+        self._callbacks = [make() for make in force_list(config.callbacks_class)]
         self.make_env()
         self.make_module()
 
@@ -127,6 +133,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.env = create_for_rllib(settings)
         self.recorder: EpisodeRecorder | None = recorder_of(self, self.env.task)
         self.renew_streams(self._process)  # else it would play its predecessor's episodes again
+        self._call_back("on_environment_created", env=self.env, env_context=settings)
 
     def renew_streams(self, number: int = 0) -> None:
         """Begins both random streams anew.
@@ -206,6 +213,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self._log(batch, time.perf_counter() - started)
         if self.recorder is not None and details is not None:
             self.recorder.add(batch, details, self._weights_seq_no)
+        self._call_back("on_sample_end", samples=batch)
         return batch
 
     def sample_fragment(
@@ -328,6 +336,15 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             self.recorder.flush()
         if self.env is not None:
             self.env.close()
+
+    def _call_back(self, name: str, **arguments: Any) -> None:
+        """RLlib's callbacks for a runner. Those for single episodes have no place here."""
+        make_callback(
+            name,
+            callbacks_objects=self._callbacks,
+            callbacks_functions=getattr(self.config, f"callbacks_{name}"),
+            kwargs={"env_runner": self, "metrics_logger": self.metrics, **arguments},
+        )
 
     def _log(self, batch: EpisodeBatch, seconds: float) -> None:
         """RLlib's metrics under RLlib's names, once a call: whole columns, no episode objects."""

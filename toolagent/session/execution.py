@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from toolagent import cli
-from toolagent.config import config_sha256, documents, resolve_resources, to_yaml
+from toolagent.config import add_callbacks, config_sha256, documents, resolve_resources, to_yaml
 from toolagent.config.placement import check_placement, is_auto, with_auto_runners
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.reporting.page import write_report
@@ -76,11 +76,9 @@ def execute(
             cluster={"cpus": cluster.cpus, "gpus": cluster.gpus, "nodes": cluster.nodes}
         )
     )
-    algorithm_config.callbacks(
-        callbacks_class=[
-            functools.partial(CurriculumCallback, settings.curriculum),
-            RecordEpisodesCallback,
-        ]
+    add_callbacks(
+        algorithm_config,
+        [functools.partial(CurriculumCallback, settings.curriculum), RecordEpisodesCallback],
     )
     recording = recording_of(settings, folder.path)
     if recording is not None:

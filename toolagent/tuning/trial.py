@@ -18,7 +18,13 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.tune import PlacementGroupFactory
 from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 
-from toolagent.config import Settings, build_algorithm_config, config_sha256, resolve_resources
+from toolagent.config import (
+    Settings,
+    add_callbacks,
+    build_algorithm_config,
+    config_sha256,
+    resolve_resources,
+)
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback, env_steps_of
 from toolagent.policy import save_policy
 from toolagent.rollouts.certification import certify, is_solved
@@ -109,11 +115,12 @@ class SearchTrial:
     @classmethod
     def _algorithm_config(cls, settings: Settings) -> Any:
         config, _ = fit(build_algorithm_config(settings), cls.share)
-        return config.callbacks(
-            callbacks_class=[
+        return add_callbacks(
+            config,
+            [
                 functools.partial(CurriculumCallback, settings.curriculum),
                 functools.partial(TrialReport, settings, cls.search),
-            ]
+            ],
         )
 
     @classmethod

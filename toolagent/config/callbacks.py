@@ -1,0 +1,74 @@
+"""The user's RLlib callbacks: called beside the run's own, or refused where nobody calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from toolagent.config.source import Source
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+_OF_SINGLE_EPISODES = (
+    "on_episode_created",
+    "on_episode_start",
+    "on_episode_step",
+    "on_episode_end",
+)
+
+
+def add_callbacks(config: AlgorithmConfig, classes: list[Any]) -> AlgorithmConfig:
+    """Puts callbacks before those that the user's config names; RLlib would replace them.
+
+    Args:
+        config: changed.
+        classes: subclasses of `RLlibCallback`, or partials of them.
+
+    Returns:
+        The config.
+    """
+    from ray.rllib.callbacks.callbacks import RLlibCallback
+
+    # RLlib's default is the class that does nothing.
+    given = [callback for callback in _classes(config) if callback not in (None, RLlibCallback)]
+    return config.callbacks(callbacks_class=[*classes, *given])
+
+
+def check_callbacks(config: AlgorithmConfig, given: Mapping[str, Any], source: Source) -> None:
+    """Refuses callbacks for single episodes where episodes are played in batches.
+
+    Args:
+        config: with the callbacks in place.
+        given: the config's section 'callbacks'.
+        source: of the section.
+
+    Raises:
+        UserError: one would never be called.
+    """
+    from ray.rllib.callbacks.callbacks import RLlibCallback
+
+    from toolagent.rollouts.env_runner import BatchedEnvRunner
+
+    runner = config.env_runner_cls
+    if not (isinstance(runner, type) and issubclass(runner, BatchedEnvRunner)):
+        return
+    for name in _OF_SINGLE_EPISODES:
+        default = getattr(RLlibCallback, name)
+        overriding = [c for c in _classes(config) if getattr(c, name, default) is not default]
+        if overriding:
+            option, subject = "callbacks_class", f"{overriding[0].__name__}.{name} "
+        elif given.get(name) is not None:
+            option, subject = name, ""
+        else:
+            continue
+        raise source.error(
+            ("callbacks", option),
+            f"{subject}would never be called: episodes are played in batches, for which there is "
+            "on_sample_end",
+        )
+
+
+def _classes(config: AlgorithmConfig) -> list[Any]:
+    given = config.callbacks_class
+    return list(given) if isinstance(given, list | tuple) else [given]
