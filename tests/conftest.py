@@ -1,6 +1,16 @@
 """What several test files share."""
 
+import os
+
 import pytest
+from hypothesis import settings
+
+# As in the commands: beside any other work, actors at Ray's niceness of 15 hardly get to run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+# On a busy machine an example may take any time.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
 
 
 @pytest.fixture(scope="session")

@@ -239,10 +239,15 @@ class FaultyRun:
     def children(self):
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def gone(self, processes, timeout=30):
+    def gone(self, processes, timeout=120):
         """None of them is left."""
         _, alive = psutil.wait_procs(processes, timeout)
-        assert not [process.cmdline() for process in alive if process.status() != "zombie"]
+        left = []
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):  # just now
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process.cmdline())
+        assert not left
 
     def until(self, true, timeout=200):
         """Waits until the condition holds; fails at once if the run ends before."""
@@ -316,6 +321,13 @@ class FaultyRun:
                 assert after[name] >= before[name]
         assert rows[-1]["env_steps"] == summary["env_steps"]
         check_ledger(self.faults, summary["env_steps"])
+
+    def check_was_certified(self):
+        """Each stage was solved whole; a run that goes on training may miss a problem later."""
+        stages = self.summary()["stages"]
+        assert [stage["problems"] for stage in stages] == [1_000, 10_000, 100_000]
+        assert all(stage["first_solved_env_steps"] for stage in stages)
+        assert min(stage["accuracy"] for stage in stages) > 0.99
 
     def check_certified(self):
         """All problems of all stages of the calculator are solved."""

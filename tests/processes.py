@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 ROOT = Path(__file__).parent.parent
-WAIT_S = 150.0  # on a busy machine; a quiet one needs a tenth
+WAIT_S = 300.0  # on a busy machine; a quiet one needs a tenth
 
 
 def own_environment(**changes: str) -> dict[str, str]:
@@ -62,7 +65,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def output_of(process: subprocess.Popen[str], timeout: float = 200) -> tuple[str, str]:
+def output_of(process: subprocess.Popen[str], timeout: float = 400) -> tuple[str, str]:
     """Waits for the end: stdout and stderr. Who does not end in time is killed."""
     try:
         return process.communicate(timeout=timeout)
@@ -71,7 +74,7 @@ def output_of(process: subprocess.Popen[str], timeout: float = 200) -> tuple[str
             kill(process)
 
 
-def end(process: subprocess.Popen[str], code: int | None = None, timeout: float = 200) -> str:
+def end(process: subprocess.Popen[str], code: int | None = None, timeout: float = 400) -> str:
     """Waits for the end: stdout. What works writes nothing on stderr and warns of nothing."""
     out, err = output_of(process, timeout)
     assert code in (None, process.returncode), out + err
@@ -108,8 +111,26 @@ def lines_of(stream: IO[str] | None) -> Iterator[str]:
     return iter(stream.readline, "")
 
 
+def listening_addresses(processes: Iterable[psutil.Process]) -> set[str]:
+    """The addresses on which these processes accept connections; one may end meanwhile."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = process.net_connections("inet")
+            found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+# Below what the system gives out by itself, and above what Ray takes: nobody else takes one between
+# now and its use. Each of the workers that test side by side has its own.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(20_000 + _WORKER % 8 * 1_500, 20_000 + (_WORKER % 8 + 1) * 1_500))
+
+
 def free_port() -> int:
-    """A port that nobody listens at, for now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nobody listens at, and that no other call of this process gives out soon."""
+    for port in _PORTS:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 
 import pytest
+from processes import free_port
 
 BUCKET = "results"
 
@@ -20,9 +20,7 @@ class S3Server:
 
     def __init__(self, **environment: str):
         self._environment = environment
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.process = None
 
     def start(self):

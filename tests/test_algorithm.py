@@ -41,7 +41,13 @@ CURRICULUM = CurriculumSettings.model_validate(
 @pytest.fixture(scope="module")
 def cluster():
     quiet()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="CRITICAL",
+    )
     # Actors can't import this file; what is sent to them from here carries its own code.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield

@@ -109,7 +109,13 @@ def test_a_row_is_the_run_s_configuration_on_its_last_stage_at_learning_rate_0(s
 @pytest.fixture(scope="module")
 def cluster():
     quiet()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="CRITICAL",
+    )
     yield
     ray.shutdown()
 
@@ -118,7 +124,7 @@ def cluster():
 def measured(cluster, monkeypatch):
     """Measures one block of a row without env runners: the row and its figures."""
     monkeypatch.setattr(trained_run, "SETTLED_UPDATES", 6)
-    monkeypatch.setattr(trained_run, "WARM_UP_LIMIT_S", 1.0)
+    monkeypatch.setattr(trained_run, "WARM_UP_LIMIT_S", 60.0)
     rows = []
 
     def measure(folder, name):
@@ -158,7 +164,10 @@ def test_a_plain_row_learns_from_all_that_it_samples_and_replays_nothing(solved,
     assert exploration["replayed_episodes_per_update"] == 0.0
 
 
-def test_where_there_is_nothing_to_replay_the_warm_up_ends_all_the_same(lost, measured):
+def test_where_there_is_nothing_to_replay_the_warm_up_ends_all_the_same(
+    lost, measured, monkeypatch
+):
+    monkeypatch.setattr(trained_run, "WARM_UP_LIMIT_S", 1.0)
     row, figures = measured(lost, "batched_local")
     assert row.warm_up_updates >= UPDATES
     assert figures["exploration"]["replayed_episodes_per_update"] == 0.0

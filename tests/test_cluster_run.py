@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -23,8 +24,8 @@ from toolagent.session import cluster_address
 
 QUICK = ("--set", "run.sample_trajectories=1")
 LATE_LAST_STAGE = (
-    "[{stage: 0, advance_after_iterations: 40}, "
-    "{stage: 1, advance_after_iterations: 20}, {stage: 2}]"
+    "[{stage: 0, advance_after_iterations: 60}, "
+    "{stage: 1, advance_after_iterations: 30}, {stage: 2}]"
 )
 ALONE = """
 import sys, ray
@@ -97,7 +98,7 @@ def has_rows(folder, count=1):
     return (folder / "progress.jsonl").is_file() and len(rows_of(folder)) >= count
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_a_run_on_three_raylets_that_have_no_toolagent(ray_cluster, environment, tmp_path):
     """Code travels; runners are on both nodes; one node is killed, another added; all certified."""
     cluster = ray_cluster({"first": {"num_cpus": 8}, "second": {"num_cpus": 8}})
@@ -123,13 +124,13 @@ def test_a_run_on_three_raylets_that_have_no_toolagent(ray_cluster, environment,
     try:
         first_row = wait_for(lambda: has_rows(folder), 150, process) - started
         # 4 runners would all fit on half of a node: Ray's default packs them there.
-        wait_for(lambda: sum(runners(cluster).values()) == 4, 60, process)
+        wait_for(lambda: sum(runners(cluster).values()) == 4, 200, process)
         assert runners(cluster) == {"head": 0, "first": 2, "second": 2}
 
         before = rows_of(folder)[-1]
         cluster.order(remove="first")
         cluster.order(add="third", **{"with": {"num_cpus": 8}})
-        wait_for(lambda: sum(runners(cluster).values()) == 4, 60, process)
+        wait_for(lambda: sum(runners(cluster).values()) == 4, 200, process)
         assert runners(cluster)["second"] >= 2
         after = rows_of(folder)[-1]
         assert after["next_stage"] < 2  # so the end came after all that
@@ -160,7 +161,7 @@ def refusal(capfd, *arguments):
     captured = capfd.readouterr()
     assert code == 2 and captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     return captured.err
 
 
@@ -179,7 +180,6 @@ def nothing_started(tmp_path, monkeypatch):
 
 
 def test_addresses_where_there_is_no_cluster(nothing_started, monkeypatch, capfd):
-    monkeypatch.setattr(cluster_address, "ANSWERS_WITHIN_S", 1.0)
     web = subprocess.Popen(
         [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"],
         stdout=subprocess.PIPE,
@@ -202,6 +202,8 @@ def test_addresses_where_there_is_no_cluster(nothing_started, monkeypatch, capfd
                 ("http://127.0.0.1:8265", "is a dashboard, to which jobs are submitted"),
                 ("ray://127.0.0.1:10001", "expected HOST:PORT; from outside the cluster, submit"),
             ):
+                within = 1.0 if "no answer" in message else 30.0
+                monkeypatch.setattr(cluster_address, "ANSWERS_WITHIN_S", within)
                 line = refusal(capfd, "--address", address)
                 assert f"--address {address}: " in line and message in line, line
         finally:
@@ -236,26 +238,27 @@ def test_tokens_and_resources_that_the_cluster_does_not_take(ray_cluster, tmp_pa
             "have room for 1",
         ),
     ]
-    processes = []
-    for changed, arguments, _ in cases:
+
+    def run(case):
+        changed, arguments, _ = case
         environment = {**cluster.environment, "PYTHONPATH": str(ROOT), **changed}
-        processes.append(
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "toolagent.run"),
-                    *("--address", cluster.address, "--output-dir", "run", *arguments),
-                ],
-                env={key: value for key, value in environment.items() if value},
-                cwd=empty,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "toolagent.run"),
+                *("--address", cluster.address, "--output-dir", "run", *arguments),
+            ],
+            env={key: value for key, value in environment.items() if value},
+            cwd=empty,
+            capture_output=True,
+            text=True,
+            timeout=400,
         )
-    ended = [output_of(process) for process in processes]
-    for process, (out, err), (_, _, message) in zip(processes, ended, cases, strict=True):
-        assert (process.returncode, out) == (2, ""), err
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        ended = list(pool.map(run, cases))
+    for done, (_, _, message) in zip(ended, cases, strict=True):
+        err = done.stderr
+        assert (done.returncode, done.stdout) == (2, ""), err
         assert err.startswith("error: ") and err.count("\n") == 1, err
         assert message in err and TOKEN not in err and "f" * 64 not in err
     assert list(empty.iterdir()) == [] and list(home.iterdir()) == []

@@ -36,7 +36,13 @@ OVERRIDES = (
 @pytest.fixture(scope="module")
 def cluster():
     quiet()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="CRITICAL",
+    )
     yield
     ray.shutdown()
 

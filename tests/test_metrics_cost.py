@@ -68,7 +68,7 @@ def block(row, folder, enabled, seconds):
 
 
 @pytest.mark.scaling
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_publishing_costs_less_than_2_percent_of_steps_per_second(row, tmp_path):
     shares = []
 

@@ -50,7 +50,7 @@ def expression_of(alert):
 
 
 @needs_prometheus
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 class TestLive:
     def test_every_metric_is_there_with_its_description_and_tags(self, live):
         metadata = live.prometheus.get("metadata")
@@ -62,7 +62,8 @@ class TestLive:
             assert metadata[f"ray_toolagent_{name}"][0]["help"] == description
             assert metadata[f"ray_toolagent_{name}"][0]["type"] == "gauge"
         for name in set(COUNTERS) - {"ended"}:
-            assert live.prometheus.query(f"ray_toolagent_{name}_total{RUN}")
+            query = f"ray_toolagent_{name}_total{RUN}"
+            wait_for(lambda query=query: live.prometheus.query(query), query)
             family = f"ray_toolagent_{name}"  # the format says whether `_total` belongs to it
             [entry] = metadata.get(family) or metadata[f"{family}_total"]
             assert (entry["type"], entry["help"]) == ("counter", COUNTERS[name])
@@ -72,23 +73,29 @@ class TestLive:
         assert len(ours) == len(GAUGES) + len(COUNTERS) - 1
 
     def test_the_values_are_those_of_progress_jsonl(self, live):
+        def samples(name):
+            # A scrape that came late leaves a moment without an answer.
+            query = f"ray_toolagent_{name}{RUN}"
+            return wait_for(lambda: live.prometheus.query(query), query)
+
         def value(name):
-            return live.prometheus.value(f"ray_toolagent_{name}{RUN}")
+            [(_, number)] = samples(name)
+            return number
 
         counted, rates = value("env_steps_total"), value("env_steps_per_second")
         iterations, entropy = value("iterations_total"), value("entropy")
-        rows = wait_for(live.rows)
+        accuracies, advances = samples("accuracy"), value("curriculum_events")
+        rows = wait_for(live.rows)  # afterwards: of what is published, the row is written
         assert counted in {row["env_steps"] for row in rows}
         assert rates in {row["env_steps_per_s"] for row in rows}
         assert iterations in {row["iteration"] for row in rows}
         assert entropy in {row["entropy"] for row in rows}
-        accuracies = live.prometheus.query(f"ray_toolagent_accuracy{RUN}")
         assert {labels["stage"] for labels, _ in accuracies} == {"0", "1", "2"}
         for labels, accuracy in accuracies:
             assert accuracy in {row["accuracy"][labels["stage"]] for row in rows}
         assert value("stage") in {0, 1, 2}
         events = sum(row["curriculum_event"] is not None for row in rows)
-        assert 0 <= value("curriculum_events") <= events
+        assert 0 <= advances <= events
         for name in ("env_runners_healthy", "env_runners_configured"):
             assert value(name) == 2
         for name in ("learners_healthy", "learners_configured"):
@@ -176,12 +183,13 @@ class TestLive:
             page.keep("alerts")
 
     def test_a_killed_env_runner_is_counted_when_it_is_back(self, live):
-        before = live.prometheus.value(f"ray_toolagent_env_runner_restarts{RUN}")
+        restarts = f"ray_toolagent_env_runner_restarts{RUN}"
+        [(_, before)] = wait_for(lambda: live.prometheus.query(restarts), restarts)
         os.kill(live.pid("env runner 2"), signal.SIGKILL)
 
         def back():
             return (
-                live.prometheus.value(f"ray_toolagent_env_runner_restarts{RUN}") == before + 1
+                live.prometheus.value(restarts) == before + 1
                 and live.prometheus.value(f"ray_toolagent_env_runners_healthy{RUN}") == 2
             )
 
@@ -194,12 +202,13 @@ class TestLive:
         wait_for(lambda: not live.prometheus.query(stalled), "an iteration of less than 4 s")
         with suspended(live.pid("learner")):
             wait_for(lambda: live.prometheus.query(stalled), "the alert")
-            assert live.prometheus.query(vanished) == []  # its driver lives
+            # Its driver lives: what has vanished stays so. (A late scrape looks like it.)
+            wait_for(lambda: not live.prometheus.query(vanished), "its driver's metrics")
         wait_for(lambda: not live.prometheus.query(stalled), "the next iteration")
 
     def test_a_driver_that_does_nothing_at_all_is_seen(self, live):
         vanished = expression_of("ToolagentRunVanished")
-        assert live.prometheus.query(vanished) == []
+        wait_for(lambda: not live.prometheus.query(vanished), "its driver's metrics")
         with suspended(live.process.pid):
             [(labels, _)] = wait_for(lambda: live.prometheus.query(vanished), "the alert")
             assert labels["run"] == "calculating"
@@ -291,7 +300,7 @@ def test_grafana_s_provisioning_names_what_ray_and_the_dashboard_look_for():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_on_a_lasting_cluster_an_ended_run_leaves_no_gauge_and_says_that_it_ended(tmp_path):
     with lasting_cluster() as (environment, address, discovery):
         flags = f"--address {address} --stop-time-s 3 --num-env-runners 1 --output-dir run".split()

@@ -196,7 +196,7 @@ def python(checkout, *arguments):
         env={**os.environ, "PYTHONPATH": str(checkout), "COLUMNS": "80"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
@@ -228,7 +228,7 @@ def checkout(tmp_path_factory):
     python(
         copy,
         *("-m", "toolagent.run", "--config", "tiny", "--num-env-runners", 1),
-        *("--stop-time-s", 40, "--output-dir", "run", "--record-episodes", "episodes"),
+        *("--stop-time-s", 200, "--output-dir", "run", "--record-episodes", "episodes"),
         *("--set", "run.dashboard=false"),
     )
     assert fingerprints(copy) == after

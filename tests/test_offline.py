@@ -260,7 +260,7 @@ def test_the_command_clones_to_a_certified_agent_and_goes_on_when_resumed(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_commands_record_clone_and_go_on_by_reinforcement_learning(tmp_path):
     run = functools.partial(run_command, tmp_path)
     out = run("--output-dir", "first", "--record-episodes", "episodes")

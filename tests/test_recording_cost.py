@@ -61,7 +61,7 @@ def block(row, folder, recorded, seconds):
 
 
 @pytest.mark.scaling
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_full_recording_costs_less_than_5_percent_of_steps_per_second(row, tmp_path):
     ratios = paired_ratios(
         lambda recorded: block(row, tmp_path, recorded, BLOCK_S),

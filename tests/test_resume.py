@@ -178,7 +178,7 @@ def test_a_runner_that_takes_a_dead_one_s_place_plays_other_episodes(address):
     [first] = on_runner(lambda runner: runner.sample().context)
     [process] = on_runner(lambda runner: os.getpid())
     os.kill(process, signal.SIGKILL)
-    deadline, new = time.monotonic() + 60, []
+    deadline, new = time.monotonic() + 200, []
     while time.monotonic() < deadline and new in ([], [process]):
         algorithm.train()
         time.sleep(0.2)

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from processes import output_of
+from processes import free_port, output_of
 from s3_server import BUCKET, s3_server
 from test_run import QUICK, rows_of, start
 from trained import ROOT, run_modules, trained_network, untrained_network
@@ -354,12 +354,6 @@ def test_a_key_in_a_uri_is_in_no_file(monkeypatch, capfd):
     assert err.count("\n") == 1 and "AKIA" not in err
 
 
-def unused_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def test_storage_that_cannot_be_used_is_refused_before_anything_is_started(
     server, tmp_path, monkeypatch, capfd
 ):
@@ -367,7 +361,7 @@ def test_storage_that_cannot_be_used_is_refused_before_anything_is_started(
     small_run(tmp_path / "run")
     write_checkpoint(tmp_path / "run", 1)
     Mirror(tmp_path / "run", Storage.at(server.uri("full"), "x"), pytest.fail).copy()
-    nobody = f"endpoint_override=127.0.0.1:{unused_port()}&scheme=http&region=us-east-1"
+    nobody = f"endpoint_override=127.0.0.1:{free_port()}&scheme=http&region=us-east-1"
     rows = [
         ("--output-dir", "ftp://host/x", "no storage 'ftp'; use a path, s3://bucket/folder"),
         ("--output-dir", "s3:/results/x", "expected two slashes, 's3://...'"),

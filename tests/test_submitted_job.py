@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import free_port
 from ray_clusters import TOKEN, RayCluster, cluster_environment, is_runner
 from test_run import rows_of, summary_of
 from trained import ROOT
@@ -70,7 +71,7 @@ class Job:
             assert "No available agent" in said and time.monotonic() < deadline, said
             self.process = self.submit()
 
-    def watch(self, each_time, seconds=200):
+    def watch(self, each_time, seconds=400):
         """Asks until the job has ended; returns what it was in, in turn: [..., 'SUCCEEDED']."""
         seen = []
         deadline = time.monotonic() + seconds
@@ -99,7 +100,7 @@ def check_certified(folder):
     assert [stage["solved"] for stage in summary["stages"]] == [1_000, 10_000, 100_000]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_a_job_is_submitted_with_a_token_and_watched_until_it_succeeds(environment, tmp_path):
     # One node: several on one machine share a folder, and each would put the job's files there
     # anew, and take the job's working folder away from under it.
@@ -134,19 +135,11 @@ def test_a_job_is_submitted_with_a_token_and_watched_until_it_succeeds(environme
 # Autoscaling -----------------------------------------------------------------------------
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 class AutoscaledCluster:
     """A head without CPUs, and an autoscaler that adds raylets of one CPU, at most 3."""
 
     def __init__(self, environment, tmp_path):
-        gcs, dashboard, client = free_ports(3)
+        gcs, dashboard, client = free_port(), free_port(), free_port()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
             asked.connect(("192.0.2.1", 9))  # sends nothing; tells this machine's address
             host = asked.getsockname()[0]
@@ -249,7 +242,7 @@ def autoscaling(address):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_autoscaler_brings_nodes_for_the_runners_and_takes_them_away_again(
     environment, tmp_path
 ):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import urllib.error
@@ -13,7 +14,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from processes import free_port, start_logged
+from processes import free_port, kill, start_logged
 from small_disk import mounted, remount
 
 from toolagent.config import load_settings, to_yaml
@@ -212,7 +213,9 @@ def server(tmp_path_factory):
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        kill(process)
 
 
 @pytest.fixture
@@ -264,7 +267,7 @@ def test_a_server_that_is_away_for_a_while_gets_everything_in_the_end(
         started = time.monotonic()
         for row in rows(1, 4):
             trackers.log(row, RESULT)
-        assert time.monotonic() - started < 0.5  # training does not wait
+        assert time.monotonic() - started < 2  # training does not wait
         deadline = time.monotonic() + 60
         while "warning" not in (err := capsys.readouterr().err) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -29,7 +29,7 @@ SMALL = {
 }
 LR = {"training.lr": {"loguniform": [1e-3, 1e-2]}}
 PICTURES = {"learning_curves.png", "parallel_coordinates.png", "importance.png"}
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def write(folder, **entries):

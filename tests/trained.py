@@ -95,7 +95,7 @@ def run_modules(*command_lines: list[str], cwd: Path) -> list[subprocess.Complet
             [sys.executable, *arguments],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             cwd=cwd,
             env=own_environment(),
         )
