@@ -24,8 +24,8 @@ from toolagent.session import cluster_address
 
 QUICK = ("--set", "run.sample_trajectories=1")
 LATE_LAST_STAGE = (
-    "[{stage: 0, advance_after_iterations: 60}, "
-    "{stage: 1, advance_after_iterations: 30}, {stage: 2}]"
+    "[{stage: 0, advance_after_iterations: 40}, "
+    "{stage: 1, advance_after_iterations: 20}, {stage: 2}]"
 )
 ALONE = """
 import sys, ray
