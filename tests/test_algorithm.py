@@ -102,6 +102,46 @@ def build(cluster):
         algorithm.stop()
 
 
+@pytest.mark.parametrize(
+    ("evaluators", "unit", "parallel"),
+    [
+        (0, "timesteps", False),
+        (2, "episodes", False),
+        pytest.param(2, "timesteps", True, marks=pytest.mark.slow),
+    ],
+)
+def test_rllib_s_own_evaluation_plays_whole_episodes_with_the_newest_weights(
+    cluster, evaluators, unit, parallel
+):
+    config = config_of(num_env_runners=1, lr=0.01).evaluation(
+        evaluation_interval=1,
+        evaluation_num_env_runners=evaluators,
+        evaluation_duration=300,
+        evaluation_duration_unit=unit,
+        evaluation_parallel_to_training=parallel,
+        evaluation_config={"explore": False, "num_cpus_per_env_runner": 0.1},
+    )
+    algorithm = config.build_algo()
+    try:
+        for _ in range(2):
+            result = algorithm.train()["evaluation"]["env_runners"]
+            if unit == "episodes":
+                assert int(result["num_episodes"]) == 300
+            else:
+                assert 300 <= int(result["num_env_steps_sampled"]) < 300 + 2 * 7
+            assert np.isfinite(result["episode_return_mean"])
+        played_by = algorithm.eval_env_runner_group.foreach_env_runner(
+            lambda runner: (runner.get_state()["rl_module"], runner.config.explore),
+            local_env_runner=not evaluators,
+        )
+        assert len(played_by) == max(1, evaluators)
+        for weights, explore in played_by:
+            # Beside training, with those that it began with.
+            assert not explore and (parallel or equal(weights, weights_of(algorithm)))
+    finally:
+        algorithm.stop()
+
+
 def weights_of(algorithm):
     return {k: np.array(v) for k, v in algorithm.get_weights()[DEFAULT_MODULE_ID].items()}
 

@@ -213,6 +213,42 @@ def test_callbacks_for_single_episodes_are_refused_where_batches_are_played(load
     assert f"callbacks.{fault} played in batches" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "training: {train_batch_size_per_learner: 4000}",
+            "training.train_batch_size_per_learner: train_batch_size_per_learner would change "
+            "nothing here: use episodes_per_update",
+        ),
+        ("training: {train_batch_size: 4000}", "training.train_batch_size: "),
+        ("env_runners: {rollout_fragment_length: 100}", "env_runners.rollout_fragment_length: "),
+        ("env_runners: {batch_mode: truncate_episodes}", "env_runners.batch_mode: batch_mode wou"),
+        (
+            "env_runners: {env_to_module_connector: 'os:getcwd'}",
+            "env_runners.env_to_module_connector: env_to_module_connector would change nothing "
+            "here: episodes are columns from end to end, and no connector sees them",
+        ),
+        ("learners: {learner_connector: 'os:getcwd'}", "learners.learner_connector: "),
+        ("environment: {clip_rewards: true}", "environment.clip_rewards: "),
+        (
+            "env_runners: {env_runner_cls: 'ray.rllib.env.single_agent_env_runner:"
+            "SingleAgentEnvRunner'}",
+            "env_runners.env_runner_cls: env_runner_cls is SingleAgentEnvRunner; it must be a "
+            "subclass of toolagent.rollouts.env_runner:BatchedEnvRunner",
+        ),
+        (
+            "learners: {learner_class: 'ray.rllib.core.learner.torch.torch_learner:TorchLearner'}",
+            "learners.learner_class: learner_class is TorchLearner; it must be a subclass of",
+        ),
+    ],
+)
+def test_what_the_batched_pipeline_would_not_look_at_is_refused(load, text, fault):
+    for algorithm in ("toolagent", "tutorial"):
+        refused = load(f"{text}\nalgorithm: {algorithm}")
+        assert fault in refusal(lambda refused=refused: build_algorithm_config(refused))
+
+
 def test_a_tilde_is_the_home_folder(load, monkeypatch):
     monkeypatch.setenv("HOME", "/home/of/a/user")
     settings_of_a_user = load("run: {record_episodes: ~/episodes}")

@@ -68,9 +68,19 @@ def test_a_sample_is_as_many_whole_episodes_as_were_asked_for():
     assert abs((batch.stage < 2).mean() - 0.5) < 0.15  # earlier_stage_share
 
 
-def test_steps_can_t_be_asked_for():
-    with pytest.raises(ValueError, match="episodes are played whole"):
-        make_runner().sample(num_timesteps=100)
+@pytest.mark.parametrize("env_steps", [1, 7, 8, 100, 3000])
+def test_steps_are_asked_for_and_whole_episodes_come(env_steps):
+    batch = make_runner().sample(num_timesteps=env_steps)
+    assert env_steps <= batch.env_steps < env_steps + 7  # one episode more would be too many
+    assert (batch.lengths >= 1).all()
+    with pytest.raises(ValueError, match="can't both be given"):
+        make_runner().sample(num_timesteps=100, num_episodes=100)
+
+
+def test_rllib_s_look_at_single_episodes():
+    batch = make_runner().sample(num_episodes=9)
+    assert [episode.env_steps() for episode in batch] == batch.lengths.tolist()
+    assert [episode.agent_steps() for episode in batch] == batch.lengths.tolist()
 
 
 def test_exploring_draws_and_greedy_play_takes_the_most_probable_token():
@@ -175,9 +185,13 @@ def test_a_group_is_one_problem_and_knows_how_its_others_went():
     assert len(np.unique(batch.actions[:8], axis=0)) > 1  # one problem, not one episode
 
 
-@pytest.mark.parametrize("how", [{"explore": False}, {"random_actions": True}])
+@pytest.mark.parametrize(
+    "how", [{"explore": False}, {"random_actions": True}, {"evaluation": True}]
+)
 def test_where_nothing_is_learned_there_are_no_groups_explorers_or_failed_problems(how):
     runner = experienced_runner()
+    runner.config.in_evaluation = how.get("evaluation", False)
+    how = {name: value for name, value in how.items() if name != "evaluation"}
     before = runner.get_state()["failed_problems"]
     batch = runner.sample(num_episodes=400, **how)
     assert not batch.explored.any() and not batch.peer_return.any()

@@ -15,6 +15,31 @@ from toolagent.rollouts.draw import EXPLORER_KINDS
 from toolagent.rollouts.env_runner import BatchedEnvRunner
 
 ADVANTAGE_ESTIMATORS = ("gae", "leave_one_out")
+# Attributes of RLlib's own sampling and learning that have no place here: a setting that changes
+# nothing is refused. RLlib's default, the option's name, and what there is instead.
+_CONNECTORS = "episodes are columns from end to end, and no connector sees them"
+_NOT_READ: dict[str, tuple[Any, str, str]] = {
+    "train_batch_size": (32, "train_batch_size", "use episodes_per_update"),
+    "_train_batch_size_per_learner": (
+        None,
+        "train_batch_size_per_learner",
+        "use episodes_per_update",
+    ),
+    "rollout_fragment_length": (
+        200,
+        "rollout_fragment_length",
+        "episodes are played whole; use num_envs_per_env_runner",
+    ),
+    "batch_mode": ("complete_episodes", "batch_mode", "episodes are played whole"),
+    "clip_rewards": (
+        None,
+        "clip_rewards",
+        "rewards are learned from as the environment gives them",
+    ),
+    "_env_to_module_connector": (None, "env_to_module_connector", _CONNECTORS),
+    "_module_to_env_connector": (None, "module_to_env_connector", _CONNECTORS),
+    "_learner_connector": (None, "learner_connector", _CONNECTORS),
+}
 _UNSET: Any = NotProvided  # RLlib's mark for an argument that was not given
 
 
@@ -169,6 +194,7 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
     @override(AlgorithmConfig)
     def validate(self) -> None:
         super().validate()
+        self._validate_parts()
         for name in ("episodes_per_update", "episodes_per_problem", "updates_per_iteration"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -208,6 +234,23 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
                 "clip_param is None, so data of an older policy can't be corrected; set "
                 "max_policy_age to 0 and num_epochs to 1, or give a clip_param"
             )
+
+    def _validate_parts(self) -> None:
+        """Raises ValueError where a part of RLlib's own pipeline is asked for."""
+        for name, base in (
+            ("env_runner_cls", BatchedEnvRunner),
+            ("learner_class", EpisodeColumnsLearner),
+        ):
+            if not issubclass(getattr(self, name), base):
+                raise ValueError(
+                    f"{name} is {getattr(self, name).__name__}; it must be a subclass of "
+                    f"{base.__module__}:{base.__name__}"
+                )
+        if self.in_evaluation:  # RLlib sets some of them there
+            return
+        for name, (default, option, instead) in _NOT_READ.items():
+            if getattr(self, name) != default:
+                raise ValueError(f"{option} would change nothing here: {instead}")
 
     def _validate_groups(self) -> None:
         """Raises ValueError where episodes can't be played in groups as configured."""

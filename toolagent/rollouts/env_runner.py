@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Collection
@@ -46,7 +47,7 @@ from ray.rllib.utils.metrics import (
 from toolagent.envs.registration import create_for_rllib
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.rollouts.draw import ProblemDraw
-from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
 from toolagent.rollouts.play import PlayDetails, PlayTimes, play
 from toolagent.rollouts.recorder import EpisodeRecorder, recorder_of
 
@@ -179,20 +180,23 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
 
         Args:
             num_episodes: how many; default `num_envs_per_env_runner`.
-            num_timesteps: not supported: episodes are always whole.
+            num_timesteps: at least so many env steps instead; episodes are whole all the same.
             explore: draw tokens (True) or play greedily (False); default: the config's.
             random_actions: tokens drawn evenly instead of from the policy.
             force_reset: nothing to do, every call starts afresh.
         """
         if num_timesteps is not None:
-            raise ValueError("num_timesteps: episodes are played whole; use num_episodes")
+            if num_episodes is not None:
+                raise ValueError("num_timesteps and num_episodes can't both be given")
+            return self._sample_steps(num_timesteps, explore, random_actions)
         assert self.env is not None
         explore = self.config.explore if explore is None else explore
         started = time.perf_counter()
         self._times = PlayTimes()
         count = num_episodes or self.num_envs
-        # Greedy episodes have no need of a second try, nor has a random one of an explorer.
-        learning = explore and not random_actions
+        # Greedy episodes have no need of a second try, nor has a random one of an explorer; and
+        # what is played to evaluate is drawn as the stage has it.
+        learning = explore and not random_actions and not self.config.in_evaluation
         drawn = (self._draw if learning else ProblemDraw()).draw(
             self.env, count, self._explorer_share if learning else 0.0, self._explorer_weights
         )
@@ -215,6 +219,20 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             self.recorder.add(batch, details, self._weights_seq_no)
         self._call_back("on_sample_end", samples=batch)
         return batch
+
+    def _sample_steps(
+        self, env_steps: int, explore: bool | None, random_actions: bool
+    ) -> EpisodeBatch:
+        """Episodes until they make that many steps; the last batch is no larger than it must be."""
+        assert self.env is not None
+        longest = self.env.task.max_actions
+        batches = [self.sample(num_episodes=1, explore=explore, random_actions=random_actions)]
+        while (left := env_steps - sum(batch.env_steps for batch in batches)) > 0:
+            count = min(self.num_envs, math.ceil(left / longest))
+            batches.append(
+                self.sample(num_episodes=count, explore=explore, random_actions=random_actions)
+            )
+        return concatenate(batches)
 
     def sample_fragment(
         self, state: Any = None, num_episodes: int | None = None, request: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,21 @@ import pyarrow as pa
 from toolagent.tasks import Task
 from toolagent.tasks.columns import Columns
 from toolagent.tokens import ANS, EOS
+
+
+@dataclass(frozen=True)
+class EpisodeLength:
+    """One episode as RLlib's evaluation looks at it: it asks each for its steps."""
+
+    length: int
+
+    def env_steps(self) -> int:
+        """Actions taken."""
+        return self.length
+
+    def agent_steps(self) -> int:
+        """The same: there is one agent."""
+        return self.length
 
 
 @dataclass
@@ -33,6 +49,10 @@ class EpisodeBatch(Columns):
     retried: np.ndarray  # (B,) bool: the problem is one that was failed before
     peer_return: np.ndarray  # (B,) float32: mean discounted return of the other episodes of the
     # group (`draw.ProblemDraw`), 0 where there is none
+
+    def __iter__(self) -> Iterator[EpisodeLength]:
+        """For RLlib's evaluation, which loops over episodes. Nothing of ours does."""
+        return map(EpisodeLength, self.lengths.tolist())
 
     @property
     def env_steps(self) -> int:
