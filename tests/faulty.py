@@ -79,12 +79,18 @@ class FaultyEnvRunner(BatchedEnvRunner):
 
 
 class FaultyLearner(EpisodeColumnsLearner):
-    """Gradients that are no numbers, and no answer for a checkpoint, when it is told to."""
+    """Gradients that are no numbers, and no answer for a checkpoint or when it is restored from
+    one, when it is told to."""
 
     def get_state(self, components=None, **kwargs):
         if components is None and told("checkpoint-hangs"):  # else only its weights are wanted
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().get_state(components, **kwargs)
+
+    def set_state(self, state):
+        if told("restore-hangs"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        super().set_state(state)
 
     def compute_gradients(self, loss_per_module, **kwargs):
         gradients = super().compute_gradients(loss_per_module, **kwargs)

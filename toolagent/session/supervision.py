@@ -112,8 +112,9 @@ class Supervision:
             with self._interrupt.at_once():  # nothing is trained yet that could be lost
                 self._interrupt.check()
                 algorithm = self._build()
-                self._prepare(algorithm, start)
-            self._watchdog.watch(algorithm)
+                self._watchdog.watch(algorithm)
+                with self._watchdog.during("restoring"):
+                    self._prepare(algorithm, start)
             callback = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
             self._keeper = CheckpointKeeper(
                 *(self.settings, algorithm, callback, self.folder, self.display.event),
