@@ -105,8 +105,8 @@ def build(cluster):
 @pytest.mark.parametrize(
     ("evaluators", "unit", "parallel"),
     [
-        (0, "timesteps", False),
-        (2, "episodes", False),
+        (1, "episodes", False),
+        pytest.param(0, "timesteps", False, marks=pytest.mark.slow),
         pytest.param(2, "timesteps", True, marks=pytest.mark.slow),
     ],
 )

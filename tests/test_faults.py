@@ -239,6 +239,7 @@ def test_an_interrupt_while_certifying_stops_at_once(faulty_run):
     run.check_quiet()
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_certifying_what_was_never_measured(faulty_run):
     run = faulty_run(
         *("--set", "run.stop_iterations=1", "--set", "curriculum.measure_every_iterations=2"),

@@ -347,6 +347,7 @@ def reference(address, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # `test_run` resumes one too, and `test_checkpoints` has torn ones
 def test_a_finished_run_goes_on_when_its_limits_are_raised(address, reference, tmp_path):
     """From the newest whole checkpoint: the last one is torn."""
     folder = tmp_path / "run"

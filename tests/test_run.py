@@ -143,6 +143,7 @@ def tutorial(tmp_path_factory):
     return cwd / "a" / "run", out
 
 
+@pytest.mark.slow  # `.ci/run` has one, and the others leave the same files
 def test_the_default_run(tmp_path):
     out = run("--stop-time-s", 5, "--output-dir", "run", cwd=tmp_path)
     summary = check_folder(tmp_path / "run", "calculator")
