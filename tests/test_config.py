@@ -231,6 +231,8 @@ def test_callbacks_for_single_episodes_are_refused_where_batches_are_played(load
         ),
         ("learners: {learner_connector: 'os:getcwd'}", "learners.learner_connector: "),
         ("environment: {clip_rewards: true}", "environment.clip_rewards: "),
+        ("evaluation: {num_offline_eval_runners: 2}", "evaluation.num_offline_eval_runners: num_"),
+        ("evaluation: {offline_evaluation_interval: 2}", "evaluation.offline_evaluation_interval"),
         (
             "env_runners: {env_runner_cls: 'ray.rllib.env.single_agent_env_runner:"
             "SingleAgentEnvRunner'}",
@@ -529,7 +531,8 @@ WRONG_FILE = [
     ("resources: {num_gpus: 1}", "use learners.num_gpus_per_learner"),
     ("env_runners: {num_env_runners: -2}", "num_env_runners: must be at least 0 and finite"),
     ("env_runners: {num_env_runners: [1]}", "num_env_runners: expected int, got [1]"),
-    ("env_runners: {num_envs_per_env_runner: 0}", "num_envs_per_env_runner: must be at least 1"),
+    ("env_runners: {num_envs_per_env_runner: 0}", "num_envs_per_env_runner: must be from 1 to 1,0"),
+    ("env_runners: {num_envs_per_env_runner: 9999999}", "must be from 1 to 1,000,000 and finite"),
     ("env_runners: {rollout_fragment_length: 0}", "env_runners.rollout_fragment_length: "),
     ("env_runners: {batch_mode: all}", "env_runners.batch_mode: `batch_mode` (all) must be"),
     ("env_runners: {num_rollout_workers: 2}", "Use `AlgorithmConfig.env_runners(num_env_runners)`"),
@@ -545,6 +548,7 @@ WRONG_FILE = [
     ("training: {lr: [[0, 0.1], [9]]}", "training.lr: expected two or more [env step, value]"),
     ("training: {lr: [[0, 0.1], [0, 0.2]]}", "each step must be greater than the one before"),
     ("training: {lr: [[0, 0.1], [2, -1]]}", "training.lr: steps and values must be at least 0"),
+    ("evaluation: {off_policy_estimation_methods: null}", "expected mapping, got null"),
     ("callbacks: {on_train_result: 3}", "expected 'package.module:Name' or list, got 3"),
     ("learners: {num_cpus_per_learner: -1}", "num_cpus_per_learner: must be at least 0"),
     ("learners: {custom_resources_per_learner: {GPU: 1}}", "custom_resources_per_learner: Do not"),

@@ -42,7 +42,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "num_env_runners": (0, _INFINITY),
     "num_cpus_per_env_runner": (0, _INFINITY),
     "num_gpus_per_env_runner": (0, _INFINITY),
-    "num_envs_per_env_runner": (1, _INFINITY),
+    "num_envs_per_env_runner": (1, 1_000_000),
     "max_requests_in_flight_per_env_runner": (1, _INFINITY),
     "num_learners": (0, _INFINITY),
     "num_cpus_per_learner": (0, _INFINITY),
@@ -67,6 +67,13 @@ _RANGES: dict[str, tuple[float, float]] = {
 _SCHEDULED = ("lr", "entropy_coeff")
 # Of these, the ones where null has a meaning.
 _MAY_BE_NULL = ("clip_param", "grad_clip", "minibatch_size", "train_batch_size_per_learner")
+# Without a range, and RLlib fails on null as it builds or later, though its hints allow it.
+_NEVER_NULL = (
+    "local_tf_session_args",
+    "num_consecutive_env_runner_failures_tolerance",
+    "off_policy_estimation_methods",
+    "tf_session_args",
+)
 
 _NOT_HERE: dict[KeyPath, str] = {
     ("environment", "env"): "the environment follows from the top-level 'task'",
@@ -194,13 +201,15 @@ def check_value(option: Option, path: KeyPath, value: Any, source: Source) -> No
         raise source.error(path, f"expected {describe(option.hint)}, got {shown(value)}")
     if option.name in _SCHEDULED and isinstance(value, list):
         _check_schedule(path, value, source)
+    if value is None and option.name in _NEVER_NULL:
+        raise source.error(path, f"expected {describe(option.hint)}, got null")
     low, high = _RANGES.get(option.name, (None, None))
     if low is None or high is None:
         return
     if value is None and option.name not in _MAY_BE_NULL:
         raise source.error(path, f"expected {describe(option.hint)}, got null")
     if isinstance(value, (int, float)) and not (low <= value <= high and value < _INFINITY):
-        wanted = f"at least {low:g}" if high == _INFINITY else f"from {low:g} to {high:g}"
+        wanted = f"at least {low:g}" if high == _INFINITY else f"from {low:,.9g} to {high:,.9g}"
         raise source.error(path, f"must be {wanted} and finite, not {shown(value)}")
 
 

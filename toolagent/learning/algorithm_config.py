@@ -15,9 +15,10 @@ from toolagent.rollouts.draw import EXPLORER_KINDS
 from toolagent.rollouts.env_runner import BatchedEnvRunner
 
 ADVANTAGE_ESTIMATORS = ("gae", "leave_one_out")
+_CONNECTORS = "episodes are columns from end to end, and no connector sees them"
+_NO_RECORDS = "nothing recorded is learned from; use evaluation_interval"
 # Attributes of RLlib's own sampling and learning that have no place here: a setting that changes
 # nothing is refused. RLlib's default, the option's name, and what there is instead.
-_CONNECTORS = "episodes are columns from end to end, and no connector sees them"
 _NOT_READ: dict[str, tuple[Any, str, str]] = {
     "train_batch_size": (32, "train_batch_size", "use episodes_per_update"),
     "_train_batch_size_per_learner": (
@@ -39,6 +40,8 @@ _NOT_READ: dict[str, tuple[Any, str, str]] = {
     "_env_to_module_connector": (None, "env_to_module_connector", _CONNECTORS),
     "_module_to_env_connector": (None, "module_to_env_connector", _CONNECTORS),
     "_learner_connector": (None, "learner_connector", _CONNECTORS),
+    "num_offline_eval_runners": (0, "num_offline_eval_runners", _NO_RECORDS),
+    "offline_evaluation_interval": (None, "offline_evaluation_interval", _NO_RECORDS),
 }
 _UNSET: Any = NotProvided  # RLlib's mark for an argument that was not given
 
