@@ -231,6 +231,7 @@ def test_callbacks_for_single_episodes_are_refused_where_batches_are_played(load
         ),
         ("learners: {learner_connector: 'os:getcwd'}", "learners.learner_connector: "),
         ("environment: {clip_rewards: true}", "environment.clip_rewards: "),
+        ("learners: {num_aggregator_actors_per_learner: 1}", "and there is nothing to aggregate"),
         ("evaluation: {num_offline_eval_runners: 2}", "evaluation.num_offline_eval_runners: num_"),
         ("evaluation: {offline_evaluation_interval: 2}", "evaluation.offline_evaluation_interval"),
         (
@@ -549,6 +550,7 @@ WRONG_FILE = [
     ("training: {lr: [[0, 0.1], [0, 0.2]]}", "each step must be greater than the one before"),
     ("training: {lr: [[0, 0.1], [2, -1]]}", "training.lr: steps and values must be at least 0"),
     ("evaluation: {off_policy_estimation_methods: null}", "expected mapping, got null"),
+    ("multi_agent: {policies: [a]}", "multi_agent.policies: there is one agent here, with one"),
     ("callbacks: {on_train_result: 3}", "expected 'package.module:Name' or list, got 3"),
     ("learners: {num_cpus_per_learner: -1}", "num_cpus_per_learner: must be at least 0"),
     ("learners: {custom_resources_per_learner: {GPU: 1}}", "custom_resources_per_learner: Do not"),

@@ -80,6 +80,9 @@ _NOT_HERE: dict[KeyPath, str] = {
     ("debugging", "seed"): "the seed is the top-level 'seed'",
     ("rl_module", "rl_module_spec"): "the module is toolagent's; use rl_module.model_config",
     ("training", "model"): "belongs to RLlib's old API stack; use rl_module.model_config",
+    ("multi_agent", "policies"): "there is one agent here, with one policy",
+    ("multi_agent", "policies_to_train"): "there is one policy here, and it is trained",
+    ("reporting", "custom_stats_cls_lookup"): "RLlib's own ways to reduce metrics are needed here",
     ("resources", "num_gpus"): (
         "belongs to RLlib's old API stack; use learners.num_gpus_per_learner"
     ),

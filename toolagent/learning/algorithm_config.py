@@ -40,6 +40,11 @@ _NOT_READ: dict[str, tuple[Any, str, str]] = {
     "_env_to_module_connector": (None, "env_to_module_connector", _CONNECTORS),
     "_module_to_env_connector": (None, "module_to_env_connector", _CONNECTORS),
     "_learner_connector": (None, "learner_connector", _CONNECTORS),
+    "num_aggregator_actors_per_learner": (
+        0,
+        "num_aggregator_actors_per_learner",
+        "batches come whole, and there is nothing to aggregate",
+    ),
     "num_offline_eval_runners": (0, "num_offline_eval_runners", _NO_RECORDS),
     "offline_evaluation_interval": (None, "offline_evaluation_interval", _NO_RECORDS),
 }
