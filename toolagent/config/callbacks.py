@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def check_callbacks(config: AlgorithmConfig, given: Mapping[str, Any], source: S
         return
     for name in _OF_SINGLE_EPISODES:
         default = getattr(RLlibCallback, name)
-        overriding = [c for c in _classes(config) if getattr(c, name, default) is not default]
+        overriding = [c for c in map(_made, _classes(config)) if getattr(c, name) is not default]
         if overriding:
             option, subject = "callbacks_class", f"{overriding[0].__name__}.{name} "
         elif given.get(name) is not None:
@@ -67,6 +68,11 @@ def check_callbacks(config: AlgorithmConfig, given: Mapping[str, Any], source: S
             f"{subject}would never be called: episodes are played in batches, for which there is "
             "on_sample_end",
         )
+
+
+def _made(given: Any) -> Any:
+    """The class; what is given may be a partial of it."""
+    return given.func if isinstance(given, functools.partial) else given
 
 
 def _classes(config: AlgorithmConfig) -> list[Any]:
