@@ -230,6 +230,12 @@ def test_callbacks_for_single_episodes_are_refused_where_batches_are_played(load
             "here: episodes are columns from end to end, and no connector sees them",
         ),
         ("learners: {learner_connector: 'os:getcwd'}", "learners.learner_connector: "),
+        ("training: {episodes_per_update: 100000000}", "it must be at most 10,000,000"),
+        (
+            "training: {minibatch_size: 65, episodes_per_update: 128}\n"
+            "learners: {num_learners: 2}\nenv_runners: {num_envs_per_env_runner: 128}",
+            "training.minibatch_size: minibatch_size is 65; a learner has 64 episodes in an update",
+        ),
         ("environment: {clip_rewards: true}", "environment.clip_rewards: "),
         ("learners: {num_aggregator_actors_per_learner: 1}", "and there is nothing to aggregate"),
         ("evaluation: {num_offline_eval_runners: 2}", "evaluation.num_offline_eval_runners: num_"),

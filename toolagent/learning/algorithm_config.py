@@ -14,6 +14,7 @@ from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.draw import EXPLORER_KINDS
 from toolagent.rollouts.env_runner import BatchedEnvRunner
 
+MOST_EPISODES = 10_000_000  # in an update: a gigabyte
 ADVANTAGE_ESTIMATORS = ("gae", "leave_one_out")
 _CONNECTORS = "episodes are columns from end to end, and no connector sees them"
 _NO_RECORDS = "nothing recorded is learned from; use evaluation_interval"
@@ -206,6 +207,11 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         for name in ("episodes_per_update", "episodes_per_problem", "updates_per_iteration"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.episodes_per_update > MOST_EPISODES:
+            raise ValueError(
+                f"episodes_per_update is {self.episodes_per_update}; it must be at most "
+                f"{MOST_EPISODES:,}"
+            )
         self._validate_groups()
         for name in (
             "max_policy_age",
@@ -236,6 +242,13 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
             raise ValueError(
                 f"episodes_per_update is {self.episodes_per_update}; {self.num_learners} learners "
                 "need at least one each"
+            )
+        most = self.episodes_per_update // max(1, self.num_learners or 0)
+        if self.minibatch_size is not None and self.minibatch_size > most:
+            # RLlib would go round and round in a batch until a minibatch is full.
+            raise ValueError(
+                f"minibatch_size is {self.minibatch_size}; a learner has {most} episodes in an "
+                "update (episodes_per_update)"
             )
         if self.clip_param is None and (self.max_policy_age > 0 or self.num_epochs > 1):
             raise ValueError(
