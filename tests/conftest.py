@@ -13,6 +13,25 @@ settings.register_profile("here", deadline=None)
 settings.load_profile("here")
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray in this process, with two CPUs."""
+    import ray
+
+    from toolagent.session.ray_session import quiet
+
+    quiet()
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="CRITICAL",
+    )
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def playground(tmp_path_factory):
     """One server for all tests of the playground: starting one takes seconds."""

@@ -26,7 +26,6 @@ from toolagent.learning.returns import leave_one_out_advantages, step_mask
 from toolagent.models.rl_module import EncoderDecoderModule, StageGRUModule
 from toolagent.rollouts.env_runner import BatchedEnvRunner
 from toolagent.rollouts.play import play
-from toolagent.session.ray_session import quiet
 from toolagent.tasks import get_task
 
 EPISODES, UPDATES = 64, 5
@@ -39,19 +38,9 @@ CURRICULUM = CurriculumSettings.model_validate(
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    quiet()
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="CRITICAL",
-    )
+def cluster(cluster):
     # Actors can't import this file; what is sent to them from here carries its own code.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    ray.shutdown()
 
 
 GROUPS = {

@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import ray
 import yaml
 from ray.rllib.core import DEFAULT_MODULE_ID
 from rich.console import Console
@@ -26,7 +25,6 @@ from toolagent.benchmarks.figures import Block, exploration_figures, row_figures
 from toolagent.benchmarks.report import print_benchmark
 from toolagent.benchmarks.trained_run import RUN_ROWS, TrainedRow, TrainedRun, make_rows
 from toolagent.policy import save_policy
-from toolagent.session.ray_session import quiet
 
 EPISODES, REPLAYED, UPDATES = 64, 16, 2
 CALCULATOR = {
@@ -104,20 +102,6 @@ def test_a_row_is_the_run_s_configuration_on_its_last_stage_at_learning_rate_0(s
     assert config.replay_coefficient == (0.5 if exploring else 0.0)
     assert config.replay_episodes == REPLAYED
     assert 0.999999 < config.explore_until_solved < 1  # it never ends
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    quiet()
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="CRITICAL",
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

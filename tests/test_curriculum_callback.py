@@ -11,7 +11,6 @@ import ray
 
 from toolagent.config import build_algorithm_config, load_settings
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback
-from toolagent.session.ray_session import quiet
 
 # Three levels that are each left after one iteration; a fast training step around them.
 OVERRIDES = (
@@ -31,20 +30,6 @@ OVERRIDES = (
     "training.num_epochs=1",
     "rl_module.model_config.embedding_size=16",
 )
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    quiet()
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="CRITICAL",
-    )
-    yield
-    ray.shutdown()
 
 
 def build():

@@ -122,7 +122,7 @@ def test_callbacks_are_called_with_the_environment_and_with_each_batch():
     runner = BatchedEnvRunner(config=config, worker_index=1)
     (called,) = runner._callbacks
     assert called.environments == [(runner, runner.metrics, runner.env, 2)]
-    batches = [runner.sample(), runner.sample(num_episodes=3)]
+    batches = [runner.sample(), runner.sample(num_episodes=3), runner.sample(num_timesteps=500)]
     assert [id(batch) for batch in called.samples] == [id(batch) for batch in batches]
     assert [id(batch) for batch in by_function] == [id(batch) for batch in batches]
     assert "solved_share" in runner.get_metrics()

@@ -79,9 +79,7 @@ _SHARE, _TIME = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
     envvar="RAY_ADDRESS",
     help="Join the Ray cluster there. Default: start one.",
 )
-@click.option(
-    "--record-episodes", metavar="DIR", type=cli.PATH, help="Record training episodes as Parquet."
-)
+@click.option("--record-episodes", metavar="DIR", help="Record training episodes as Parquet.")
 @click.option(
     "--set",
     "overrides",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from toolagent.config.code import class_of
 from toolagent.config.source import Source
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ def add_callbacks(config: AlgorithmConfig, classes: list[Any]) -> AlgorithmConfi
         The config.
     """
     from ray.rllib.callbacks.callbacks import RLlibCallback
+    from ray.rllib.utils import force_list
 
     # RLlib's default is the class that does nothing.
-    given = [callback for callback in _classes(config) if callback not in (None, RLlibCallback)]
+    given = [made for made in force_list(config.callbacks_class) if made is not RLlibCallback]
     return config.callbacks(callbacks_class=[*classes, *given])
 
 
@@ -48,15 +49,17 @@ def check_callbacks(config: AlgorithmConfig, given: Mapping[str, Any], source: S
         UserError: one would never be called.
     """
     from ray.rllib.callbacks.callbacks import RLlibCallback
+    from ray.rllib.utils import force_list
 
     from toolagent.rollouts.env_runner import BatchedEnvRunner
 
     runner = config.env_runner_cls
     if not (isinstance(runner, type) and issubclass(runner, BatchedEnvRunner)):
         return
+    classes = [class_of(made) for made in force_list(config.callbacks_class)]
     for name in _OF_SINGLE_EPISODES:
         default = getattr(RLlibCallback, name)
-        overriding = [c for c in map(_made, _classes(config)) if getattr(c, name) is not default]
+        overriding = [made for made in classes if getattr(made, name) is not default]
         if overriding:
             option, subject = "callbacks_class", f"{overriding[0].__name__}.{name} "
         elif given.get(name) is not None:
@@ -68,13 +71,3 @@ def check_callbacks(config: AlgorithmConfig, given: Mapping[str, Any], source: S
             f"{subject}would never be called: episodes are played in batches, for which there is "
             "on_sample_end",
         )
-
-
-def _made(given: Any) -> Any:
-    """The class; what is given may be a partial of it."""
-    return given.func if isinstance(given, functools.partial) else given
-
-
-def _classes(config: AlgorithmConfig) -> list[Any]:
-    given = config.callbacks_class
-    return list(given) if isinstance(given, list | tuple) else [given]

@@ -43,13 +43,17 @@ def with_code(value: Any, option: Option, path: KeyPath, source: Source) -> Any:
     found = _imported(value, path, source)
     if option.name in _BASES:
         base = _imported(_BASES[option.name], path, source)
-        # A callbacks class may be given with its arguments, as a `partial`.
-        made = found.func if isinstance(found, functools.partial) else found
+        made = class_of(found)
         if not (isinstance(made, type) and issubclass(made, base)):
             raise source.error(path, f"expected a subclass of RLlib's {base.__name__}, got {value}")
     elif not callable(found):
         raise source.error(path, f"expected a class or a function, got {value}")
     return found
+
+
+def class_of(named: Any) -> Any:
+    """The class, which may be named with its arguments: as a `functools.partial` of it."""
+    return named.func if isinstance(named, functools.partial) else named
 
 
 def _imported(name: str, path: KeyPath, source: Source) -> Any:

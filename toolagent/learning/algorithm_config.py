@@ -18,36 +18,20 @@ MOST_EPISODES = 10_000_000  # in an update: a gigabyte
 ADVANTAGE_ESTIMATORS = ("gae", "leave_one_out")
 _CONNECTORS = "episodes are columns from end to end, and no connector sees them"
 _NO_RECORDS = "nothing recorded is learned from; use evaluation_interval"
-# Attributes of RLlib's own sampling and learning that have no place here: a setting that changes
-# nothing is refused. RLlib's default, the option's name, and what there is instead.
-_NOT_READ: dict[str, tuple[Any, str, str]] = {
-    "train_batch_size": (32, "train_batch_size", "use episodes_per_update"),
-    "_train_batch_size_per_learner": (
-        None,
-        "train_batch_size_per_learner",
-        "use episodes_per_update",
-    ),
-    "rollout_fragment_length": (
-        200,
-        "rollout_fragment_length",
-        "episodes are played whole; use num_envs_per_env_runner",
-    ),
-    "batch_mode": ("complete_episodes", "batch_mode", "episodes are played whole"),
-    "clip_rewards": (
-        None,
-        "clip_rewards",
-        "rewards are learned from as the environment gives them",
-    ),
-    "_env_to_module_connector": (None, "env_to_module_connector", _CONNECTORS),
-    "_module_to_env_connector": (None, "module_to_env_connector", _CONNECTORS),
-    "_learner_connector": (None, "learner_connector", _CONNECTORS),
-    "num_aggregator_actors_per_learner": (
-        0,
-        "num_aggregator_actors_per_learner",
-        "batches come whole, and there is nothing to aggregate",
-    ),
-    "num_offline_eval_runners": (0, "num_offline_eval_runners", _NO_RECORDS),
-    "offline_evaluation_interval": (None, "offline_evaluation_interval", _NO_RECORDS),
+# Attributes of RLlib's own sampling and learning that have no place here, and what there is
+# instead: a setting that changes nothing is refused. The option's name is without the underscore.
+_NOT_READ = {
+    "train_batch_size": "use episodes_per_update",
+    "_train_batch_size_per_learner": "use episodes_per_update",
+    "rollout_fragment_length": "episodes are played whole; use num_envs_per_env_runner",
+    "batch_mode": "episodes are played whole",
+    "clip_rewards": "rewards are learned from as the environment gives them",
+    "_env_to_module_connector": _CONNECTORS,
+    "_module_to_env_connector": _CONNECTORS,
+    "_learner_connector": _CONNECTORS,
+    "num_aggregator_actors_per_learner": "batches come whole, and there is nothing to aggregate",
+    "num_offline_eval_runners": _NO_RECORDS,
+    "offline_evaluation_interval": _NO_RECORDS,
 }
 _UNSET: Any = NotProvided  # RLlib's mark for an argument that was not given
 
@@ -269,9 +253,10 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
                 )
         if self.in_evaluation:  # RLlib sets some of them there
             return
-        for name, (default, option, instead) in _NOT_READ.items():
-            if getattr(self, name) != default:
-                raise ValueError(f"{option} would change nothing here: {instead}")
+        untouched = type(self)()
+        for name, instead in _NOT_READ.items():
+            if getattr(self, name) != getattr(untouched, name):
+                raise ValueError(f"{name.removeprefix('_')} would change nothing here: {instead}")
 
     def _validate_groups(self) -> None:
         """Raises ValueError where episodes can't be played in groups as configured."""

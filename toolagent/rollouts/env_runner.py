@@ -185,15 +185,21 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             random_actions: tokens drawn evenly instead of from the policy.
             force_reset: nothing to do, every call starts afresh.
         """
-        if num_timesteps is not None:
-            if num_episodes is not None:
-                raise ValueError("num_timesteps and num_episodes can't both be given")
-            return self._sample_steps(num_timesteps, explore, random_actions)
+        if num_timesteps is not None and num_episodes is not None:
+            raise ValueError("num_timesteps and num_episodes can't both be given")
+        explore = bool(self.config.explore if explore is None else explore)
+        if num_timesteps is None:
+            batch = self._sample_episodes(num_episodes or self.num_envs, explore, random_actions)
+        else:
+            batch = self._sample_steps(num_timesteps, explore, random_actions)
+        self._call_back("on_sample_end", samples=batch)
+        return batch
+
+    def _sample_episodes(self, count: int, explore: bool, random_actions: bool) -> EpisodeBatch:
+        """That many episodes at once: played, counted and recorded."""
         assert self.env is not None
-        explore = self.config.explore if explore is None else explore
         started = time.perf_counter()
         self._times = PlayTimes()
-        count = num_episodes or self.num_envs
         # Greedy episodes have no need of a second try, nor has a random one of an explorer; and
         # what is played to evaluate is drawn as the stage has it.
         learning = explore and not random_actions and not self.config.in_evaluation
@@ -217,21 +223,15 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self._log(batch, time.perf_counter() - started)
         if self.recorder is not None and details is not None:
             self.recorder.add(batch, details, self._weights_seq_no)
-        self._call_back("on_sample_end", samples=batch)
         return batch
 
-    def _sample_steps(
-        self, env_steps: int, explore: bool | None, random_actions: bool
-    ) -> EpisodeBatch:
-        """Episodes until they make that many steps; the last batch is no larger than it must be."""
+    def _sample_steps(self, env_steps: int, explore: bool, random_actions: bool) -> EpisodeBatch:
+        """Episodes until they make that many steps, never one more than that may take."""
         assert self.env is not None
-        longest = self.env.task.max_actions
-        batches = [self.sample(num_episodes=1, explore=explore, random_actions=random_actions)]
+        batches: list[EpisodeBatch] = []
         while (left := env_steps - sum(batch.env_steps for batch in batches)) > 0:
-            count = min(self.num_envs, math.ceil(left / longest))
-            batches.append(
-                self.sample(num_episodes=count, explore=explore, random_actions=random_actions)
-            )
+            count = min(self.num_envs, math.ceil(left / self.env.task.max_actions))
+            batches.append(self._sample_episodes(count, explore, random_actions))
         return concatenate(batches)
 
     def sample_fragment(
