@@ -328,13 +328,6 @@ class FaultyRun:
         assert rows[-1]["env_steps"] == summary["env_steps"]
         check_ledger(self.faults, summary["env_steps"])
 
-    def check_was_certified(self):
-        """Each stage was solved whole; a run that goes on training may miss a problem later."""
-        stages = self.summary()["stages"]
-        assert [stage["problems"] for stage in stages] == [1_000, 10_000, 100_000]
-        assert all(stage["first_solved_env_steps"] for stage in stages)
-        assert min(stage["accuracy"] for stage in stages) > 0.99
-
     def check_certified(self):
         """All problems of all stages of the calculator are solved."""
         stages = self.summary()["stages"]
