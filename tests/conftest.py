@@ -18,7 +18,7 @@ def cluster():
     """Ray in this process, with two CPUs."""
     import ray
 
-    from toolagent.session.ray_session import quiet
+    from toolagent.cluster.ray_session import quiet
 
     quiet()
     ray.init(

@@ -24,7 +24,7 @@ import torch
 
 from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.rollouts.env_runner import BatchedEnvRunner
-from toolagent.session.faults import FAULT_FIELDS
+from toolagent.run.faults import FAULT_FIELDS
 
 ROOT = Path(__file__).parent.parent
 

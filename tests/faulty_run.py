@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from toolagent.session.ray_session import quiet
+from toolagent.cluster.ray_session import quiet
 
 quiet()  # as the command does it, before Ray is imported
 
 import time  # noqa: E402
 
 from faulty import folder, identity, note  # noqa: E402
+from toolagent.session import training  # noqa: E402
 
 from toolagent import cli, run  # noqa: E402
 from toolagent.learning.algorithm import ToolAgent  # noqa: E402
 from toolagent.learning.pipeline_figures import PipelineFigures  # noqa: E402
-from toolagent.session import training  # noqa: E402
 
 
 def noting(name, fate):

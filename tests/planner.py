@@ -12,7 +12,7 @@ import torch
 
 from toolagent.models.base import AgentNetwork, Beginning
 from toolagent.tasks import get_task
-from toolagent.tokens import ADD, ANS, EOS, MUL, NUM_TOKENS, STO
+from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, STO
 
 CERTAINTY = 10.0  # the logit of the program's token; the others' are 0
 

@@ -13,7 +13,7 @@ from bombs import plant
 from processes import kill, start
 from trained import PROGRAMS, trained_network
 
-from toolagent.policy import save_policy
+from toolagent.checkpoints.policy import save_policy
 
 STARTS_WITHIN_S = 240  # on a machine with much else to do
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from toolagent.benchmarks.bare_loop import BareLoop
+from toolagent.benchmark.bare_loop import BareLoop
 from toolagent.rollouts.play import play
 
 

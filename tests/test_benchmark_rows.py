@@ -17,14 +17,15 @@ from trained import (
     untrained_network,
 )
 
-from toolagent import benchmark, cli
-from toolagent.benchmarks import trained_run
-from toolagent.benchmarks.bare_loop import BareLoop
-from toolagent.benchmarks.constants import fragment_transfer_s
-from toolagent.benchmarks.figures import Block, exploration_figures, row_figures, total
-from toolagent.benchmarks.report import print_benchmark
-from toolagent.benchmarks.trained_run import RUN_ROWS, TrainedRow, TrainedRun, make_rows
-from toolagent.policy import save_policy
+from toolagent import cli
+from toolagent.benchmark import __main__ as benchmark
+from toolagent.benchmark import trained_run
+from toolagent.benchmark.bare_loop import BareLoop
+from toolagent.benchmark.constants import fragment_transfer_s
+from toolagent.benchmark.figures import Block, exploration_figures, row_figures, total
+from toolagent.benchmark.report import print_benchmark
+from toolagent.benchmark.trained_run import RUN_ROWS, TrainedRow, TrainedRun, make_rows
+from toolagent.checkpoints.policy import save_policy
 
 EPISODES, REPLAYED, UPDATES = 64, 16, 2
 CALCULATOR = {

@@ -22,9 +22,10 @@ from hypothesis.extra import numpy as arrays
 from small_disk import mounted, remount
 from trained import untrained_network
 
-from toolagent.config import load_settings
-from toolagent.errors import UserError
-from toolagent.session.checkpoints import (
+from toolagent.checkpoints.manifest import MANIFEST, TornCheckpoint, verify
+from toolagent.checkpoints.run_folder import RunFolder, new_folder
+from toolagent.checkpoints.state_files import encode_state, read_state
+from toolagent.checkpoints.training_state import (
     best_checkpoint,
     finish_replacing,
     list_checkpoints,
@@ -34,11 +35,10 @@ from toolagent.session.checkpoints import (
     set_aside_later,
     write_checkpoint,
 )
-from toolagent.session.folder import RunFolder, new_folder
-from toolagent.session.keeper import CheckpointKeeper
-from toolagent.session.manifest import MANIFEST, TornCheckpoint, verify
-from toolagent.session.state_files import encode_state, read_state
-from toolagent.session.training import RunState
+from toolagent.config import load_settings
+from toolagent.errors import UserError
+from toolagent.run.keeper import CheckpointKeeper
+from toolagent.run.training import RunState
 from toolagent.tasks import get_task
 
 

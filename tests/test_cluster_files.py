@@ -20,7 +20,7 @@ import pytest
 import yaml
 from kubernetes_schema import faults
 
-from toolagent.run import command as run_command
+from toolagent.run.__main__ import command as run_command
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -340,7 +340,7 @@ def test_the_service_s_configuration_is_one_of_ray_serve_s():
     """Serve's own schema, and the builder that it names, with the arguments that it gives."""
     from ray.serve.schema import ServeDeploySchema
 
-    from toolagent.serving import deployment
+    from toolagent.serve import deployment
 
     spec, config = rayservice()
     parsed = ServeDeploySchema.model_validate(config)

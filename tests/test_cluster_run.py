@@ -18,9 +18,9 @@ from ray_clusters import TOKEN, RayCluster, cluster_environment, is_runner
 from test_run import rows_of, summary_of
 
 from toolagent import cli
-from toolagent import run as run_command
+from toolagent.cluster import address as cluster_address
 from toolagent.errors import UserError
-from toolagent.session import cluster_address
+from toolagent.run import __main__ as run_command
 
 QUICK = ("--set", "run.sample_trajectories=1")
 LATE_LAST_STAGE = (

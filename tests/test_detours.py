@@ -13,7 +13,7 @@ from toolagent.models.base import AgentNetwork, Beginning
 from toolagent.rollouts.detours import FIRST_CHOICES, LONGEST, Detours, draw_detours
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
-from toolagent.tokens import ANS, EOS, NUM_TOKENS
+from toolagent.vocabulary import ANS, EOS, NUM_TOKENS
 
 TASK = get_task("expression")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toolagent.models.base import one_of_each_run, pack, unpack
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
 from toolagent.tasks import get_task
-from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
 
 OPEN, CLOSE = 18, 19
 SMALL = EncoderDecoderSizes(20, 9, embedding_size=6, num_heads=3, num_counters=2)

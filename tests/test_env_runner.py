@@ -19,7 +19,7 @@ from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import concatenate
 from toolagent.rollouts.recorder import Recording
-from toolagent.tokens import EOS, NUM_TOKENS
+from toolagent.vocabulary import EOS, NUM_TOKENS
 
 GROUPS = {"episodes_per_problem": 8, "failed_problem_share": 0.8, "explorer_kind": "detours"}
 

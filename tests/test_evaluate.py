@@ -18,15 +18,15 @@ from trained import (
 )
 
 from toolagent import cli
+from toolagent.checkpoints.policy import save_policy
 from toolagent.errors import UserError
-from toolagent.evaluate import answer_problems, command
-from toolagent.policy import save_policy
-from toolagent.problem_files import read_problems
+from toolagent.evaluate.__main__ import answer_problems, command
+from toolagent.evaluate.problem_files import read_problems
 from toolagent.rollouts.certification import certify, certify_stage
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers
 from toolagent.tasks import get_task
-from toolagent.tokens import ADD, ANS, CTX, MUL, SUB, TOKEN_NAMES
+from toolagent.vocabulary import ADD, ANS, CTX, MUL, SUB, TOKEN_NAMES
 
 CALCULATOR = get_task("calculator")
 
@@ -234,7 +234,7 @@ def test_an_unreadable_problem_file_is_refused(tmp_path):
 def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(
     checkpoint, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: pytest.fail("worked"))
     for target, words in [
         (tmp_path / "nowhere/out.json", "there is no folder"),
         (tmp_path, "is a folder"),
@@ -278,7 +278,9 @@ def test_a_planted_pickle_is_never_executed(tmp_path):
         (folder / name).write_bytes(pickle.dumps(Malicious(str(trap))))
     program = """
 import pickle, sys
-from toolagent import cli, evaluate, explain
+from toolagent import cli
+from toolagent.evaluate import __main__ as evaluate
+from toolagent.explain import __main__ as explain
 import torch
 
 class Refuse:

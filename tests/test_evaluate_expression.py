@@ -10,10 +10,10 @@ from planner import Planner, shortcut, shortest, silent, sums_only
 from trained import is_refusal, run_modules, untrained_expression_network
 
 from toolagent import cli
+from toolagent.checkpoints.policy import Policy, save_policy
 from toolagent.errors import UserError
-from toolagent.evaluate import answer_problems, command
-from toolagent.policy import Policy, save_policy
-from toolagent.problem_files import read_problems
+from toolagent.evaluate.__main__ import answer_problems, command
+from toolagent.evaluate.problem_files import read_problems
 from toolagent.rollouts import certification
 from toolagent.tasks import get_task
 
@@ -27,7 +27,7 @@ def evaluate(monkeypatch, tmp_path, capsys):
 
     def run(choose, *arguments, metadata=None):
         policy = Policy(Planner(choose), EXPRESSION, metadata or {}, tmp_path / "checkpoint")
-        monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: policy)
+        monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: policy)
         file = tmp_path / "out.json"
         file.unlink(missing_ok=True)
         flags = ["checkpoint", "--json", str(file), *map(str, arguments)]
@@ -232,7 +232,7 @@ def test_a_faulty_file_of_expressions_is_refused_with_its_line(content, line, wo
     ],
 )
 def test_a_wrong_command_line_is_refused_before_any_work(arguments, words, monkeypatch, capsys):
-    monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: pytest.fail("worked"))
     assert cli.main(command, ["checkpoint", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1

@@ -15,12 +15,12 @@ from trained import (
 )
 
 from toolagent import cli
-from toolagent.explain import command
-from toolagent.policy import save_policy
+from toolagent.checkpoints.policy import save_policy
+from toolagent.explain.__main__ import command
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import describe, one_line, probability_text, trajectory, verdict
 from toolagent.tasks import get_task
-from toolagent.tokens import ADD, ANS, CTX, MUL, STO, SUB
+from toolagent.vocabulary import ADD, ANS, CTX, MUL, STO, SUB
 
 CALCULATOR, TUTORIAL = get_task("calculator"), get_task("tutorial")
 

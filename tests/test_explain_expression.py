@@ -16,8 +16,8 @@ from planner import (
 from trained import is_refusal, run_modules, untrained_expression_network, untrained_network
 
 from toolagent import cli
-from toolagent.explain import command
-from toolagent.policy import Policy, save_policy
+from toolagent.checkpoints.policy import Policy, save_policy
+from toolagent.explain.__main__ import command
 from toolagent.rollouts.trajectory import one_line, trajectory, verdict
 from toolagent.tasks import get_task
 
@@ -35,7 +35,7 @@ def explain(monkeypatch, capsys, tmp_path):
     def run(choose, *arguments, trained_stages=None):
         metadata = {"trained_stages": trained_stages}
         policy = Policy(Planner(choose), EXPRESSION, metadata, tmp_path)
-        monkeypatch.setattr("toolagent.explain.load_policy", lambda *_: policy)
+        monkeypatch.setattr("toolagent.explain.__main__.load_policy", lambda *_: policy)
         assert cli.main(command, ["checkpoint", *map(str, arguments)]) == 0
         return capsys.readouterr().out
 

@@ -17,7 +17,7 @@ from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate, empty_batch
 from toolagent.rollouts.play import Explorers, play
 from toolagent.tasks import get_task
-from toolagent.tokens import ADD, ANS, MUL, RCL, STO, SUB
+from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
 
 TASK = get_task("calculator")
 PLAN = (MUL, ADD, STO, MUL, RCL, SUB, ANS)

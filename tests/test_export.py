@@ -22,20 +22,20 @@ from trained import (
 )
 
 from toolagent import cli
-from toolagent.export import command
-from toolagent.exporting import check
-from toolagent.exporting.check import checked_problems, compare, load_player
-from toolagent.exporting.graphs import BEGIN, EPISODE, STEP
-from toolagent.exporting.player import NETWORKS, TASKS, source
+from toolagent.checkpoints.policy import load_policy, save_policy
+from toolagent.export import check
+from toolagent.export.__main__ import command
+from toolagent.export.check import checked_problems, compare, load_player
+from toolagent.export.graphs import BEGIN, EPISODE, STEP
+from toolagent.export.player import NETWORKS, TASKS, source
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.policy import load_policy, save_policy
 from toolagent.rollouts import certification
 from toolagent.rollouts.certification import SAMPLE_SIZE
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers
 from toolagent.tasks import get_task
-from toolagent.tokens import ANS, CTX, NUM_TOKENS, names
+from toolagent.vocabulary import ANS, CTX, NUM_TOKENS, names
 
 # Runs a script as with `python -S -I` in an environment that has nothing but NumPy.
 NUMPY_ONLY = """

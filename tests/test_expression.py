@@ -27,7 +27,7 @@ from toolagent.tasks.algebra import normal_form
 from toolagent.tasks.expression import ExpressionTask
 from toolagent.tasks.infix import parse, texts_of
 from toolagent.tasks.skeletons import num_skeletons
-from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB, TOKEN_NAMES
+from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB, TOKEN_NAMES
 
 TASK = ExpressionTask()
 STAGES = range(1, 9)

@@ -15,8 +15,8 @@ import pytest
 from faulty import FaultyRun, check_ledger, cluster_of_raylets, lines_of
 from small_disk import mounted
 
-from toolagent.session.checkpoints import newest_checkpoint
-from toolagent.session.folder import RunFolder
+from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.checkpoints.training_state import newest_checkpoint
 
 NEVER_SOLVED = ("--set", "run.stop_when_solved=false")
 pytestmark = pytest.mark.timeout(1200)  # a machine with other work starts actors slowly

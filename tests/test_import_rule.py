@@ -1,4 +1,4 @@
-"""The floors of the house: a file imports from its own floor or those above, and no further."""
+"""Layers: a file imports from its own package and from those above it, and no further."""
 
 import ast
 import subprocess
@@ -10,30 +10,45 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolagent"
 
-TOKENS, TASKS, ENVS, MODELS = {"tokens", "errors"}, {"tasks"}, {"envs"}, {"models"}
-ROLLOUTS, LEARNING, CURRICULUM = {"rollouts"}, {"learning"}, {"curriculum"}
-CONFIG = {"config"}
-
-# Floor: what it may import of toolagent. Whatever is not named is a command, the ground floor,
-# which may import everything.
+# Package or file: what it may import of toolagent. Every one is named here, in the order of the
+# layers: an entry may name only entries above it, so no two import each other.
 MAY_IMPORT = {
-    "tokens": TOKENS,
-    "errors": TOKENS,
-    "tasks": TOKENS | TASKS,
-    "envs": TOKENS | TASKS | ENVS,
-    "models": TOKENS | MODELS,
-    "rollouts": TOKENS | TASKS | ENVS | MODELS | ROLLOUTS,
-    "learning": TOKENS | MODELS | ROLLOUTS | LEARNING,
-    "curriculum": TOKENS | TASKS | ENVS | MODELS | ROLLOUTS | LEARNING | CURRICULUM,
-    "config": TOKENS | TASKS | ENVS | MODELS | ROLLOUTS | LEARNING | CURRICULUM | CONFIG,
-    "__init__": {"envs"},
+    "errors": "",
+    "files": "",
+    "vocabulary": "",
+    "tasks": "errors vocabulary",
+    "models": "vocabulary",
+    "cluster": "__init__ errors",
+    "envs": "tasks vocabulary",
+    "__init__": "envs",
+    "checkpoints": "__init__ errors files models tasks",
+    "rollouts": "__init__ envs errors models tasks vocabulary",
+    "learning": "cluster errors models rollouts vocabulary",
+    "curriculum": "models rollouts tasks",
+    "cli": "errors rollouts tasks",
+    "config": "__init__ curriculum envs errors models rollouts tasks",
+    "trackers": "__init__ checkpoints cli errors files",
+    "evaluate": "checkpoints cli errors models rollouts tasks vocabulary",
+    "explain": "checkpoints cli errors evaluate models rollouts tasks vocabulary",
+    "export": "checkpoints cli errors files models rollouts tasks vocabulary",
+    "report": "__init__ checkpoints cli config errors files tasks vocabulary",
+    "run": (
+        "__init__ checkpoints cli cluster config curriculum errors learning models report "
+        "rollouts tasks trackers vocabulary"
+    ),
+    "serve": "__init__ checkpoints cli cluster errors models rollouts tasks vocabulary",
+    "tune": "checkpoints cli cluster config curriculum errors files rollouts",
+    "benchmark": (
+        "checkpoints cli cluster config envs errors learning models rollouts run tasks vocabulary"
+    ),
 }
 
 STANDARD = set(sys.stdlib_module_names)
-# Packages besides the standard library; floors not named here may import any.
+# Packages besides the standard library; layers not named here may import any.
 OUTSIDE = {
-    "tokens": {"numpy"},
+    "vocabulary": {"numpy"},
     "errors": set(),
+    "files": set(),
     "tasks": {"numpy"},
     "models": {"numpy", "torch", "ray"},
     "__init__": set(),
@@ -44,7 +59,7 @@ def files():
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def floor_of(path):
+def layer_of(path):
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -68,10 +83,10 @@ def imports_of(path, module_level_only=False):
     return found
 
 
-def own_floors(imports):
-    """The floors of toolagent among dotted names; the package itself counts as none."""
+def own_layers(imports):
+    """The layers of toolagent among dotted names; the package itself counts as none."""
     parts = [name.split(".") for name in imports]
-    known = {floor_of(path) for path in files()}
+    known = {layer_of(path) for path in files()}
     return {p[1] for p in parts if p[0] == "toolagent" and len(p) > 1 and p[1] in known}
 
 
@@ -80,21 +95,20 @@ def outside(imports):
 
 
 def test_the_walk_finds_the_package():
-    assert {"tokens", "tasks", "envs", "models", "rollouts"} <= {floor_of(p) for p in files()}
-    assert "tasks" in own_floors(imports_of(PACKAGE / "envs" / "single.py"))
+    assert {"vocabulary", "tasks", "envs", "models", "rollouts"} <= {layer_of(p) for p in files()}
+    assert "tasks" in own_layers(imports_of(PACKAGE / "envs" / "single.py"))
     assert outside(imports_of(PACKAGE / "envs" / "registration.py")) == {"gymnasium", "ray"}
     assert outside(imports_of(PACKAGE / "envs" / "registration.py", True)) == {"gymnasium"}
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_imports_only_from_its_own_floor_and_those_above(path):
-    floor, imports = floor_of(path), imports_of(path)
-    if floor in MAY_IMPORT:
-        wrong = own_floors(imports) - MAY_IMPORT[floor]
-        assert not wrong, f"'{floor}' must not import {sorted(wrong)}"
-    if floor in OUTSIDE:
-        wrong = outside(imports) - OUTSIDE[floor]
-        assert not wrong, f"'{floor}' must not import {sorted(wrong)}"
+def test_a_file_imports_only_from_its_own_layer_and_those_above(path):
+    layer, imports = layer_of(path), imports_of(path)
+    wrong = own_layers(imports) - set(MAY_IMPORT[layer].split()) - {layer}
+    assert not wrong, f"'{layer}' must not import {sorted(wrong)}"
+    if layer in OUTSIDE:
+        wrong = outside(imports) - OUTSIDE[layer]
+        assert not wrong, f"'{layer}' must not import {sorted(wrong)}"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "envs").glob("*.py")), ids=lambda p: p.name)
@@ -102,6 +116,15 @@ def test_environments_import_ray_on_request_only(path):
     assert outside(imports_of(path, module_level_only=True)) <= {"numpy", "gymnasium"}
     if path.name != "registration.py":
         assert outside(imports_of(path)) <= {"numpy", "gymnasium"}
+
+
+def test_no_two_packages_import_each_other():
+    """Each entry names only those above it, the version of `toolagent` apart."""
+    assert {layer_of(path) for path in files()} == set(MAY_IMPORT)
+    above = {"__init__"}
+    for layer, names in MAY_IMPORT.items():
+        assert set(names.split()) <= above, layer
+        above.add(layer)
 
 
 def test_the_curriculum_s_rule_knows_neither_ray_nor_torch():

@@ -24,7 +24,7 @@ from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
-from toolagent.tokens import ANS, CTX, EOS
+from toolagent.vocabulary import ANS, CTX, EOS
 
 TASK = get_task("calculator")
 SPACES = {DEFAULT_MODULE_ID: (observation_space(TASK), action_space())}

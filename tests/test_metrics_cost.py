@@ -8,9 +8,9 @@ import pytest
 import ray
 from alternating import described, paired_ratios
 
-from toolagent.benchmarks.rows import RLlibRow, shipped_config
-from toolagent.session.metrics import RunMetrics
-from toolagent.session.ray_session import ray_session
+from toolagent.benchmark.rows import RLlibRow, shipped_config
+from toolagent.cluster.ray_session import ray_session
+from toolagent.trackers.prometheus import RunMetrics
 
 PAIRS, BLOCK_S, WARM_UP_S = 12, 4.0, 5.0
 ROW = {

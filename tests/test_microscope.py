@@ -13,15 +13,15 @@ from planner import Planner, shortest
 from trained import PROGRAMS, noisy_network, trained_network, untrained_network
 
 from toolagent import cli
-from toolagent.explain import command
-from toolagent.explanation.microscope import look_at
-from toolagent.explanation.probes import ridge, run_probes
-from toolagent.policy import save_policy
+from toolagent.checkpoints.policy import save_policy
+from toolagent.explain.__main__ import command
+from toolagent.explain.microscope import look_at
+from toolagent.explain.probes import ridge, run_probes
 from toolagent.rollouts.forced import hidden_states, play_on
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import trajectory
 from toolagent.tasks import get_task
-from toolagent.tokens import ADD, ANS, EOS, MUL, NUM_TOKENS, RCL, STO, SUB
+from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, RCL, STO, SUB
 
 CALCULATOR, EXPRESSION = get_task("calculator"), get_task("expression")
 

@@ -16,7 +16,7 @@ from browser import browser, needs_browser
 from monitored import MONITORING, exported, lasting_cluster, live_run, suspended
 from processes import wait_for
 
-from toolagent.session.metrics import COUNTERS, GAUGES
+from toolagent.trackers.prometheus import COUNTERS, GAUGES
 
 DASHBOARD = json.loads((MONITORING / "grafana" / "toolagent.json").read_text())
 RULES = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.tokens import CTX, EOS, NUM_TOKENS
+from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
 
 WIDTH = 12
 

@@ -24,9 +24,9 @@ from toolagent.rollouts.certification import certify
 from toolagent.rollouts.play import PlayDetails, play
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import read_episodes
-from toolagent.session.faults import FaultCounts
+from toolagent.run.faults import FaultCounts
 from toolagent.tasks import get_task
-from toolagent.tokens import ADD, ANS, MUL, SUB
+from toolagent.vocabulary import ADD, ANS, MUL, SUB
 
 
 def experts(folder, episodes, wrong=0, programs=((MUL, ANS),) * 3):

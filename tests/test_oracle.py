@@ -7,7 +7,7 @@ import pytest
 from reference_machines import ANS, REFERENCES
 
 from toolagent.tasks import get_task, oracle
-from toolagent.tokens import names
+from toolagent.vocabulary import names
 
 
 def shortest(name, stage, **kwargs):

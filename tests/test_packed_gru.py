@@ -8,7 +8,7 @@ from torch import nn
 
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.models.packed_gru import PackedGRU
-from toolagent.tokens import CTX, EOS, NUM_TOKENS
+from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
 
 lengths_lists = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 

@@ -8,19 +8,19 @@ import torch
 from playground import save_two
 from trained import noisy_network, untrained_expression_network, untrained_network
 
+from toolagent.checkpoints.policy import Policy, save_policy
 from toolagent.errors import UserError
-from toolagent.policy import Policy, save_policy
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers as answers_of
 from toolagent.rollouts.trajectory import trajectory
-from toolagent.serving.agents import load_agents, names_of
-from toolagent.serving.batching import Batcher
-from toolagent.serving.guard import host_of
-from toolagent.serving.player import Player, Question
-from toolagent.serving.problems import Refused, example_of, question_of
-from toolagent.serving.schemas import Problem
+from toolagent.serve.agents import load_agents, names_of
+from toolagent.serve.batching import Batcher
+from toolagent.serve.guard import host_of
+from toolagent.serve.player import Player, Question
+from toolagent.serve.problems import Refused, example_of, question_of
+from toolagent.serve.schemas import Problem
 from toolagent.tasks import get_task
-from toolagent.tokens import ANS, NUM_TOKENS, STO
+from toolagent.vocabulary import ANS, NUM_TOKENS, STO
 
 
 def player(network, task_name, tmp_path):

@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from trained import untrained_expression_network, untrained_network
 
-from toolagent import policy as policy_module
+from toolagent.checkpoints import policy as policy_module
+from toolagent.checkpoints.policy import NETWORKS, load_policy, save_policy, write_atomically
 from toolagent.errors import UserError
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.policy import NETWORKS, load_policy, save_policy, write_atomically
 
 
 @pytest.fixture

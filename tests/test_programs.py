@@ -12,7 +12,7 @@ from trained import noisy_network
 from toolagent.rollouts.play import play
 from toolagent.rollouts.programs import programs_of
 from toolagent.tasks import get_task
-from toolagent.tokens import EOS, TOKEN_NAMES, names
+from toolagent.vocabulary import EOS, TOKEN_NAMES, names
 
 
 def test_programs_are_counted_as_a_plain_loop_counts_them():

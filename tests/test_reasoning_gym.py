@@ -13,11 +13,12 @@ import pytest
 from planner import Planner, shortest, silent
 from trained import untrained_network
 
-from toolagent import cli, reasoning_gym
+from toolagent import cli
+from toolagent.checkpoints.policy import Policy, save_policy
 from toolagent.errors import UserError
-from toolagent.evaluate import command
-from toolagent.policy import Policy, save_policy
-from toolagent.reasoning_gym import DATASETS, draw, score
+from toolagent.evaluate import reasoning_gym
+from toolagent.evaluate.__main__ import command
+from toolagent.evaluate.reasoning_gym import DATASETS, draw, score
 from toolagent.tasks import get_task
 
 EXPRESSION = get_task("expression")
@@ -118,7 +119,7 @@ def refusal(capsys, *arguments):
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # as if it were not installed
     policy = Policy(Planner(), EXPRESSION, {}, "checkpoint")
-    monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: policy)
+    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: policy)
     message = refusal(capsys, "checkpoint", "--reasoning-gym", "chain_sum")
     assert "not installed" in message
     assert "pip install 'toolagent[reasoning-gym]'" in message
@@ -129,7 +130,7 @@ def test_what_does_not_fit_is_refused(monkeypatch, capsys, tmp_path):
     message = refusal(capsys, tmp_path, "--reasoning-gym", "chain_sum")
     assert "task 'calculator' is posed by digits" in message
     policy = Policy(Planner(), EXPRESSION, {}, tmp_path)
-    monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: policy)
+    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: policy)
     message = refusal(capsys, tmp_path, "--reasoning-gym", "chain_sums")
     assert "did you mean 'chain_sum'?" in message
 
@@ -182,7 +183,7 @@ def test_the_score_and_the_restriction_are_reported_together(
 
     folder = tmp_path / "checkpoint"
     policy = Policy(Planner(half), EXPRESSION, {"trained_stages": [1, 2, 3]}, folder)
-    monkeypatch.setattr("toolagent.evaluate.load_policy", lambda *_: policy)
+    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: policy)
     file = tmp_path / "out.json"
     flags = ["--reasoning-gym", "basic_arithmetic", "--size", "70", "--seed", "3"]
     assert cli.main(command, [str(folder), *flags, "--json", str(file)]) == 0

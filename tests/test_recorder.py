@@ -25,7 +25,7 @@ from toolagent.rollouts.play import PlayDetails, play
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import check_recording_folder, count_episodes, read_episodes
 from toolagent.tasks import get_task
-from toolagent.tokens import ANS
+from toolagent.vocabulary import ANS
 
 NETWORKS = {
     "calculator": lambda: noisy_network(0.2),

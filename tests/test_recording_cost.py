@@ -10,10 +10,10 @@ import pytest
 import ray
 from alternating import described, paired_ratios
 
-from toolagent.benchmarks.rows import RLlibRow, shipped_config
+from toolagent.benchmark.rows import RLlibRow, shipped_config
+from toolagent.cluster.ray_session import ray_session
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import count_episodes
-from toolagent.session.ray_session import ray_session
 
 PAIRS, BLOCK_S, WARM_UP_S = 12, 5.0, 5.0
 # The env runners' processes can't import this file.

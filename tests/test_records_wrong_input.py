@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_recorder import record
 
-from toolagent import cli, run
+from toolagent import cli
+from toolagent.run import __main__ as run
 
 
 @pytest.fixture

@@ -20,16 +20,17 @@ import pytest
 from browser import browser, needs_browser
 from trained import trained_network
 
-from toolagent import cli, report
+from toolagent import cli
+from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import load_settings, to_yaml
-from toolagent.reporting import charts, facts
-from toolagent.reporting.page import write_report
-from toolagent.reporting.run_files import read_run
+from toolagent.report import __main__ as report
+from toolagent.report import charts, facts
+from toolagent.report.page import write_report
+from toolagent.report.run_files import read_run
 from toolagent.rollouts.certification import certify
-from toolagent.session.folder import RunFolder
-from toolagent.session.keeper import CheckpointKeeper
-from toolagent.session.report import behaviour, sample_trajectories, summarize
-from toolagent.session.training import Outcome, RunState
+from toolagent.run.keeper import CheckpointKeeper
+from toolagent.run.results import behaviour, sample_trajectories, summarize
+from toolagent.run.training import Outcome, RunState
 from toolagent.tasks import get_task
 
 HOSTILE = "<script>document.title='x'</script>$\\frac{&"
@@ -103,7 +104,7 @@ def make_run(tmp_path_factory):
         folder.write_summary(summarize(settings, outcome, folder))
         samples = sample_trajectories(settings, network, task)
         folder.write_behaviour(behaviour(outcome, samples, task))
-        from toolagent.session.environment import describe_environment
+        from toolagent.run.environment import describe_environment
 
         folder.add_environment(describe_environment(cluster={"cpus": 2}))
         return folder.path

@@ -23,14 +23,14 @@ from small_disk import mounted, remount
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trained import ROOT
 
+from toolagent.checkpoints.manifest import verify
+from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.checkpoints.state_files import encode_state, read_state
+from toolagent.checkpoints.training_state import list_checkpoints, newest_checkpoint
+from toolagent.cluster.ray_session import listen_on_loopback, quiet
 from toolagent.config import build_algorithm_config, load_settings
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.learning.algorithm import PIPELINE
-from toolagent.session.checkpoints import list_checkpoints, newest_checkpoint
-from toolagent.session.folder import RunFolder
-from toolagent.session.manifest import verify
-from toolagent.session.ray_session import listen_on_loopback, quiet
-from toolagent.session.state_files import encode_state, read_state
 
 # What a clock decides and nothing else.
 CLOCK = {"time_s", "env_steps_per_s", "learner_idle_share", "sampler_idle_share"}

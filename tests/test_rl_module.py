@@ -16,7 +16,7 @@ from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecod
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.models.rl_module import MODULES, sizes_from_space
 from toolagent.tasks import get_task
-from toolagent.tokens import CTX, EOS, NUM_TOKENS
+from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
 
 WIDTH = 16
 OPTIONS = {

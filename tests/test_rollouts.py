@@ -11,7 +11,7 @@ from toolagent.rollouts.certification import certify, certify_stage, measure
 from toolagent.rollouts.episode_batch import EpisodeBatch, arrow_schema, concatenate
 from toolagent.rollouts.play import play, sample_tokens
 from toolagent.tasks import get_task
-from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
 
 NAMES = ["tutorial", "calculator"]
 

@@ -20,11 +20,11 @@ import yaml
 from processes import end, listening_addresses, wait_for
 from rich.console import Console
 
+from toolagent.checkpoints.policy import load_policy
+from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.checkpoints.training_state import list_checkpoints, newest_checkpoint
 from toolagent.errors import UserError
-from toolagent.policy import load_policy
-from toolagent.session.checkpoints import list_checkpoints, newest_checkpoint
-from toolagent.session.display import Display
-from toolagent.session.folder import RunFolder
+from toolagent.run.display import Display
 
 QUICK = ("--set", "run.dashboard=false", "--set", "run.sample_trajectories=1")
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

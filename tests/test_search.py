@@ -11,7 +11,8 @@ import yaml
 from rich.console import Console
 from trained import run_modules
 
-from toolagent import cli, tune
+from toolagent import cli
+from toolagent.cluster.ray_session import Cluster
 from toolagent.config import (
     build_algorithm_config,
     find_search,
@@ -20,20 +21,20 @@ from toolagent.config import (
     shipped_searches,
 )
 from toolagent.errors import UserError
-from toolagent.session.ray_session import Cluster
-from toolagent.tuning.folder import SearchFolder
-from toolagent.tuning.progress import SearchProgress
-from toolagent.tuning.report import TrialRow, best_config, ranking, summarize
-from toolagent.tuning.resources import plan
-from toolagent.tuning.search import (
+from toolagent.tune import __main__ as tune
+from toolagent.tune.folder import SearchFolder
+from toolagent.tune.progress import SearchProgress
+from toolagent.tune.report import TrialRow, best_config, ranking, summarize
+from toolagent.tune.resources import plan
+from toolagent.tune.search import (
     SearchSettings,
     TrialLimits,
     load_search,
     search_from_texts,
     search_yaml,
 )
-from toolagent.tuning.space import Distribution, parse_distribution, short_names, value_text
-from toolagent.tuning.trial import score
+from toolagent.tune.space import Distribution, parse_distribution, short_names, value_text
+from toolagent.tune.trial import score
 
 GOOD = {
     "space": {"training.lr": {"loguniform": [1e-3, 1e-2]}},
@@ -350,7 +351,7 @@ def test_a_failed_trial_is_neither_good_nor_bad(write, tmp_path):
     [(0, None, 2, 2), (1, None, 2, 1), (1, None, 8, 4), (3, None, 2, 1), (3, 2, 2, 2)],
 )
 def test_as_many_trials_at_once_as_fit(write, runners, at_once, cpus, expected):
-    from toolagent.tuning.trial import trial_class
+    from toolagent.tune.trial import trial_class
 
     path = write(
         settings={"env_runners.num_env_runners": runners}, trials_at_once=at_once, num_samples=4

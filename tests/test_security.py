@@ -30,23 +30,24 @@ from test_recorder import record
 from test_wrong_input import COMMANDS, PROGRESS, edit_json, list_files, write_run
 from trained import ROOT, untrained_expression_network, untrained_network
 
-from toolagent import cli, export
+from toolagent import cli
+from toolagent.checkpoints import manifest
+from toolagent.checkpoints.policy import load_policy, save_policy
+from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.checkpoints.state_files import encode_state
+from toolagent.checkpoints.training_state import best_checkpoint
+from toolagent.cluster.token import prepare_token
 from toolagent.config import build_algorithm_config, documents, load_settings
 from toolagent.errors import UserError
-from toolagent.policy import load_policy, save_policy
-from toolagent.problem_files import read_problems
-from toolagent.reporting.run_files import read_run
+from toolagent.evaluate.problem_files import read_problems
+from toolagent.export import __main__ as export
+from toolagent.report.run_files import read_run
 from toolagent.rollouts.records import read_episodes
-from toolagent.serving.agents import Agents, load_agents
-from toolagent.session import manifest
-from toolagent.session.checkpoints import best_checkpoint
-from toolagent.session.folder import RunFolder
-from toolagent.session.start import resumed_start
-from toolagent.session.state_files import encode_state
-from toolagent.session.token import prepare_token
-from toolagent.session.training import RunState
+from toolagent.run.start import resumed_start
+from toolagent.run.training import RunState
+from toolagent.serve.agents import Agents, load_agents
 from toolagent.tasks import TASKS, get_task
-from toolagent.tuning.search import search_from_texts
+from toolagent.tune.search import search_from_texts
 
 # A live run ---------------------------------------------------------------------------------
 

@@ -26,11 +26,12 @@ from playground import Server, save_two
 from processes import listening_addresses, wait_for
 from trained import ROOT, is_refusal, trained_network, untrained_network
 
-from toolagent import cli, serve
-from toolagent.policy import save_policy
+from toolagent import cli
+from toolagent.checkpoints.policy import save_policy
 from toolagent.rollouts.play import play
+from toolagent.serve import __main__ as serve
 from toolagent.tasks import get_task
-from toolagent.tokens import TOKEN_NAMES
+from toolagent.vocabulary import TOKEN_NAMES
 
 pytestmark = pytest.mark.timeout(1200)
 

@@ -10,15 +10,15 @@ from planner import Planner, shortest, silent, wasteful
 from rich.console import Console
 from trained import untrained_expression_network
 
+from toolagent.checkpoints.policy import load_policy
+from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import load_settings
-from toolagent.policy import load_policy
 from toolagent.rollouts import certification
 from toolagent.rollouts.certification import certify, measure
-from toolagent.session import training
-from toolagent.session.folder import RunFolder
-from toolagent.session.keeper import CheckpointKeeper
-from toolagent.session.report import print_report, sample_trajectories, summarize
-from toolagent.session.training import Outcome, RunState
+from toolagent.run import training
+from toolagent.run.keeper import CheckpointKeeper
+from toolagent.run.results import print_report, sample_trajectories, summarize
+from toolagent.run.training import Outcome, RunState
 from toolagent.tasks import get_task
 
 EXPRESSION = get_task("expression")

@@ -17,16 +17,19 @@ from s3_server import BUCKET, s3_server
 from test_run import QUICK, rows_of, start
 from trained import ROOT, run_modules, trained_network, untrained_network
 
-from toolagent import cli, evaluate, explain, tune
-from toolagent import run as run_command
+from toolagent import cli
+from toolagent.checkpoints import storage as storage_module
+from toolagent.checkpoints.mirror import Mirror
+from toolagent.checkpoints.output import finish, new_run, run_to_resume
+from toolagent.checkpoints.policy import load_policy, save_policy
+from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.checkpoints.storage import Storage, StorageError, is_uri
 from toolagent.errors import UserError
-from toolagent.policy import load_policy, save_policy
-from toolagent.session import storage as storage_module
-from toolagent.session.environment import describe_environment
-from toolagent.session.folder import RunFolder
-from toolagent.session.mirror import Mirror
-from toolagent.session.output import finish, new_run, run_to_resume
-from toolagent.session.storage import Storage, StorageError, is_uri
+from toolagent.evaluate import __main__ as evaluate
+from toolagent.explain import __main__ as explain
+from toolagent.run import __main__ as run_command
+from toolagent.run.environment import describe_environment
+from toolagent.tune import __main__ as tune
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 

@@ -17,14 +17,14 @@ import pytest
 from processes import free_port, kill, start_logged
 from small_disk import mounted, remount
 
+from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import load_settings, to_yaml
 from toolagent.config.documents import parse
 from toolagent.errors import UserError
-from toolagent.session.folder import RunFolder
-from toolagent.session.trackers import Trackers, outbox
-from toolagent.session.trackers.base import FINISHED, INTERRUPTED
-from toolagent.session.trackers.group import result_files
-from toolagent.session.trackers.metrics import flat_parameters, metrics_of, rllib_metrics
+from toolagent.trackers import Trackers, outbox
+from toolagent.trackers.base import FINISHED, INTERRUPTED
+from toolagent.trackers.group import result_files
+from toolagent.trackers.metrics import flat_parameters, metrics_of, rllib_metrics
 
 ROW = {
     "iteration": 1,

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from processes import ROOT, own_environment
 
+from toolagent.checkpoints.policy import load_policy
 from toolagent.config import load_settings
-from toolagent.policy import load_policy
 
 SMALL = {
     "env_runners.num_env_runners": 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from types import SimpleNamespace
 
-from toolagent.session.watchdog import Watchdog
+from toolagent.run.watchdog import Watchdog
 
 
 def wait_for(said, words, timeout=20):

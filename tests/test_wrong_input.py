@@ -21,13 +21,21 @@ from trained import (
     untrained_network,
 )
 
-from toolagent import benchmark, cli, evaluate, explain, export, report, run, serve, tune
+from toolagent import cli
+from toolagent.benchmark import __main__ as benchmark
+from toolagent.checkpoints import manifest
+from toolagent.checkpoints.manifest import write_manifest
+from toolagent.checkpoints.policy import save_policy
+from toolagent.checkpoints.state_files import encode_state
+from toolagent.evaluate import __main__ as evaluate
+from toolagent.explain import __main__ as explain
+from toolagent.export import __main__ as export
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.policy import save_policy
-from toolagent.session import manifest
-from toolagent.session.manifest import write_manifest
-from toolagent.session.state_files import encode_state
-from toolagent.session.training import RunState
+from toolagent.report import __main__ as report
+from toolagent.run import __main__ as run
+from toolagent.run.training import RunState
+from toolagent.serve import __main__ as serve
+from toolagent.tune import __main__ as tune
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module.command

@@ -23,7 +23,7 @@ from torch.nn import functional
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.tasks import get_task
-from toolagent.tokens import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB
+from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB
 
 PROGRAMS = (
     (MUL, ADD, ANS),

@@ -15,7 +15,7 @@ from toolagent.envs.spaces import (
     start_stage,
 )
 from toolagent.tasks import get_task
-from toolagent.tokens import CTX, check_actions
+from toolagent.vocabulary import CTX, check_actions
 
 
 class _Result(int):
@@ -31,7 +31,7 @@ class ToolEnv(gym.Env):
     """One problem, solved by emitting tool tokens.
 
     ## Action space
-    `Discrete(18)`: the tokens of `toolagent.tokens`. All are legal everywhere.
+    `Discrete(18)`: the tokens of `toolagent.vocabulary`. All are legal everywhere.
 
     ## Observation space
     `Dict(context, stage, previous_token)`: the problem's tokens, the stage and the agent's own

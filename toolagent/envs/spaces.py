@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Dict, Discrete, MultiDiscrete
 
 from toolagent.tasks import Problems, Task
-from toolagent.tokens import NUM_TOKENS
+from toolagent.vocabulary import NUM_TOKENS
 
 
 def observation_space(task: Task) -> Dict:

@@ -17,7 +17,7 @@ from toolagent.envs.spaces import (
     start_stage,
 )
 from toolagent.tasks import get_task
-from toolagent.tokens import CTX, check_actions
+from toolagent.vocabulary import CTX, check_actions
 
 
 class ToolVectorEnv(VectorEnv):

@@ -8,8 +8,8 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
 
+from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.learning.learner import EpisodeColumnsLearner
-from toolagent.learning.process_group import LoopbackLearnersMixin
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.draw import EXPLORER_KINDS
 from toolagent.rollouts.env_runner import BatchedEnvRunner

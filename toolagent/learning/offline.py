@@ -25,9 +25,9 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
+from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.learner import EpisodeColumnsLearner
-from toolagent.learning.process_group import LoopbackLearnersMixin
 from toolagent.learning.recorded_data import RecordedEpisodesData
 from toolagent.learning.returns import generalized_advantages, step_mask
 from toolagent.models.rl_module import StageGRUModule

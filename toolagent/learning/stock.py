@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 
+from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.learning.callback_state import CallbackStateMixin
-from toolagent.learning.process_group import LoopbackLearnersMixin
 
 
 class StockPPO(CallbackStateMixin, PPO):

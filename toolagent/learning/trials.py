@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.rollouts.episode_batch import EpisodeBatch
-from toolagent.tokens import NUM_TOKENS
+from toolagent.vocabulary import NUM_TOKENS
 
 
 class TrialTable:

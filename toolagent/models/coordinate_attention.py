@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from toolagent.tokens import ADD, CTX, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.vocabulary import ADD, CTX, EOS, MUL, NUM_TOKENS, SUB
 
 _FAR = -1e9  # a score that no weight survives
 

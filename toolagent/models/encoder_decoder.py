@@ -23,7 +23,7 @@ from toolagent.models.base import (
 )
 from toolagent.models.coordinate_attention import CoordinateAttention
 from toolagent.models.packed_gru import PackedGRU
-from toolagent.tokens import ANS, CTX, EOS, NUM_TOKENS
+from toolagent.vocabulary import ANS, CTX, EOS, NUM_TOKENS
 
 READINGS = ("learned", "operands")
 _PLACE_SCALE = 0.25  # places are up to about 10; the other inputs are about 1

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from toolagent.models.base import AgentNetwork, Beginning, Encoding, pack, unpack
 from toolagent.models.packed_gru import PackedGRU
-from toolagent.tokens import CTX, EOS, NUM_TOKENS
+from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
 
 
 class NetworkSizes(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from toolagent.tokens import NUM_TOKENS
+from toolagent.vocabulary import NUM_TOKENS
 
 FIRST_CHOICES = 4  # every other detour takes one of the policy's most probable tokens only
 LONGEST = 3  # steps

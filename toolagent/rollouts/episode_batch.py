@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from toolagent.tasks import Task
 from toolagent.tasks.columns import Columns
-from toolagent.tokens import ANS, EOS
+from toolagent.vocabulary import ANS, EOS
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.tasks import Task
-from toolagent.tokens import CTX
+from toolagent.vocabulary import CTX
 
 
 @torch.no_grad()

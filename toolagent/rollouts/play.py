@@ -15,7 +15,7 @@ from toolagent.rollouts.detours import Detours
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.tasks import Task
 from toolagent.tasks.columns import Columns
-from toolagent.tokens import CTX
+from toolagent.vocabulary import CTX
 
 
 @dataclass

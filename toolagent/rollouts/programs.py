@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from toolagent.tokens import ADD, ANS, MUL, NUM_TOKENS, RCL, STO, SUB, TOKEN_NAMES, names
+from toolagent.vocabulary import ADD, ANS, MUL, NUM_TOKENS, RCL, STO, SUB, TOKEN_NAMES, names
 
 TOOLS = (MUL, ADD, SUB, STO, RCL, ANS)  # tokens that may do something to a register
 

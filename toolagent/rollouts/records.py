@@ -22,7 +22,7 @@ from toolagent.rollouts.record_schema import (
 )
 from toolagent.tasks import TASKS, Task, get_task
 from toolagent.tasks.columns import Columns
-from toolagent.tokens import EOS, NUM_TOKENS
+from toolagent.vocabulary import EOS, NUM_TOKENS
 
 _SUFFIX = ".parquet"
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)  # ValueError: a footer's texts

@@ -14,7 +14,7 @@ from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.rollouts.play import PlayDetails
 from toolagent.rollouts.recorder import RECORDING, EpisodeRecorder, recorder_of
 from toolagent.tasks import Task, get_task
-from toolagent.tokens import ANS
+from toolagent.vocabulary import ANS
 
 # A whole episode in the pieces in which fragments returned it, the first one first.
 Pieces = list[Any]

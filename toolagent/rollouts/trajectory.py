@@ -13,7 +13,7 @@ from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play
 from toolagent.tasks import Task
-from toolagent.tokens import ANS, CTX, TOKEN_NAMES
+from toolagent.vocabulary import ANS, CTX, TOKEN_NAMES
 
 CURSOR = "cursor"  # a register that moves with every operand read; it holds no result
 

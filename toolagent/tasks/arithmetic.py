@@ -18,7 +18,7 @@ import numpy as np
 
 from toolagent.tasks.base import Problems, Task
 from toolagent.tasks.oracle import shortest_programs
-from toolagent.tokens import CTX, EOS
+from toolagent.vocabulary import CTX, EOS
 
 NUM_DIGITS = 5
 FORMULAS = ("a*b+c", "a*b+c-d", "a*b+c-d*e")

@@ -42,7 +42,7 @@ from toolagent.tasks.stack_machine import (
     top_of,
     use,
 )
-from toolagent.tokens import ANS
+from toolagent.vocabulary import ANS
 
 EXAMPLE = "(3+4)*2"
 # By the number of operands: the smallest digit of a problem to practise.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolagent.tokens import ADD, MUL, NUM_TOKENS, SUB
+from toolagent.vocabulary import ADD, MUL, NUM_TOKENS, SUB
 
 OPEN = NUM_TOKENS  # 18 and 19: context tokens that are no actions
 CLOSE = NUM_TOKENS + 1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.tasks.base import Problems, Task
-from toolagent.tokens import ANS, NUM_TOKENS
+from toolagent.vocabulary import ANS, NUM_TOKENS
 
 Program = tuple[int, ...]
 

@@ -1,0 +1,205 @@
+"""Rows of the benchmark that measure a run as it is once it has trained."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import LEARNER_RESULTS
+
+from toolagent.benchmark.figures import exploration_figures
+from toolagent.benchmark.rows import LOCAL, NO_EXPLORATION, RLlibRow
+from toolagent.checkpoints.policy import Policy, load_policy
+from toolagent.checkpoints.run_folder import CONFIG
+from toolagent.config import build_algorithm_config, load_settings
+from toolagent.errors import UserError
+from toolagent.learning.exploration import RATE
+from toolagent.learning.learner import EpisodeColumnsLearner
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+# Row -> what is changed in the run's configuration, besides its workload.
+RUN_ROWS: dict[str, tuple[str, ...]] = {
+    "batched_local": (LOCAL,),
+    "batched_runners": (),
+    "plain_local": (*NO_EXPLORATION, LOCAL),
+    "plain_runners": NO_EXPLORATION,
+}
+REPLAYED = "replayed_episodes"
+
+# The shares of solved episodes, on which the mix of problems depends, begin at 0: after so many
+# updates they are within a hundredth of what they come to.
+SETTLED_UPDATES = math.ceil(math.log(0.01) / math.log(1 - RATE))
+WARM_UP_LIMIT_S = 120.0
+_NEVER = math.nextafter(1.0, 0.0)  # the largest share that `explore_until_solved` may be
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's configuration, and the weights that it came to."""
+
+    folder: Path
+    task: str
+    stage: int  # of the curriculum's last level
+    policy: Policy
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainedRun:
+        """The run in `DIR` of `python -m toolagent.run --output-dir DIR`.
+
+        Raises:
+            UserError: there is none, it has no sound checkpoint, or it can't be measured.
+        """
+        if not folder.is_dir():
+            raise UserError(f"--run {folder}: there is no such folder")
+        file = folder / CONFIG
+        if not file.is_file():
+            raise UserError(f"--run {folder}: holds no run (no {CONFIG})")
+        settings = load_settings(file)
+        if settings.algorithm != "toolagent":
+            raise UserError(
+                f"--run {folder}: its algorithm is {settings.algorithm}; "
+                "only runs of algorithm toolagent can be measured"
+            )
+        policy = load_policy(folder, expected_task=settings.task)
+        run = cls(folder, settings.task, settings.curriculum.levels[-1].stage, policy)
+        run._check(build_algorithm_config(settings))
+        return run
+
+    def config(self, row: str) -> AlgorithmConfig:
+        """The run's configuration with the workload of that row of `RUN_ROWS`.
+
+        Only the last level's stage (and the configured share of earlier ones), at learning rate 0;
+        exploring does not end.
+        """
+        workload = (
+            f"curriculum.levels=[{{stage: {self.stage}}}]",
+            "training.lr=0.0",
+            f"training.explore_until_solved={_NEVER!r}",
+        )
+        settings = load_settings(self.folder / CONFIG, (*workload, *RUN_ROWS[row]))
+        return build_algorithm_config(settings)
+
+    def record(self) -> dict[str, Any]:
+        """What was measured, in plain values."""
+        metadata = self.policy.metadata
+        return {
+            "folder": str(self.folder),
+            "task": self.task,
+            "stage": self.stage,
+            "checkpoint": self.policy.folder.name,
+            **{name: metadata.get(name) for name in ("env_steps", "weights_sha256", "created")},
+        }
+
+    def _check(self, config: Any) -> None:
+        """Refuses what the rows can't be built from."""
+        for name in ("num_gpus_per_learner", "num_gpus_per_env_runner"):
+            if getattr(config, name):
+                raise UserError(
+                    f"--run {self.folder}: its {name} is {getattr(config, name)}; "
+                    "the benchmark measures CPUs only"
+                )
+        spec, network = config.rl_module_spec, self.policy.network
+        options = {name: getattr(network.sizes, name) for name in network.sizes._fields[2:]}
+        if spec.module_class.network_class is not type(network) or any(
+            spec.model_config[name] != value for name, value in options.items()
+        ):
+            raise UserError(
+                f"--run {self.folder}: the network in {self.policy.folder.name} is not the one in "
+                f"{CONFIG}; has one of them been changed?"
+            )
+
+
+class ReplayCountingLearner(EpisodeColumnsLearner):
+    """Counts the replayed episodes in its updates, as the metric `replayed_episodes`."""
+
+    @override(EpisodeColumnsLearner)
+    def _log_steps_trained_metrics(self, batch: Any) -> None:
+        super()._log_steps_trained_metrics(batch)
+        for module_id, columns in batch.policy_batches.items():
+            replayed = int(columns["replayed"].sum())
+            self.metrics.log_value((module_id, REPLAYED), replayed, reduce="sum")
+
+
+class TrainedRow(RLlibRow):
+    """A row that goes on with a trained policy.
+
+    Args:
+        name: of the row.
+        config: from `TrainedRun.config`.
+        policy: whose weights are put into learners and env runners.
+        cpus: how many of the cluster's CPUs its actors may ask for.
+    """
+
+    def __init__(self, name: str, config: AlgorithmConfig, policy: Policy, cpus: float):
+        config.learners(learner_class=ReplayCountingLearner)
+        super().__init__(name, config, cpus)
+        self._load(policy)
+        self.warm_up_updates = 0
+
+    @override(RLlibRow)
+    def warm_up(self, seconds: float) -> None:
+        """Until things are as in a long run, however long that takes; `WARM_UP_LIMIT_S` at most.
+
+        The mix of problems has settled, and where replay is configured there is something to
+        replay: the store of what explorers found begins empty.
+        """
+        config = self.algorithm.config
+        missing = config.replay_coefficient > 0 and config.replay_episodes > 0
+        deadline = time.perf_counter() + WARM_UP_LIMIT_S
+        while self.warm_up_updates < SETTLED_UPDATES or missing:
+            if self.warm_up_updates and time.perf_counter() > deadline:
+                break
+            if _replayed(self.algorithm.train()):
+                missing = False
+            self.warm_up_updates += config.updates_per_iteration
+
+    @override(RLlibRow)
+    def add(self, result: dict[str, Any], sums: dict[str, float]) -> None:
+        super().add(result, sums)
+        # A replayed episode counts once an update, however many passes are made over it.
+        replayed = _replayed(result) / self.algorithm.config.num_epochs
+        sums[REPLAYED] = sums.get(REPLAYED, 0.0) + replayed
+
+    @override(RLlibRow)
+    def more_figures(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        config = self.algorithm.config
+        names = ("explorer_share", "replay_coefficient", "replay_episodes")
+        configured = {name: getattr(config, name) for name in names}
+        return {
+            "warm_up_updates": self.warm_up_updates,
+            "exploration": configured | exploration_figures(sums),
+        }
+
+    def _load(self, policy: Policy) -> None:
+        state = policy.network.state_dict()
+        weights = {f"network.{name}": tensor.numpy() for name, tensor in state.items()}
+        self.algorithm.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
+        self.algorithm.publish_weights()
+
+
+def make_rows(run: TrainedRun, names: Iterable[str]) -> dict[str, Any]:
+    """Row -> a function of its CPUs that builds it; all configurations are checked here.
+
+    Raises:
+        UserError: the run's configuration can't be that of a row.
+    """
+
+    def make(name: str) -> Any:
+        config = run.config(name)
+        return lambda cpus: TrainedRow(name, config, run.policy, cpus)
+
+    return {name: make(name) for name in names}
+
+
+def _replayed(result: dict[str, Any]) -> float:
+    """Replayed episodes in the iteration's updates."""
+    learner = result.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
+    return float(learner.get(REPLAYED, 0.0))

@@ -1,0 +1,1 @@
+"""What lasts: run folders, checkpoints, policies, and their copy on other storage."""

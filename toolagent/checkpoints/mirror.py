@@ -1,0 +1,208 @@
+"""Keeps a copy of a run's folder on storage while the run goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from toolagent.checkpoints.storage import CHECKPOINTS, LAST_FILES, Storage, StorageError
+
+_AFTER_ALL = ("summary.json",)  # it names a checkpoint
+_LAST_COPY_S = 5.0  # for a copy under way that has nothing left to send
+
+Stamp = tuple[int, int]  # size in bytes, time of the last change in ns
+
+
+class Mirror:
+    """Copies what is new in a folder to storage, in a thread: training does not wait for it.
+
+    A store that fails is told of once, and tried again at the next checkpoint and at the end. The
+    folder itself always has everything.
+
+    Args:
+        folder: on this machine.
+        storage: the copy.
+        tell: takes one line for the user.
+    """
+
+    def __init__(self, folder: Path, storage: Storage, tell: Callable[[str], None]):
+        self.folder = folder
+        self.storage = storage
+        self._tell = tell
+        self._sent: dict[str, Stamp] = {}
+        self._failed = False
+        self._wanted = threading.Event()
+        self._ended = False
+        self._thread: threading.Thread | None = None
+
+    def note_all_sent(self) -> None:
+        """The folder was just fetched from the storage: all of it is there."""
+        for path in _files(self.folder):
+            stamp = _stamp(path)
+            if stamp is not None:
+                self._sent[self._key(path)] = stamp
+
+    def request(self) -> None:
+        """What is new is copied as soon as can be; returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")
+            self._thread.start()
+        self._wanted.set()
+
+    def pending(self) -> bool:
+        """Whether there is anything in the folder that the storage has not, as it is."""
+        return any(self._sent.get(self._key(path)) != _stamp(path) for path in _files(self.folder))
+
+    def finish(self) -> str | None:
+        """Copies what is still missing, and ends.
+
+        Returns:
+            None if all is there, or why not.
+        """
+        self._end_thread(None)
+        try:
+            self.copy()
+        except StorageError as error:
+            return str(error)
+        return None
+
+    def end(self) -> bool:
+        """Ends without copying more than is under way; True if all is there and the folder may go:
+        to a copy that still runs, checkpoints that are gone would be ones to remove."""
+        if self.pending():
+            return False
+        self._end_thread(_LAST_COPY_S)
+        return (self._thread is None or not self._thread.is_alive()) and not self.pending()
+
+    def _end_thread(self, timeout: float | None) -> None:
+        self._ended = True
+        self._wanted.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def copy(self) -> None:
+        """Copies what is new, in an order in which a copy that was cut short can be continued from.
+
+        First what a checkpoint needs, then checkpoints, each with the file that completes it last,
+        then what is gone is removed, and last what names a checkpoint.
+
+        Raises:
+            StorageError: the storage fails.
+        """
+        names = _checkpoints(self.folder / CHECKPOINTS)  # before the rows that they continue from
+        plain = [path for path in _files(self.folder) if _is_plain(path, self.folder)]
+        for path in plain:
+            if path.name not in _AFTER_ALL:
+                self._send(path)
+        for name in names:
+            self._send_checkpoint(name)
+        for path in _children(self.folder / CHECKPOINTS):
+            if path.is_file():
+                self._send(path)
+        for name in self.storage.checkpoints():
+            if name not in names:
+                self._remove(name)
+        for path in plain:
+            if path.name in _AFTER_ALL:
+                self._send(path)
+
+    def _work(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._ended:
+                return
+            try:
+                self.copy()
+            except StorageError as error:
+                if not self._failed:
+                    self._failed = True
+                    self._tell(
+                        f"{self.storage.name} can't be written ({error}); the run goes on, its "
+                        f"results are in {self.folder}"
+                    )
+            else:
+                if self._failed:
+                    self._failed = False
+                    self._tell(f"{self.storage.name} can be written again")
+
+    def _send_checkpoint(self, name: str) -> None:
+        """Sends a checkpoint unless it is there; one that has changed is sent anew as a whole."""
+        folder = self.folder / CHECKPOINTS / name
+        files = list(_files(folder))
+        before = {path for path in self._sent if path.startswith(f"{CHECKPOINTS}/{name}/")}
+        stamps = {self._key(path): _stamp(path) for path in files}
+        if all(self._sent.get(key) == stamp for key, stamp in stamps.items()) and before <= set(
+            stamps
+        ):
+            return
+        if before:
+            self._remove(name)
+        present = {path.name for path in files if path.parent == folder}
+        last = next((folder / file for file in LAST_FILES if file in present), None)
+        for path in sorted(files, key=lambda path: path == last):
+            if not self._send(path):
+                return  # it was removed meanwhile: what was sent of it goes too
+
+    def _send(self, path: Path) -> bool:
+        """Sends a file if it has changed; False if it is gone."""
+        key, stamp = self._key(path), _stamp(path)
+        if stamp is None:
+            return False
+        if self._sent.get(key) == stamp:
+            return True
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return False
+        self._sent.pop(key, None)
+        self.storage.write(key, data)
+        self._sent[key] = stamp
+        return True
+
+    def _remove(self, name: str) -> None:
+        self.storage.remove_checkpoint(name)
+        prefix = f"{CHECKPOINTS}/{name}/"
+        self._sent = {key: stamp for key, stamp in self._sent.items() if not key.startswith(prefix)}
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _children(folder: Path) -> list[Path]:
+    """Without hidden ones, which are not finished yet."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    """A link to a checkpoint is none."""
+    return [path.name for path in _children(folder) if path.is_dir() and not path.is_symlink()]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below, but hidden ones and those in hidden folders."""
+    try:
+        children = _children(folder)
+    except FileNotFoundError:
+        return  # removed meanwhile
+    for path in children:
+        if path.is_dir():
+            if not path.is_symlink():
+                yield from _files(path)
+        elif path.is_file():
+            yield path
+
+
+def _is_plain(path: Path, folder: Path) -> bool:
+    return path.relative_to(folder).parts[0] != CHECKPOINTS

@@ -1,0 +1,389 @@
+"""Policy folders: the part of a checkpoint that says what the agent does, in two plain files.
+
+`model.safetensors` holds the network's weights; `policy.json` names the task, the network's class
+and sizes and how the weights came about, and carries the SHA-256 of the weights, so that a torn or
+exchanged file is noticed. Whatever else lies in the folder is not looked at: loading a policy reads
+numbers and text and can execute nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from toolagent import __version__
+from toolagent.checkpoints.storage import fetched, is_uri
+from toolagent.errors import UserError, nearest
+from toolagent.files import write_atomically
+from toolagent.models.base import AgentNetwork
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork
+from toolagent.models.network import StageGRUNetwork
+from toolagent.tasks import TASKS, Task, get_task
+
+FORMAT = 1
+WEIGHTS_FILE = "model.safetensors"
+POLICY_FILE = "policy.json"
+# The name in `policy.json`: {"network": {"class": ...}}.
+NETWORKS: dict[str, type[AgentNetwork]] = {
+    network.__name__: network for network in (StageGRUNetwork, EncoderDecoderNetwork)
+}
+_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A trained agent, ready to play."""
+
+    network: AgentNetwork  # on the CPU, in evaluation mode
+    task: Task
+    metadata: dict[str, Any]  # what `policy.json` says
+    folder: Path  # where it was found: the checkpoint, also when a run's folder was given
+    uri: str | None = None  # of the checkpoint, if it is on storage; the folder is gone then
+
+    @property
+    def place(self) -> str:
+        """Where it was found, for people."""
+        return self.uri or str(self.folder)
+
+    def check_outside(self, path: Path) -> None:
+        """Refuses to write into the checkpoint: it would not be whole any more.
+
+        Raises:
+            UserError: the path is in its folder.
+        """
+        folder = os.path.realpath(self.folder)
+        if self.uri is None and os.path.realpath(path).startswith(folder + os.sep):
+            raise UserError(f"{path}: is in the checkpoint {self.folder}; write it elsewhere")
+
+
+def save_policy(
+    folder: Path,
+    network: AgentNetwork,
+    task_name: str,
+    *,
+    env_steps: int | None = None,
+    iteration: int | None = None,
+    seed: int | None = None,
+    stages: Sequence[dict[str, Any]] = (),
+    trained_stages: Sequence[int] | None = None,
+    config_sha256: str | None = None,
+) -> None:
+    """Writes a policy folder; at any moment each of its files is whole or absent.
+
+    `policy.json` comes last, so a folder that has one is complete.
+
+    Args:
+        folder: made if it is missing.
+        network: of a class in `NETWORKS`, on any device.
+        task_name: a name of `toolagent.tasks.TASKS`.
+        env_steps: actions learned from so far.
+        iteration: of training.
+        seed: of the run.
+        stages: accuracies, as in a run's `summary.json`, where they are known.
+        trained_stages: what the training drew its problems from, where that is known.
+        config_sha256: of the run's resolved configuration.
+
+    Raises:
+        ValueError: there is no such task, the network's sizes are not the task's, or its class is
+            none that could be loaded again.
+    """
+    task = get_task(task_name)
+    class_name = type(network).__name__
+    if NETWORKS.get(class_name) is not type(network):
+        raise ValueError(f"a {class_name} can't be loaded again; known: {', '.join(NETWORKS)}")
+    for name, right in _sizes_of_task(network.Sizes, task).items():
+        if getattr(network.sizes, name) != right:
+            raise ValueError(
+                f"the network has {network.sizes}; task '{task_name}' needs {name}={right}"
+            )
+    weights = weights_file(network)
+    metadata = {
+        "format": FORMAT,
+        "task": task_name,
+        "network": {"class": class_name, **network.sizes._asdict()},
+        "env_steps": env_steps,
+        "iteration": iteration,
+        "seed": seed,
+        "stages": list(stages),
+        "trained_stages": None if trained_stages is None else list(trained_stages),
+        "config_sha256": config_sha256,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "toolagent_version": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS_FILE, weights)
+    write_atomically(folder / POLICY_FILE, (json.dumps(metadata, indent=2) + "\n").encode())
+
+
+def weights_file(network: AgentNetwork) -> bytes:
+    """The bytes of its `model.safetensors`; the same weights always give the same bytes."""
+    # Clones: on a GPU the GRU's weights are views of one buffer, which safetensors refuses.
+    return safetensors.torch.save(
+        {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+    )
+
+
+def load_policy(path: str | Path, expected_task: str | None = None) -> Policy:
+    """Reads a policy.
+
+    Args:
+        path: a policy folder (`DIR/checkpoints/checkpoint_000012`); or a run's `DIR`: then the
+            checkpoint that its `summary.json` names, or without one the newest. A URI
+            (`s3://bucket/DIR`) means the same on storage.
+        expected_task: what the caller needs it to be a checkpoint of.
+
+    Raises:
+        UserError: there is no sound checkpoint there, or it is one of another task.
+    """
+    if is_uri(path):
+        with fetched(str(path), "checkpoint") as (copy, storage):
+            policy = load_policy(copy, expected_task)
+            uri = storage.name_of(policy.folder.relative_to(copy).as_posix().removeprefix("."))
+            return dataclasses.replace(policy, uri=uri)
+    if str(path) == "":
+        raise UserError("no checkpoint '': expected the name of its folder")
+    path = Path(path)
+    try:
+        folder = _find(path)
+        return _load(folder, expected_task)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror}") from error
+
+
+# Finding -------------------------------------------------------------------------------------
+
+
+def _find(path: Path) -> Path:
+    """The policy folder that `path` means."""
+    if not path.exists():
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to nothing; expected a checkpoint folder")
+        raise UserError(f"no checkpoint '{path}': there is no such folder")
+    if not path.is_dir():
+        if path.suffix == ".onnx":
+            raise UserError(
+                f"{path} is an ONNX file: it can be run, not loaded; "
+                "expected the checkpoint that it was exported from, or the folder it lies in"
+            )
+        raise UserError(f"{path} is a file; expected a checkpoint folder (it holds {POLICY_FILE})")
+    if (path / POLICY_FILE).exists():
+        return path
+    if (path / "summary.json").is_file():
+        named = _named_by_summary(path)
+        if named is not None:
+            return named
+    newest = _newest(path / "checkpoints")
+    if newest is not None:
+        return newest
+    newest = _newest(path)
+    if newest is not None:
+        raise UserError(f"{path} holds checkpoints but is none; name one, such as '{newest}'")
+    raise UserError(f"no checkpoint in '{path}': {_what_is_there(path)}")
+
+
+def _named_by_summary(run: Path) -> Path | None:
+    """The checkpoint that a run's summary names; None if it names none."""
+    file = run / "summary.json"
+    named = _read_json(file).get("checkpoint")
+    if named is None:
+        return None
+    if not isinstance(named, str):
+        raise UserError(f"{file}: 'checkpoint' is no path but {named!r}")
+    # A run's folder may have been moved since the summary was written with a full path in it.
+    candidates = [run / named, run / "checkpoints" / Path(named).name]
+    inside = os.path.abspath(run) + os.sep
+    for candidate in candidates:
+        # Somebody else's summary leads nowhere but into the run's own folder.
+        if candidate.is_dir() and os.path.abspath(candidate).startswith(inside):
+            if not (candidate / POLICY_FILE).exists():
+                raise UserError(f"no checkpoint in '{candidate}': {_what_is_there(candidate)}")
+            return candidate
+    raise UserError(f"{file} names the checkpoint '{named}', which does not exist")
+
+
+def _newest(folder: Path) -> Path | None:
+    """The complete policy folder with the highest number in its name."""
+    if not folder.is_dir():
+        return None
+    # Hidden: not finished. Abandoned: of a course that a resumed run left.
+    others = (".", "abandoned_")
+    complete = [
+        child
+        for child in folder.iterdir()
+        if not child.name.startswith(others) and (child / POLICY_FILE).is_file()
+    ]
+
+    def age(child: Path) -> tuple[int, str]:
+        number = re.search(r"(\d+)$", child.name)
+        return (int(number[1]) if number else -1, child.name)
+
+    return max(complete, key=age, default=None)
+
+
+def _what_is_there(folder: Path) -> str:
+    if any(child.suffix in (".pkl", ".pickle", ".pt", ".pth") for child in folder.iterdir()):
+        return f"only pickles, which are never opened; expected {POLICY_FILE} and {WEIGHTS_FILE}"
+    return f"it has no {POLICY_FILE}"
+
+
+# Reading -------------------------------------------------------------------------------------
+
+
+def _load(folder: Path, expected_task: str | None) -> Policy:
+    file = folder / POLICY_FILE
+    metadata = _read_json(file)
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{file} has format {metadata.get('format')!r}; "
+            f"this version of toolagent ({__version__}) reads format {FORMAT}"
+        )
+    name = metadata.get("task")
+    if not isinstance(name, str) or name not in TASKS:
+        raise UserError(f"{file}: no task {name!r}; {nearest(str(name), TASKS)}")
+    if expected_task is not None and name != expected_task:
+        raise UserError(f"{folder} is a checkpoint of task '{name}', not '{expected_task}'")
+    task = get_task(name)
+    network_class, sizes = _network(file, metadata.get("network"), task)
+    _check_trained_stages(file, metadata.get("trained_stages"), task)
+    tensors = _read_weights(folder / WEIGHTS_FILE, metadata.get("weights_sha256"))
+    return Policy(_build(folder, network_class, sizes, tensors), task, metadata, folder)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file} is missing or no regular file")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged: it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: expected a JSON object")
+    return content
+
+
+def _sizes_of_task(sizes_class: Any, task: Task) -> dict[str, int]:
+    """The first two sizes of every network, which follow from the task."""
+    return dict(
+        zip(sizes_class._fields[:2], (task.context_vocabulary, task.stages.stop), strict=True)
+    )
+
+
+def _network(file: Path, record: Any, task: Task) -> tuple[type[AgentNetwork], Any]:
+    """The network's class and its sizes: each of its type, those of the task checked."""
+    if not isinstance(record, dict):
+        raise UserError(f"{file}: 'network' is {record!r}; expected its class and its sizes")
+    name = record.get("class")
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise UserError(f"{file}: network.class is {name!r}; {nearest(str(name), NETWORKS)}")
+    sizes_class = NETWORKS[name].Sizes
+    for unknown in sorted(record.keys() - {"class", *sizes_class._fields}):
+        raise UserError(
+            f"{file}: network.{unknown} is unknown; {nearest(unknown, sizes_class._fields)}"
+        )
+    for key, right in _sizes_of_task(sizes_class, task).items():
+        if record.get(key) != right:
+            raise UserError(
+                f"{file}: network.{key} is {record.get(key)!r}; task '{task.name}' needs {right!r}"
+            )
+    # An option that a file does not have is younger than the file: it was as by default.
+    options = {key: record[key] for key in sizes_class._fields[2:] if key in record}
+    kinds = get_type_hints(sizes_class)
+    for key, value in options.items():
+        kind = kinds[key]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"{file}: network.{key} is {value!r}; expected {_IN_WORDS[kind]}")
+    return NETWORKS[name], sizes_class(**_sizes_of_task(sizes_class, task), **options)
+
+
+def _check_trained_stages(file: Path, stages: Any, task: Task) -> None:
+    if stages is None:
+        return
+    if not isinstance(stages, list) or not all(
+        type(stage) is int and stage in task.stages for stage in stages
+    ):
+        raise UserError(
+            f"{file}: trained_stages is {stages!r}; expected a list of task '{task.name}''s stages "
+            f"{task.stages[0]}..{task.stages[-1]}"
+        )
+
+
+def _read_weights(file: Path, sha256: Any) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise UserError(f"{file} is missing or no regular file")
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(
+            f"{file} is damaged or of another checkpoint: "
+            f"its SHA-256 is not the one in {POLICY_FILE}"
+        )
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype torch has not
+        raise UserError(f"{file} is damaged: no safetensors file ({error})") from error
+
+
+def _build(
+    folder: Path,
+    network_class: type[AgentNetwork],
+    sizes: Any,
+    tensors: dict[str, torch.Tensor],
+) -> AgentNetwork:
+    """The network with these weights; nothing of a declared size is allocated unchecked."""
+    file = folder / WEIGHTS_FILE
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    network = _without_storage(folder, network_class, sizes, numbers)
+    expected = network.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        stranger = f"do not belong to a {network_class.__name__}"
+        fault = "are missing" if name in expected else stranger
+        raise UserError(f"{file}: weights '{name}' {fault}")
+    for name, parameter in expected.items():
+        tensor = tensors[name]
+        if (tensor.shape, tensor.dtype) != (parameter.shape, torch.float32):
+            raise UserError(
+                f"{file}: weights '{name}' are {tensor.dtype} {tuple(tensor.shape)}; "
+                f"the sizes in {POLICY_FILE} need {torch.float32} {tuple(parameter.shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{file}: weights '{name}' are not finite: the training had diverged")
+    network.load_state_dict(tensors, assign=True)
+    return network.eval()
+
+
+def _without_storage(
+    folder: Path, network_class: type[AgentNetwork], sizes: Any, numbers: int
+) -> AgentNetwork:
+    """A network of these sizes whose weights are shapes only.
+
+    Args:
+        folder: to be named where something is wrong.
+        network_class: of `NETWORKS`.
+        sizes: of its class.
+        numbers: how many there are in the weights file; no size can be larger.
+    """
+    file = folder / POLICY_FILE
+    for name, value in zip(sizes._fields[2:], sizes[2:], strict=True):
+        if type(value) is int and value > numbers:
+            raise UserError(
+                f"{file}: network.{name} is {value}; {WEIGHTS_FILE} has only {numbers} numbers"
+            )
+    try:
+        with torch.device("meta"):
+            return network_class(sizes)
+    except ValueError as error:  # it names the size: 'num_heads is 0; it must be at least 1'
+        raise UserError(f"{file}: network.{error}") from error
+    except RuntimeError as error:  # torch: sizes whose product is beyond 64 bits
+        raise UserError(f"{file}: there is no network of {sizes}") from error

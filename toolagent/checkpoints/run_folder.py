@@ -1,0 +1,260 @@
+"""The folder of a run: what lies where, and writing it so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from toolagent.checkpoints.mirror import Mirror
+from toolagent.errors import UserError
+from toolagent.files import write_atomically
+
+CONFIG = "config.yaml"
+PROGRESS = "progress.jsonl"
+SUMMARY = "summary.json"
+ENVIRONMENT = "environment.json"
+BEHAVIOUR = "behaviour.json"
+REPORT = "report.html"
+CHECKPOINTS = "checkpoints"
+_ORIGIN = "init-from.txt"  # in CHECKPOINTS; goes along to storage
+
+
+def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:
+    """A folder that a command may write its results to; not made yet.
+
+    Args:
+        path: what was asked for; None: `runs/<name>-<time>`, or the next that is free.
+        name: begins the folder's name.
+        otherwise: what can be done instead where the folder is not empty; None: nothing.
+
+    Raises:
+        UserError: it holds something already, or can't be read or written.
+    """
+    if path is None:
+        stem = Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
+        path, number = stem, 1
+        while path.exists():
+            number += 1
+            path = stem.with_name(f"{stem.name}-{number}")
+        return path
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--output-dir {path}: is a file; name a folder")
+        if path.is_dir() and any(path.iterdir()):
+            advice = f", or {otherwise}" if otherwise else ""
+            raise UserError(f"--output-dir {path}: is not empty; name a new folder{advice}")
+        nearest = path
+        while not os.path.lexists(nearest) and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            what = "a link to nothing" if nearest.is_symlink() else "a file"
+            raise UserError(f"--output-dir {path}: {nearest} is {what}; name a new folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"--output-dir {path}: can't be written")
+    except OSError as error:
+        raise UserError(f"--output-dir {path}: can't be used ({error.strerror})") from None
+    return path
+
+
+class RunFolder:
+    """`DIR` of `python -m toolagent.run --output-dir DIR`.
+
+    Args:
+        path: on this machine.
+        mirror: copies it to the storage that the user named, if it was a URI.
+    """
+
+    def __init__(self, path: Path, mirror: Mirror | None = None):
+        self.path = path
+        self.mirror = mirror
+        self.config = path / CONFIG
+        self.progress = path / PROGRESS
+        self.summary = path / SUMMARY
+        self.checkpoints = path / CHECKPOINTS
+        self.tensorboard = path / "tensorboard"
+        self.learning_curve = path / "learning_curve.png"
+        self.environment = path / ENVIRONMENT
+        self.behaviour = path / BEHAVIOUR
+        self.report = path / REPORT
+        self._waiting = ""  # rows of progress that could not be written yet
+
+    @classmethod
+    def new(cls, path: Path | None, task: str) -> RunFolder:
+        """A folder for a new run, not made yet; by default `runs/<task>-<time>` in the current one.
+
+        Raises:
+            UserError: it holds something already, or can't be read.
+        """
+        return cls(new_folder(path, task, f"continue that run with --resume {path}"))
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return self.mirror.storage.name if self.mirror else str(self.path)
+
+    def share(self) -> None:
+        """What is new is copied to the storage, if there is one; returns at once."""
+        if self.mirror is not None:
+            self.mirror.request()
+
+    def make(self, config: str, resumed: bool = False) -> None:
+        """Makes the folder, or takes up that of a resumed run, and writes the fully resolved
+        configuration into it.
+
+        Raises:
+            UserError: it can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not resumed:  # a resumed one's is locked already
+                self.lock("--output-dir")
+            self.write_config(config)  # first: killed before, the folder is as good as new
+            self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            flag = "--resume" if resumed else "--output-dir"
+            raise UserError(f"{flag} {self.path}: can't be written ({error.strerror})") from None
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """The folder of a run to be resumed.
+
+        Raises:
+            UserError: there is no run in it.
+        """
+        folder = cls(path)
+        if not path.is_dir():
+            raise UserError(f"--resume {path}: there is no such folder")
+        if not folder.config.is_file():
+            raise UserError(f"--resume {path}: holds no run (no {CONFIG})")
+        if not os.access(path, os.W_OK):
+            raise UserError(f"--resume {path}: can't be written")
+        return folder
+
+    @classmethod
+    def to_resume(cls, path: Path) -> tuple[RunFolder, Path | None]:
+        """The folder of a run, and the checkpoint in it if the path is that of a checkpoint.
+
+        Raises:
+            UserError: neither is there.
+        """
+        absolute = path.absolute()
+        if absolute.parent.name == CHECKPOINTS and not (path / CONFIG).exists():
+            run = cls(absolute.parent.parent)
+            if run.config.is_file():
+                if not path.is_dir():
+                    raise UserError(f"--resume {path}: there is no such checkpoint")
+                return cls.existing(path.parent.parent), path
+        return cls.existing(path), None
+
+    def lock(self, label: str) -> None:
+        """Keeps the folder for this process until it ends; a kill leaves nothing behind.
+
+        Raises:
+            UserError: another run is at work in it.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{label} {self.path}: a run is at work in it; stop that first"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+    def note_origin(self, policy: Path) -> None:
+        """Notes where the weights came from: until the first checkpoint nothing else says it."""
+        (self.checkpoints / _ORIGIN).write_text(f"{policy}\n", encoding="utf-8")
+
+    def check_origin(self) -> None:
+        """Raises UserError for a run without a checkpoint that began with another one's weights."""
+        if (self.checkpoints / _ORIGIN).exists():
+            raise UserError(
+                f"--resume {self.path}: it has no checkpoint yet, and its first weights came from "
+                "--init-from; start it anew"
+            )
+
+    def write_config(self, text: str) -> None:
+        """The fully resolved configuration."""
+        write_atomically(self.config, text.encode())
+
+    def append_progress(self, row: dict[str, Any]) -> str | None:
+        """One row an iteration; a row is one write, so a killed run tears at most the last.
+
+        Returns:
+            Why it could not be written; it is kept then, and written with the next. Else None.
+        """
+        self._waiting += json.dumps(row) + "\n"
+        try:
+            self._append()
+        except OSError as error:
+            return f"{error.strerror or error}"
+        return None
+
+    def sync_progress(self) -> None:
+        """Waits until all rows so far are on the disk.
+
+        Raises:
+            OSError: they can't be written.
+        """
+        self._append()
+        with open(self.progress, "rb") as file:
+            os.fsync(file.fileno())
+
+    def _append(self) -> None:
+        """Writes the rows that wait: all of them or, with an OSError, none."""
+        data = self._waiting.encode()
+        descriptor = os.open(self.progress, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            if os.write(descriptor, data) < len(data):
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.progress))
+        finally:
+            os.close(descriptor)
+        self._waiting = ""
+
+    def cut_progress(self, iteration: int) -> list[dict[str, Any]]:
+        """Keeps the rows up to an iteration (what a resumed run continues from) and returns them.
+
+        Lines that are no rows, as a kill may leave one at the end, are dropped; so are rows that
+        wait to be written: they are later than any checkpoint.
+        """
+        self._waiting = ""
+        rows: dict[int, dict[str, Any]] = {}
+        if self.progress.is_file():
+            for line in self.progress.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    row = json.loads(line)
+                    if row["iteration"] <= iteration:
+                        rows[row["iteration"]] = row
+                except (ValueError, TypeError, KeyError):
+                    continue
+        kept = [rows[number] for number in sorted(rows)]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_atomically(self.progress, text.encode())
+        return kept
+
+    def add_environment(self, session: dict[str, Any]) -> None:
+        """Where the run ran: one entry a session, as a resumed run has several."""
+        try:
+            sessions = json.loads(self.environment.read_text(encoding="utf-8"))["sessions"]
+        except (OSError, ValueError, KeyError, TypeError):
+            sessions = []
+        text = json.dumps({"sessions": [*sessions, session]}, indent=2) + "\n"
+        write_atomically(self.environment, text.encode())
+
+    def write_behaviour(self, behaviour: dict[str, Any]) -> None:
+        """What the final greedy agent does (`session.report.behaviour`)."""
+        write_atomically(self.behaviour, (json.dumps(behaviour) + "\n").encode())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """What the run came to, as design section 4 declares it."""
+        write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())

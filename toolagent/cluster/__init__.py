@@ -1,0 +1,1 @@
+"""Starting or joining a Ray cluster, its token, and the code that travels to it."""

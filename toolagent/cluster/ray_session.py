@@ -1,0 +1,165 @@
+"""Starts Ray, or joins a cluster, quietly and safely."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from toolagent.cluster.address import check_address, no_cluster
+from toolagent.cluster.code_transport import runtime_environment
+from toolagent.cluster.token import prepare_token
+from toolagent.errors import UserError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to run on."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    dashboard_url: str | None
+    joined: bool  # an existing cluster, not one started here
+    # What each node offers: {"CPU": 8.0, "GPU": 1.0, ...}, custom resources among them.
+    offers: tuple[Mapping[str, float], ...] = ()
+    driver: Mapping[str, float] = field(default_factory=dict)  # the offer of the driver's node
+
+
+def quiet() -> None:
+    """Keeps Ray's and Python's warnings off the screen; to be called before Ray is imported.
+
+    They are about Ray's own future, not about the run. Set `TOOLAGENT_VERBOSE=1` to see them.
+    """
+    if os.environ.get("TOOLAGENT_VERBOSE") == "1":
+        return
+    warnings.simplefilter("ignore")
+    for name, value in {
+        "PYTHONWARNINGS": "ignore",  # for Ray's worker processes
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        # Many env runners on few CPUs are what was asked for; what died is replaced and counted.
+        # Both are said in lines of our own. (A lost node's agent sends the end of a raylet's log.)
+        "RAY_DEDUP_LOGS_SKIP_REGEX": (
+            "worker processes have been started on node|A worker died or was killed|"
+            "has been marked dead|Raylet is terminated"
+        ),
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def listen_on_loopback() -> None:
+    """Keeps a cluster started by this process off the network; call it before Ray is imported.
+
+    By default Ray's servers on Linux listen on all interfaces. Its switch for machines that can't
+    form clusters makes 127.0.0.1 this node's address, and that the only one they listen on.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+@contextlib.contextmanager
+def ray_session(
+    address: str | None, dashboard: bool, sections: dict[str, Any] | None = None
+) -> Iterator[Cluster]:
+    """Ray for the length of a run: a cluster of this machine, or the one at `address`.
+
+    A cluster started here asks every client for a token (Ray's default for `ray.init()`), ends with
+    the run and, after `listen_on_loopback()`, can't be reached from other machines. To one that is
+    joined the code travels (`code_transport`).
+
+    Args:
+        address: of a cluster to join; None: start one.
+        dashboard: of a cluster that is started.
+        sections: of the settings, for the code that they name.
+
+    Raises:
+        UserError: there is no cluster at `address`, or it can't be joined; or there is no token
+            where the environment says.
+    """
+    prepare_token(create=not address)
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    # "local": without it, Ray would join whatever cluster `ray start` has left on this machine.
+    options: dict[str, Any] = {
+        "address": "local",
+        "include_dashboard": dashboard,
+        "dashboard_host": "127.0.0.1",
+    }
+    # Ray's workers have niceness 15 by default: beside any other work, env runners hardly play.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if address:
+        check_address(address)
+        options = {"address": address, "runtime_env": runtime_environment(sections or {})}
+    with _quiet_stderr(), _own_sigterm():
+        try:
+            context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
+        except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
+            if not address:
+                raise
+            raise no_cluster(address, str(error).strip().splitlines()[0]) from None
+    try:
+        quiet()
+        offers = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        yield Cluster(
+            cpus=sum(offer.get("CPU", 0.0) for offer in offers.values()),
+            gpus=sum(offer.get("GPU", 0.0) for offer in offers.values()),
+            nodes=len(offers),
+            dashboard_url=context.dashboard_url or None,
+            joined=address is not None,
+            offers=tuple(offers.values()),
+            driver=offers.get(ray.get_runtime_context().get_node_id(), {}),
+        )
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Where SIGTERM is handled already, `ray.init()` leaves it alone. It has no option for that,
+    and would end the process in the middle of starting, with an exit code of its own."""
+    from ray._private import utils
+
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+        yield  # then Ray's handler is what ends its processes
+        return
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Holds back what Ray's C++ side writes to file descriptor 2; shown only if there is a bug."""
+    if os.environ.get("TOOLAGENT_VERBOSE") == "1":
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except (UserError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,1 @@
+"""Certifying an agent: on every problem of a finite stage, or on given ones."""

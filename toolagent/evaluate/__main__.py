@@ -1,0 +1,358 @@
+"""Certifies a checkpoint: how many problems does the greedy agent solve, out of all there are?
+
+python -m toolagent.evaluate CHECKPOINT [--problems FILE] [--json FILE]
+python -m toolagent.evaluate CHECKPOINT --reasoning-gym DATASET [--size N] [--seed S] [--json FILE]
+
+`--json` writes
+
+    {"task", "trained_stages", "stages": [{"stage", "problems", "solved", "accuracy"}]}
+
+with `trained_stages` only if the checkpoint says them. For a task that judges programs, a stage has
+besides
+
+- a share 0..1 for each judgement: `algebraically_valid`, `shortest`;
+- `complete`: the problems are all there are. If not, they are a fixed sample of the *seen* split,
+  the only one that training draws from;
+- a record of the same figures for each other split, such as `held_out`, where the stage has one.
+
+With `--problems` there is `"answers": [{"problem", "tokens", "answer", "solved"}]` in the file's
+order, with each judgement as a boolean; with `--reasoning-gym`, `"reasoning_gym"` (`Score.record`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from toolagent import cli
+from toolagent.checkpoints.policy import Policy, load_policy, write_atomically
+from toolagent.errors import UserError
+from toolagent.evaluate.problem_files import read_problems
+from toolagent.evaluate.reasoning_gym import DATASETS, MAX_SEED, Score, draw, score
+from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.certification import CHUNK, StageAccuracy, certify
+from toolagent.rollouts.play import play
+from toolagent.rollouts.trajectory import answers, describe
+from toolagent.tasks import Task
+from toolagent.tasks.oracle import shortest_programs
+from toolagent.vocabulary import names
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The greedy agent's answer to one given problem."""
+
+    problem: str  # '3*4+5'
+    tokens: list[str]  # ['MUL', 'ADD', 'ANS']
+    answer: int | None  # None: out of actions, or answered with an empty register
+    solved: bool
+    judged: dict[str, bool] = field(default_factory=dict)  # what else is told of the program
+
+    def record(self) -> dict[str, Any]:
+        """As the JSON file shows it."""
+        result = dict(vars(self))
+        return result | result.pop("judged")
+
+
+@click.command()
+@click.argument("checkpoint", type=cli.PATH)
+@click.option(
+    "--problems",
+    "problem_file",
+    metavar="FILE",
+    type=cli.PATH,
+    help="Answer these problems instead of all: CSV with the task's header, such as "
+    "stage,a,b,c,d,e (digits that a stage does not show may be empty) or expression.",
+)
+@click.option(
+    "--reasoning-gym",
+    "dataset",
+    metavar="DATASET",
+    help=f"Answer problems of the package reasoning-gym instead: {' or '.join(DATASETS)}.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="How many problems of reasoning-gym. Default: 500.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    metavar="S",
+    help="Seed of reasoning-gym's problems. Default: 0.",
+)
+@click.option(
+    "--json", "json_file", metavar="FILE", type=cli.PATH, help="Also write the result to this file."
+)
+def command(
+    checkpoint: str,
+    problem_file: str | None,
+    dataset: str | None,
+    size: int | None,
+    seed: int | None,
+    json_file: str | None,
+) -> None:
+    """Certify CHECKPOINT: run its greedy agent on every problem of every stage; where they are too
+    many, on a fixed sample.
+
+    CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint).
+    """
+    if json_file is not None:
+        check_writable(Path(json_file))
+        if problem_file is not None and _same(json_file, problem_file):
+            raise UserError(f"--json {json_file}: is the file of --problems")
+    if dataset is None:
+        for flag, value in (("--size", size), ("--seed", seed)):
+            if value is not None:
+                raise UserError(f"{flag}: only with --reasoning-gym")
+    elif problem_file is not None:
+        raise UserError("--reasoning-gym: can't be given with --problems")
+    policy = load_policy(checkpoint)
+    if json_file is not None:
+        policy.check_outside(Path(json_file))
+    torch.set_num_threads(1)  # a second saves half a second, and loses many on a busy machine
+    console = cli.console()
+    if problem_file is not None:
+        document = _given(console, policy, problem_file)
+    elif dataset is not None:
+        document = _reasoning_gym(console, policy, dataset, size or 500, seed or 0)
+    else:
+        document = _certified(console, policy)
+    if json_file is not None:
+        _write(Path(json_file), _json_text(document).encode())
+
+
+def _certified(console: Console, policy: Policy) -> dict[str, Any]:
+    """Every problem there is."""
+    stages = certify(policy.network, policy.task)
+    complete = [row for row in stages if row.complete]
+    whose = "every problem there is"
+    if len(complete) < len(stages):
+        whose = f"every problem of stages {', '.join(str(row.stage) for row in complete)}"
+    document = _report(console, policy, stages, complete, whose)
+    if policy.task.one_plan_a_stage:
+        cli.print_table(console, optimality_table(policy.task, stages))
+    return document
+
+
+def _given(console: Console, policy: Policy, problem_file: str) -> dict[str, Any]:
+    """The problems of a file."""
+    problems = read_problems(Path(problem_file), policy.task)
+    stages, answered = answer_problems(policy.network, policy.task, problems)
+    whose = f"the problems in {cli.one_line(problem_file)}"
+    document = _report(console, policy, stages, stages, whose)
+    return document | {"answers": [answer.record() for answer in answered]}
+
+
+def _reasoning_gym(
+    console: Console, policy: Policy, dataset: str, size: int, seed: int
+) -> dict[str, Any]:
+    """Problems of the package reasoning-gym."""
+    task, trained = policy.task, policy.metadata.get("trained_stages")
+    drawn = draw(task, dataset, size, seed)
+    stages, answered = answer_problems(policy.network, task, drawn.problems)
+    result = score(drawn, [answer.answer for answer in answered])
+    _print_head(console, policy)
+    cli.print_table(console, score_table(result, stages, trained))
+    console.print(f"\n{score_text(result)}", soft_wrap=True)
+    for note in cli.stage_notes(stages, trained):
+        console.print(note, soft_wrap=True)
+    return _document(policy, stages) | {"reasoning_gym": result.record()}
+
+
+def _report(
+    console: Console,
+    policy: Policy,
+    stages: list[StageAccuracy],
+    counted: Sequence[StageAccuracy],
+    whose: str,
+) -> dict[str, Any]:
+    """Prints the table of the stages and the sum of those `counted`; returns the JSON document."""
+    task, trained = policy.task, policy.metadata.get("trained_stages")
+    _print_head(console, policy)
+    cli.print_table(console, cli.stage_table(task, stages, trained))
+    console.print()
+    if counted:
+        solved, total = sum(row.solved for row in counted), sum(row.problems for row in counted)
+        console.print(f"{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
+    for note in cli.stage_notes(stages, trained):
+        console.print(note, soft_wrap=True)
+    console.print()
+    return _document(policy, stages)
+
+
+def _print_head(console: Console, policy: Policy) -> None:
+    console.print(
+        f"task {policy.task.name}, checkpoint {cli.one_line(policy.place)}\n", soft_wrap=True
+    )
+
+
+def _document(policy: Policy, stages: Iterable[StageAccuracy]) -> dict[str, Any]:
+    """What every JSON file has."""
+    document: dict[str, Any] = {"task": policy.task.name}
+    if policy.metadata.get("trained_stages") is not None:
+        document["trained_stages"] = policy.metadata["trained_stages"]
+    return document | {"stages": [row.record() for row in stages]}
+
+
+def optimality_table(task: Task, stages: Iterable[StageAccuracy]) -> Table:
+    """How long the agent's right programs are, beside the shortest plan that solves the stage.
+
+    The plans come from an exhaustive search (`tasks.oracle`); the agent knows nothing of them.
+    """
+    table = cli.table(
+        "stage",
+        "shortest plan",
+        "its length",
+        "agent's mean",
+        "solved at it",
+        right=("its length", "agent's mean", "solved at it"),
+    )
+    for row in stages:
+        plans = shortest_programs(task, row.stage)
+        mean = sum(length * count for length, count in enumerate(row.solved_in))
+        best = row.solved_in[len(plans[0])] if plans else 0
+        table.add_row(
+            str(row.stage),
+            names(plans[0]) if plans else "none exists",
+            str(len(plans[0])) if plans else "-",
+            f"{mean / row.solved:.2f}" if row.solved else "-",
+            cli.accuracy_text(best, row.problems) if plans else "-",
+        )
+    return table
+
+
+def answer_problems(
+    network: AgentNetwork, task: Task, problems: Any
+) -> tuple[list[StageAccuracy], list[Answer]]:
+    """Plays the given problems greedily.
+
+    Returns:
+        One count for each stage that occurs, and one answer a problem in their order.
+    """
+    answered: list[Answer] = []
+    for start in range(0, len(problems), CHUNK):
+        part = problems.take(np.arange(start, min(start + CHUNK, len(problems))))
+        batch = play(network, task, part)
+        judged = task.judge(part, batch.actions, batch.lengths)
+        for row, answer in enumerate(answers(task, part, batch)):
+            program = batch.actions[row, : batch.lengths[row]]
+            answered.append(
+                Answer(
+                    problem=describe(task, part, row)[1],
+                    tokens=names(program).split(),
+                    answer=answer,
+                    solved=bool(batch.solved[row]),
+                    judged={name: bool(right[row]) for name, right in judged.items()},
+                )
+            )
+    stages = []
+    for stage in np.unique(problems.stage):
+        of_stage = [answered[row] for row in np.flatnonzero(problems.stage == stage)]
+        stages.append(
+            StageAccuracy(
+                int(stage),
+                len(of_stage),
+                sum(answer.solved for answer in of_stage),
+                judged={
+                    name: sum(answer.judged[name] for answer in of_stage)
+                    for name in task.judgements
+                },
+            )
+        )
+    return stages, answered
+
+
+def check_writable(file: Path) -> None:
+    """Refuses, before any work is done, a file that could not be written.
+
+    Raises:
+        UserError: its folder is missing or not writable, or it is a folder itself.
+    """
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; expected the name of a file to write")
+    if not file.parent.is_dir():
+        raise UserError(f"cannot write {file}: there is no folder '{file.parent}'")
+    try:
+        there = file.stat() is not None
+    except FileNotFoundError:
+        there = False
+    if not os.access(file if there else file.parent, os.W_OK):
+        raise UserError(f"cannot write {file}: permission denied")
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def score_table(
+    result: Score, stages: Sequence[StageAccuracy], trained: Container[int] | None
+) -> Table:
+    """The package's score by number of operands, beside what else is counted."""
+    judgements = cli.judgements_of(stages)
+    right = ("operands", "problems", "mean score", "accuracy", *judgements, "passed over")
+    table = cli.table(*right, right=right)
+    for row, of_package in zip(stages, result.operands, strict=True):
+        table.add_row(
+            f"{row.stage}{cli.star(row.stage, trained)}",
+            f"{row.problems:,}",
+            f"{of_package.mean_score:.3f}",
+            cli.accuracy_text(row.solved, row.problems),
+            *cli.judged_cells(row),
+            f"{of_package.drawn - of_package.problems:,}",
+        )
+    return table
+
+
+def score_text(result: Score) -> str:
+    """What the package's score says, and beside it how its problems were restricted."""
+    drawn = result.drawn
+    text = (
+        f"reasoning-gym {drawn.version}, {drawn.name}, seed {drawn.seed}: mean score "
+        f"{result.mean_score:.3f} on {len(drawn.entries):,} problems\n"
+        f"restricted to what the task has: {drawn.restriction}\n"
+    )
+    if not drawn.passed_over:
+        return text + "every problem drawn can be posed"
+    faults = ", ".join(f"{fault} {count:,}" for fault, count in drawn.passed_over.items())
+    return text + (
+        f"{drawn.passed_over.total():,} of {drawn.drawn.total():,} drawn can't be posed and were "
+        f"passed over: {faults}\n"
+        f"(each of them counted as wrong: mean score {result.mean_score_of_all_drawn:.3f})"
+    )
+
+
+def _json_text(document: dict[str, Any]) -> str:
+    """JSON with one line for each entry of a list, as a person would compare two such files."""
+    parts = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            entries = ",\n".join(f"    {json.dumps(entry)}" for entry in value)
+            text = f"[\n{entries}\n  ]"
+        parts.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Atomically, unless the name is a link or a device, which is to stay what it is."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        file.write_bytes(data)
+    else:
+        write_atomically(file, data)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(command))

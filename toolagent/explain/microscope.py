@@ -1,0 +1,93 @@
+"""Everything about one episode, token by token: what was seen, what was right, what else could be.
+
+The oracle and the other futures are for people who look at an agent; nothing of it is learned from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.forced import hidden_states, play_on
+from toolagent.rollouts.trajectory import Step, Trajectory, answers
+from toolagent.tasks import Task
+from toolagent.vocabulary import TOKEN_NAMES, names
+
+
+@dataclass(frozen=True)
+class Future:
+    """A whole episode in which one token was another."""
+
+    tokens: tuple[int, ...]
+    answer: int | None
+    solved: bool
+
+
+@dataclass(frozen=True)
+class Look:
+    """One step under the microscope."""
+
+    number: int  # from 1
+    step: Step
+    hidden: tuple[float, ...]  # (S,) that the token was chosen from
+    oracle: tuple[int, ...] | None  # the shortest right rest from here; None if there is none
+    instead: Future  # with the runner-up in this token's place, and greedily on
+
+    @property
+    def agrees(self) -> bool:
+        """The token is the oracle's. (Another one may be as good.)"""
+        return self.oracle is not None and self.oracle[0] == self.step.token
+
+
+def look_at(network: AgentNetwork, task: Task, problems: Any, recorded: Trajectory) -> list[Look]:
+    """A look at each step of the episode on the one problem."""
+    tokens, steps = recorded.tokens, recorded.steps
+    forced = np.tile(np.array(tokens), (len(steps), 1))  # (T, T): row t differs at its token t
+    np.fill_diagonal(forced, [step.runner_up for step in steps])
+    repeated = problems.take(np.zeros(len(steps), np.int64))
+    others = play_on(network, task, repeated, forced, np.arange(1, len(steps) + 1))
+    answered = answers(task, repeated, others)
+    hidden = hidden_states(network, problems, np.array([tokens]))[0]
+    return [
+        Look(
+            number=row + 1,
+            step=step,
+            hidden=tuple(hidden[row].tolist()),
+            oracle=task.continuation(problems, 0, tokens[:row]),
+            instead=Future(
+                tuple(others.actions[row, : others.lengths[row]].tolist()),
+                answered[row],
+                bool(others.solved[row]),
+            ),
+        )
+        for row, step in enumerate(steps)
+    ]
+
+
+def record(look: Look) -> dict[str, Any]:
+    """A look as a row of a table: `--parquet` and `--json`."""
+    step = look.step
+    return {
+        "step": look.number,
+        "token": TOKEN_NAMES[step.token],
+        "probability": step.probability,
+        "probabilities": list(step.probabilities),
+        "value": step.value,
+        "reward": step.reward,
+        "registers": dict(step.registers),
+        "oracle": None if look.oracle is None else names(look.oracle).split(),
+        "runner_up": TOKEN_NAMES[step.runner_up],
+        "runner_up_probability": step.runner_up_probability,
+        "instead_tokens": names(look.instead.tokens).split(),
+        "instead_answer": look.instead.answer,
+        "instead_solved": look.instead.solved,
+        "hidden": list(look.hidden),
+    }
+
+
+def percentages(step: Step) -> list[str]:
+    """The 18 probabilities in whole per cent, rounded down; '.' below one."""
+    return [str(int(100 * share)) if share >= 0.01 else "." for share in step.probabilities]

@@ -1,0 +1,144 @@
+"""Writes a checkpoint in forms that need neither Ray nor this project.
+
+python -m toolagent.export CHECKPOINT --output-dir DIR
+
+DIR then holds `model.safetensors` and the model card `policy.json` (together a checkpoint),
+`begin.onnx` and `step.onnx` (reading a problem, and one decoding step), `episode.onnx` (a whole
+greedy episode), and `player.py`, which needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+
+from toolagent import cli
+from toolagent.checkpoints.policy import (
+    POLICY_FILE,
+    WEIGHTS_FILE,
+    Policy,
+    load_policy,
+    weights_file,
+)
+from toolagent.checkpoints.run_folder import new_folder
+from toolagent.checkpoints.storage import is_uri
+from toolagent.errors import UserError
+from toolagent.export import player
+from toolagent.export.card import model_card
+from toolagent.files import write_atomically
+from toolagent.rollouts.certification import certify
+
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+
+
+@click.command()
+@click.argument("checkpoint", type=cli.PATH)
+@click.option(
+    "--output-dir",
+    required=True,
+    metavar="DIR",
+    type=cli.PATH,
+    help="A new or empty folder.",
+)
+def command(checkpoint: str, output_dir: str) -> int:
+    """Export CHECKPOINT as safetensors with a model card, as ONNX, and with a player that needs
+    NumPy alone; then play all of them on every problem there is and compare their tokens.
+
+    CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint).
+    """
+    if not output_dir:
+        raise UserError("--output-dir: is empty; name a folder")
+    if is_uri(output_dir):
+        raise UserError(f"--output-dir {output_dir}: name a folder on this machine")
+    policy = load_policy(checkpoint)
+    folder = new_folder(Path(output_dir), policy.task.name, None)
+    policy.check_outside(folder)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: not installed; pip install 'toolagent[export]'")
+    kind = type(policy.network).__name__
+    if policy.task.name not in player.TASKS or kind not in player.NETWORKS:
+        raise UserError(f"there is no player for a {kind} on task '{policy.task.name}'")
+    return export(policy, folder, cli.console())
+
+
+def export(policy: Policy, output_dir: Path, console: Console) -> int:
+    """Writes the folder, which appears whole; prints what is in it and how it compares.
+
+    Returns:
+        The exit code: 1 if an artefact writes other tokens than the checkpoint.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    from toolagent.export.check import compare  # onnxruntime
+    from toolagent.export.graphs import write_graphs
+
+    torch.set_num_threads(1)  # the network is small
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+    except OSError as error:
+        raise UserError(f"--output-dir {output_dir}: can't be written ({error.strerror})") from None
+    try:
+        (temporary / WEIGHTS_FILE).write_bytes(weights_file(policy.network))
+        (temporary / "player.py").write_text(
+            player.source(type(policy.network).__name__, policy.task.name), encoding="utf-8"
+        )
+        write_graphs(policy.network, policy.task, temporary)
+        stages = certify(policy.network, policy.task)
+        card = model_card(policy, stages, temporary)
+        _write_card(temporary, card)
+        compared = compare(policy.network, policy.task, temporary)
+        shutil.rmtree(temporary / "__pycache__", ignore_errors=True)
+        _write_card(temporary, card | {"compared": compared.record()})
+        temporary.chmod(0o755)
+        os.replace(temporary, output_dir)  # an empty folder may be there
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+    trained = policy.metadata.get("trained_stages")
+    console.print(
+        f"task {policy.task.name}, checkpoint {cli.one_line(policy.place)}\n"
+        f"exported to {cli.one_line(output_dir)}\n",
+        soft_wrap=True,
+    )
+    cli.print_table(console, cli.stage_table(policy.task, stages, trained))
+    for note in cli.stage_notes(stages, trained):
+        console.print(note, soft_wrap=True)
+    which = "every problem there is" if compared.complete else "a fixed sample"
+    console.print(f"\nthe checkpoint's greedy tokens on {which}:", soft_wrap=True)
+    table = cli.table("file", "size", "identical", right=("size", "identical"))
+    for name, count in compared.identical.items():
+        size = (output_dir / name).stat().st_size
+        table.add_row(name, f"{size / 1000:,.0f} kB", f"{count:,}/{compared.problems:,}")
+    table.add_row(
+        "player.py, its answers", "", f"{compared.answers_identical:,}/{compared.problems:,}"
+    )
+    cli.print_table(console, table)
+    console.print(
+        f"\nthe two best logits are at least {compared.smallest_margin:.2g} apart; "
+        f"torch's and ONNX's differ\nby at most {compared.largest_difference:.2g}",
+        soft_wrap=True,
+    )
+    if not compared.all_identical:
+        console.print("they differ: see `compared` in policy.json", style="bold red")
+        return 1
+    return 0
+
+
+def _write_card(folder: Path, card: dict) -> None:
+    write_atomically(folder / POLICY_FILE, (json.dumps(card, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(command))

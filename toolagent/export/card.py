@@ -1,0 +1,71 @@
+"""The model card: what a checkpoint's `policy.json` says, and what one needs who has only that.
+
+The folder that it lies in is a checkpoint itself: `evaluate`, `explain` and `--init-from` read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from toolagent.checkpoints.policy import POLICY_FILE, WEIGHTS_FILE, Policy
+from toolagent.rollouts.certification import StageAccuracy
+from toolagent.tasks import Task
+from toolagent.vocabulary import TOKEN_NAMES
+
+
+def model_card(policy: Policy, stages: Iterable[StageAccuracy], folder: Path) -> dict[str, Any]:
+    """The card, without what is found out by comparing the artefacts.
+
+    Args:
+        policy: what is exported.
+        stages: its accuracy, counted now.
+        folder: with all files of the export but the card.
+    """
+    tensors = policy.network.state_dict()
+    task = policy.task
+    return {
+        **policy.metadata,
+        "stages": [row.record() for row in stages],
+        "formulas": {str(stage): task.formula(stage) for stage in task.stages},
+        "vocabulary": list(TOKEN_NAMES),
+        "context_vocabulary": [*TOKEN_NAMES, "(", ")"][: task.context_vocabulary],
+        "context_length": task.context_length,
+        "action_limits": action_limits(task),
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "tensors": {
+            name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for name, tensor in tensors.items()
+        },
+        "training_record": training_record(policy),
+        "files_sha256": {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(folder.iterdir())
+            if file.name not in (POLICY_FILE, WEIGHTS_FILE)
+        },
+    }
+
+
+def action_limits(task: Task) -> dict[str, int]:
+    """The most actions of an episode, by stage."""
+    limits = task.action_limit(task.check_stage([*task.stages]))
+    return {str(stage): int(limit) for stage, limit in zip(task.stages, limits, strict=True)}
+
+
+def training_record(policy: Policy) -> dict[str, Any]:
+    """How the weights came about: the checkpoint's record, and that of the run around it."""
+    keys = ("env_steps", "iteration", "seed", "trained_stages", "config_sha256", "created")
+    record: dict[str, Any] = {key: policy.metadata.get(key) for key in keys}
+    summary = policy.folder.resolve().parent.parent / "summary.json"
+    try:
+        run = json.loads(summary.read_text(encoding="utf-8"))
+        named = Path(run["checkpoint"]).name == policy.folder.resolve().name
+    except (OSError, ValueError, KeyError, TypeError):  # a checkpoint needs no run around it
+        return record | policy.metadata.get("training_record", {})
+    if named:
+        kept = ("wall_time_s", "env_steps_per_s", "stopped_by", "stages")
+        record["run"] = {key: run[key] for key in kept if key in run}
+    return record

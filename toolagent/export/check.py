@@ -1,0 +1,181 @@
+"""Plays every exported form of an agent on the same problems and compares the tokens.
+
+Batches of other sizes, and other libraries, round otherwise: logits differ in their last digits.
+Where the two best tokens are nearer to each other than that, the choice between them is arbitrary.
+So both are measured: the margin between the two best tokens, and how far the logits differ.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from toolagent.checkpoints.policy import WEIGHTS_FILE, load_policy
+from toolagent.export.graphs import BEGIN, EPISODE, STEP
+from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.rollouts.play import play
+from toolagent.rollouts.trajectory import answers
+from toolagent.tasks import Task
+from toolagent.vocabulary import ANS, CTX
+
+SAMPLE_SIZE = 10_000  # where the problems can't be listed
+CHUNK = 1_000
+PLAYER = "player.py"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many problems get exactly the checkpoint's greedy tokens."""
+
+    problems: int
+    complete: bool  # all there are; else a fixed sample of all stages and splits
+    identical: dict[str, int]  # problems by artefact
+    answers_identical: int  # problems on which the player's answer is the machine's
+    smallest_margin: float  # between the two best logits, over all steps
+    largest_difference: float  # between the logits of torch and of the ONNX step, over all steps
+
+    @property
+    def all_identical(self) -> bool:
+        """No artefact differs anywhere."""
+        counts = (*self.identical.values(), self.answers_identical)
+        return all(count == self.problems for count in counts)
+
+    def record(self) -> dict[str, Any]:
+        """As the model card shows it."""
+        return asdict(self)
+
+
+def compare(network: AgentNetwork, task: Task, folder: Path) -> Comparison:
+    """Compares what lies in a folder with the network that it was exported from."""
+    exported = load_policy(folder).network
+    begin, step, episode = (_session(folder / name) for name in (BEGIN, STEP, EPISODE))
+    player = load_player(folder)
+    card, weights = player.load(folder)
+    numpy_network = player.Network(weights, card["network"])
+    identical: dict[str, int] = dict.fromkeys((WEIGHTS_FILE, STEP, EPISODE, PLAYER), 0)
+    total, right_answers, margin, difference = 0, 0, np.inf, 0.0
+    for problems in checked_problems(task):
+        batch = play(network, task, problems)
+        total += len(batch)
+        programs = _programs(batch)
+        asked = {
+            "context": problems.context.astype(np.int64),
+            "stage": problems.stage.astype(np.int64),
+        }
+        logits = _logits(network, problems, batch)
+        best, second = np.sort(logits, -1)[:, :, [-1, -2]].transpose(2, 0, 1)
+        counts = np.arange(batch.actions.shape[1]) < batch.lengths[:, None]
+        margin = min(margin, float((best - second)[counts].min()))
+
+        tokens, lengths = map(np.asarray, episode.run(None, asked))
+        written = player.play(numpy_network, card, asked["context"], asked["stage"])
+        onnx_logits = _onnx_logits(begin, step, asked, batch)
+        difference = max(difference, float(np.abs(onnx_logits - logits)[counts].max()))
+        others = {
+            WEIGHTS_FILE: _programs(play(exported, task, problems)),
+            STEP: _greedy(begin, step, asked, task.action_limit(problems.stage)),
+            EPISODE: [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)],
+            PLAYER: written,
+        }
+        for name, theirs in others.items():
+            identical[name] += sum(a == b for a, b in zip(programs, theirs, strict=True))
+        shown = [row[: row.index(CTX)] for row in problems.context.tolist()]
+        right_answers += sum(
+            player.answer(problem, stage, program) == answer
+            for problem, stage, program, answer in zip(
+                shown,
+                problems.stage.tolist(),
+                written,
+                answers(task, problems, batch),
+                strict=True,
+            )
+        )
+    complete = all(task.num_problems(stage) is not None for stage in task.stages)
+    return Comparison(total, complete, identical, right_answers, margin, difference)
+
+
+def checked_problems(task: Task) -> Iterator[Any]:
+    """All problems in parts; or a fixed sample of every stage and split if they can't be listed."""
+    if all(task.num_problems(stage) is not None for stage in task.stages):
+        for stage in task.stages:
+            for start in range(0, task.num_problems(stage) or 0, CHUNK):
+                yield task.problems(stage, start, start + CHUNK)
+        return
+    kinds = [(stage, split) for stage in task.stages for split in task.splits_of(stage)]
+    rng = np.random.default_rng(np.random.SeedSequence(0xE7B0, spawn_key=(0,)))
+    for number, (stage, split) in enumerate(kinds):
+        count = SAMPLE_SIZE * (number + 1) // len(kinds) - SAMPLE_SIZE * number // len(kinds)
+        yield task.sample(rng, np.full(count, stage, np.int8), split)
+
+
+def load_player(folder: Path) -> Any:
+    """The module `player.py` of an exported folder: this project's own file, just written."""
+    spec = importlib.util.spec_from_file_location("exported_player", folder / PLAYER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _session(file: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(os.fspath(file), options, ["CPUExecutionProvider"])
+
+
+def _programs(batch: EpisodeBatch) -> list[list[int]]:
+    return [row[:length].tolist() for row, length in zip(batch.actions, batch.lengths, strict=True)]
+
+
+@torch.no_grad()
+def _logits(network: AgentNetwork, problems: Any, batch: EpisodeBatch) -> np.ndarray:
+    """(B, T, 18) of the steps that were played, 0 behind them."""
+    logits, _ = network.unroll_episodes(
+        torch.from_numpy(problems.context),
+        torch.from_numpy(problems.stage),
+        torch.from_numpy(batch.actions),
+        torch.from_numpy(batch.lengths),
+    )
+    return logits.numpy()
+
+
+def _onnx_begin(session: Any, asked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Hidden state and encoding; a network that does not look at the stage has no input for it."""
+    wanted = {put.name for put in session.get_inputs()}
+    values = session.run(None, {name: asked[name] for name in wanted})
+    return dict(zip([put.name for put in session.get_outputs()], values, strict=True))
+
+
+def _onnx_logits(begin: Any, step: Any, asked: dict, batch: EpisodeBatch) -> np.ndarray:
+    """(B, T, 18) of the step graph along the actions that were played."""
+    state, result = _onnx_begin(begin, asked), []
+    previous = np.full(len(batch), CTX)
+    for column in batch.actions.T.astype(np.int64):
+        logits, _, hidden = step.run(None, {"previous_token": previous, **state})
+        state["hidden"], previous = hidden, column
+        result.append(logits)
+    return np.stack(result, 1)
+
+
+def _greedy(begin: Any, step: Any, asked: dict, limits: np.ndarray) -> list[list[int]]:
+    """Programs written with the step graph alone."""
+    state, token = _onnx_begin(begin, asked), np.full(len(limits), CTX)
+    written = []
+    for _ in range(int(limits.max())):
+        logits, _, state["hidden"] = step.run(None, {"previous_token": token, **state})
+        token = logits.argmax(1)
+        written.append(token)
+    ended = np.stack([*written, np.full_like(token, ANS)], 1) == ANS
+    lengths = np.minimum(ended.argmax(1) + 1, limits)
+    rows = np.stack(written, 1)
+    return [row[:length].tolist() for row, length in zip(rows, lengths, strict=True)]

@@ -1,0 +1,58 @@
+"""Plays an exported agent; needs NumPy, and the two files beside this one.
+
+python player.py FLAG PROBLEM   prints the program that the agent writes, and its answer.
+Shapes: B problems (all are played at once), L context tokens, D the network's width."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from toolagent.export.player.calculator import FLAG, answer, read
+from toolagent.export.player.stage_gru import Network
+from toolagent.vocabulary import ANS, CTX, EOS
+
+
+def load(folder):
+    """The card, and the weights: 8 bytes, the length of a JSON header, and then the numbers."""
+    card = json.loads((folder / "policy.json").read_bytes())
+    data = (folder / "model.safetensors").read_bytes()
+    if card.get("format") != 1 or "action_limits" not in card:
+        raise ValueError("policy.json is no card of an exported agent, or one of another version")
+    if hashlib.sha256(data).hexdigest() != card["weights_sha256"]:
+        raise ValueError("policy.json does not fit model.safetensors: its SHA-256 is another")
+    begin, weights = 8 + int.from_bytes(data[:8], "little"), {}
+    for name, entry in json.loads(data[8:begin]).items():
+        if name != "__metadata__":
+            start, stop = (begin + offset for offset in entry["data_offsets"])
+            weights[name] = np.frombuffer(data[start:stop], "<f4").reshape(entry["shape"])
+    return card, weights
+
+
+def play(network, card, context, stage):
+    """The most probable tokens, one after the other: a list of B programs."""
+    token, state = np.full(len(context), CTX), network.begin(context, stage)
+    limits = np.array([card["action_limits"][str(s)] for s in stage.tolist()])
+    tokens = np.full((len(context), limits.max() + 1), ANS)  # the last one ends every search below
+    for step in range(limits.max()):
+        logits, state = network.step(token, state)
+        tokens[:, step] = token = logits.argmax(1)
+    lengths = np.minimum((tokens == ANS).argmax(1) + 1, limits)
+    return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+
+
+if __name__ == "__main__":
+    try:
+        if len(sys.argv) != 3 or sys.argv[1] != FLAG:
+            raise ValueError(f"expected {FLAG} and a problem")
+        problem, stage = read(sys.argv[2])
+        card, weights = load(Path(__file__).parent)
+    except (OSError, ValueError) as error:
+        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    context = [*problem, CTX, *[EOS] * (card["context_length"] - len(problem) - 1)]
+    network = Network(weights, card["network"])
+    (program,) = play(network, card, np.array([context]), np.array([stage]))
+    print(" ".join(card["vocabulary"][token] for token in program))
+    print("answer:", answer(problem, stage, program))

@@ -1,0 +1,89 @@
+"""What runs learned, as one HTML page: `python -m toolagent.report DIR...`.
+
+The page needs nothing but itself: no network, no other file. Beside it, in a folder of the same
+name, its charts lie as PNGs. A run writes its own `DIR/report.html` at its end; the command makes
+it again, makes it for a run that was killed, and puts several runs (seeds, say) side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from toolagent import cli
+from toolagent.errors import UserError
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="DIR...", type=cli.PATH)
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=cli.PATH,
+    help="The page to write. Default: DIR/report.html; needed where several runs are given.",
+)
+def command(runs: tuple[str, ...], output: str | None) -> None:
+    """Write one HTML page on what the runs in DIR... learned, several of them side by side."""
+    from toolagent.checkpoints.run_folder import REPORT
+    from toolagent.report.page import write_report
+    from toolagent.report.run_files import read_run
+
+    paths = [Path(run) for run in runs]
+    for path in paths:
+        # Not Path.resolve(), which raises for a link to itself.
+        if [os.path.realpath(other) for other in paths].count(os.path.realpath(path)) > 1:
+            raise UserError(f"{path}: is named twice")
+    if output is None and len(paths) > 1:
+        raise UserError("several runs: name the page to write with --output FILE")
+    records = [read_run(path) for path in paths]
+    file = Path(output) if output is not None else paths[0] / REPORT
+    _check_writable(file)
+    _check_own_files(file, paths)
+    written = write_report(records, file)
+    console = cli.console()
+    for record in records:
+        for note in record.notes:
+            console.print(f"{cli.one_line(record.path)}: {cli.one_line(note)}", soft_wrap=True)
+    console.print(f"wrote {cli.one_line(file)}", soft_wrap=True)
+    if len(written) > 1:
+        folder = cli.one_line(written[1].parent)
+        console.print(f"      {len(written) - 1} charts in {folder}", soft_wrap=True)
+
+
+def _check_writable(file: Path) -> None:
+    """Refuses, before anything is drawn, a page that could not be written."""
+    if file.is_dir():
+        raise UserError(f"--output {file}: is a folder; name a file")
+    if not file.parent.is_dir():
+        raise UserError(f"--output {file}: there is no folder '{file.parent}'")
+    if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        raise UserError(f"{file}: can't be written")
+    charts = file.with_suffix("")
+    if charts != file and charts.exists() and not charts.is_dir():
+        raise UserError(f"{charts}: is a file; the page's charts go into a folder of that name")
+
+
+def _check_own_files(file: Path, runs: list[Path]) -> None:
+    """Refuses a page that would take the place of what it is made from."""
+    from toolagent.checkpoints.run_folder import (
+        BEHAVIOUR,
+        CHECKPOINTS,
+        CONFIG,
+        ENVIRONMENT,
+        PROGRESS,
+        SUMMARY,
+    )
+
+    for run in runs:
+        for name in (BEHAVIOUR, CONFIG, ENVIRONMENT, PROGRESS, SUMMARY):
+            if os.path.realpath(file) == os.path.realpath(run / name):
+                raise UserError(f"--output {file}: is a file of the run; name another one")
+        if os.path.realpath(file.with_suffix("")).startswith(os.path.realpath(run / CHECKPOINTS)):
+            raise UserError(f"--output {file}: is where the run's checkpoints are; write elsewhere")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(command))

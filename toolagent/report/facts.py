@@ -1,0 +1,251 @@
+"""What follows from a run's files: the tables of the report, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from toolagent.checkpoints.stops import STOPPED_BY
+from toolagent.cli import accuracy_text
+from toolagent.report.run_files import RunRecord
+from toolagent.tasks import TASKS, get_task
+from toolagent.tasks.oracle import shortest_programs
+from toolagent.vocabulary import names
+
+TOOLS = ("MUL", "ADD", "SUB", "STO", "RCL", "ANS")
+MAX_CHANGES = 25  # of the most frequent program, shown for each stage
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of cells; those under `numbers` are flush right."""
+
+    caption: str
+    headings: list[str]
+    rows: list[list[str]]
+    numbers: frozenset[int] = frozenset()  # columns
+    note: str = ""
+
+
+def headline(run: RunRecord) -> str:
+    """What the run came to, in one sentence."""
+    last = run.rows[-1]
+    if run.summary is None:
+        return f"{last.env_steps:,} env steps in {last.time_s:.1f} s so far; it has not ended."
+    stopped = STOPPED_BY.get(run.summary.stopped_by, run.summary.stopped_by)
+    return (
+        f"{run.summary.env_steps:,} env steps in {run.summary.wall_time_s:.1f} s "
+        f"({run.summary.env_steps_per_s:,.0f} steps/s). Stopped: {stopped}."
+    )
+
+
+def formula(run: RunRecord, stage: int) -> str:
+    """What the stage asks for."""
+    if run.task in TASKS and stage in get_task(run.task).stages:
+        return get_task(run.task).formula(stage)
+    return ""
+
+
+def stages_of(runs: Iterable[RunRecord]) -> list[int]:
+    """Every stage that was measured in any of the runs."""
+    return sorted({stage for run in runs for row in run.measured for stage in row.accuracy})
+
+
+def overview(runs: list[RunRecord]) -> Table:
+    """A row a run."""
+    stages = sorted({s.stage for run in runs if run.summary for s in run.summary.stages})
+    rows = []
+    for run in runs:
+        last, summary = run.rows[-1], run.summary
+        by_stage = {s.stage: s for s in summary.stages} if summary else {}
+        cells = [run.name, str(run.seed), run.algorithm]
+        cells += [summary.stopped_by if summary else "not ended"]
+        cells += [f"{last.env_steps:,}", f"{last.time_s:,.1f}"]
+        cells += [f"{last.env_steps / max(last.time_s, 1e-9):,.0f}"]
+        for stage in stages:
+            found = by_stage.get(stage)
+            cells.append(accuracy_text(found.solved, found.problems) if found else "-")
+        rows.append(cells)
+    headings = ["run", "seed", "algorithm", "ended by", "env steps", "seconds", "steps/s"]
+    headings += [f"stage {stage}" for stage in stages]
+    numbers = frozenset({1, *range(4, len(headings))})
+    return Table("The runs, and the accuracy of each stage at the end", headings, rows, numbers)
+
+
+def accuracies(run: RunRecord) -> Table:
+    """Every stage at the end: certified where all problems were played."""
+    if run.summary is None:
+        rows = [
+            [str(stage), formula(run, stage), f"{100 * share:.1f}%"]
+            for stage, share in (run.measured[-1].accuracy if run.measured else {}).items()
+        ]
+        return Table(
+            "Accuracy at the last measurement, on a sample of fresh problems",
+            ["stage", "problem", "accuracy"],
+            rows,
+            frozenset({0, 2}),
+        )
+    rows, judged = [], any(s.algebraically_valid is not None for s in run.summary.stages)
+    for stage in run.summary.stages:
+        for counts, what in (
+            (stage, formula(run, stage.stage)),
+            (stage.held_out, "held out of training"),
+        ):
+            if counts is None:
+                continue
+            whole = counts is stage and stage.complete
+            cells = [str(stage.stage), what, f"{counts.solved:,}/{counts.problems:,}"]
+            cells += [accuracy_text(counts.solved, counts.problems)]
+            cells += ["every problem" if whole else "a fixed sample"]
+            if judged:
+                share = counts.algebraically_valid
+                cells.append("-" if share is None else f"{100 * share:.2f}%")
+            first = stage.first_solved_env_steps if counts is stage else None
+            cells.append("-" if first is None else f"{first:,}")
+            rows.append(cells)
+    headings = ["stage", "problem", "solved", "accuracy", "counted on"]
+    headings += ["algebraically valid"] * judged + ["first solved at env step"]
+    numbers = frozenset({0, 2, 3, *range(5, len(headings))})
+    return Table("Greedy accuracy at the end", headings, rows, numbers)
+
+
+def optimality(run: RunRecord) -> Table | None:
+    """How long the right programs are, beside the shortest plan; None if that is not known."""
+    if run.behaviour is None or run.summary is None or run.task not in TASKS:
+        return None
+    task, problems = get_task(run.task), {s.stage: s for s in run.summary.stages}
+    rows = []
+    for stage in run.behaviour.stages:
+        counts = problems.get(stage.stage)
+        if counts is None or stage.stage not in task.stages:
+            continue
+        solved = sum(stage.solved_in)
+        actions = sum(n * count for n, count in enumerate(stage.solved_in))
+        plan, length, best = "a plan of its own for every problem", "-", "-"
+        if task.one_plan_a_stage:
+            plans = _shortest(run.task, stage.stage)
+            plan, length = (names(plans[0]), str(len(plans[0]))) if plans else ("none exists", "-")
+            if plans and len(plans[0]) < len(stage.solved_in):
+                best = accuracy_text(stage.solved_in[len(plans[0])], counts.problems)
+        elif counts.shortest is not None:
+            best = f"{100 * counts.shortest:.2f}%"
+        text = f"{actions / solved:.2f}" if solved else "-"
+        rows.append([str(stage.stage), plan, length, text, best])
+    return Table(
+        "Length of the right programs against the shortest plan, from an exhaustive search",
+        ["stage", "shortest plan", "its length", "agent's mean", "solved at it"],
+        rows,
+        frozenset({0, 2, 3, 4}),
+    )
+
+
+@cache
+def _shortest(task: str, stage: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(shortest_programs(get_task(task), stage))
+
+
+def tools_first_used(run: RunRecord) -> Table | None:
+    """At which env step the greedy agent first used each tool, and how much it does at the end."""
+    measured = [row for row in run.rows if row.programs]
+    if not measured:
+        return None
+    stages = sorted({stage for row in measured for stage in row.programs})
+    rows = []
+    for tool in TOOLS:
+        cells = [tool]
+        for stage in stages:
+            seen = [row for row in measured if stage in row.programs]
+            first = next((r for r in seen if r.programs[stage].tools.get(tool, 0) > 0), None)
+            end = seen[-1].programs[stage].tools.get(tool, 0.0)
+            cells.append("never" if first is None else f"{first.env_steps:,} ({_percent(end)})")
+        rows.append(cells)
+    return Table(
+        "Env step at which a greedy program first used the tool (share of programs with it at "
+        "the end)",
+        ["tool", *(f"stage {stage}" for stage in stages)],
+        rows,
+        frozenset(range(1, len(stages) + 1)),
+        "As of the measurements; explorers, which try every tool from the start, are not counted.",
+    )
+
+
+def programs_over_time(run: RunRecord) -> list[Table]:
+    """For each stage: whenever another greedy program became the most frequent one."""
+    tables = []
+    for stage in sorted({stage for row in run.rows for stage in row.programs}):
+        changes: list[list[str]] = []
+        before = None
+        for row in run.rows:
+            found = row.programs.get(stage)
+            if found is None or found.program == before:
+                continue
+            before = found.program
+            accuracy = row.accuracy.get(stage)
+            changes.append(
+                [
+                    f"{row.env_steps:,}",
+                    found.program,
+                    _percent(found.share),
+                    "-" if accuracy is None else f"{100 * accuracy:.1f}%",
+                ]
+            )
+        note = ""
+        if len(changes) > MAX_CHANGES:
+            note = f"The last {MAX_CHANGES} of {len(changes):,} changes."
+            changes = changes[-MAX_CHANGES:]
+        what = formula(run, stage)
+        tables.append(
+            Table(
+                f"Stage {stage}{f', {what}' if what else ''}: the most frequent greedy program",
+                ["from env step", "program", "its share", "accuracy then"],
+                changes,
+                frozenset({0, 2, 3}),
+                note,
+            )
+        )
+    return tables
+
+
+def events(run: RunRecord) -> Table | None:
+    """What the curriculum did."""
+    rows = [
+        [f"{row.env_steps:,}", f"{row.time_s:.1f}", row.curriculum_event]
+        for row in run.rows
+        if row.curriculum_event
+    ]
+    if not rows:
+        return None
+    note = ""
+    if len(rows) > MAX_CHANGES:
+        note = f"The last {MAX_CHANGES} of {len(rows):,} events."
+    headings = ["env step", "seconds", "what happened"]
+    return Table("Curriculum", headings, rows[-MAX_CHANGES:], frozenset({0, 1}), note)
+
+
+def environment(run: RunRecord) -> list[Table]:
+    """One table a session."""
+    tables = []
+    for number, session in enumerate(run.environment.sessions if run.environment else [], 1):
+        rows = [
+            ["started", session.started],
+            ["command line", " ".join(session.command)],
+            ["git commit", session.commit or "not known"],
+            ["Python", session.python],
+            *[[name, version] for name, version in session.packages.items()],
+            ["platform", session.platform],
+            ["processor", f"{session.processor}, {session.cores} cores for this process"],
+            ["memory", f"{session.memory_gib:g} GiB"],
+            ["GPUs", ", ".join(session.gpus) or "none"],
+            ["Ray cluster", ", ".join(f"{value:g} {k}" for k, value in session.cluster.items())],
+        ]
+        which = f"session {number}" if len(run.environment.sessions) > 1 else "the session"
+        tables.append(Table(f"Environment of {which}", ["what", "value"], rows))
+    return tables
+
+
+def _percent(share: float) -> str:
+    """'100%' and '0%' mean all and none."""
+    if share in (0, 1):
+        return f"{100 * share:.0f}%"
+    return f"{min(99.9, max(0.1, 100 * share)):.1f}%"

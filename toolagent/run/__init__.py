@@ -1,0 +1,1 @@
+"""Training an agent: from the command to the results."""

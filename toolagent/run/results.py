@@ -1,0 +1,200 @@
+"""The end of a run: `summary.json`, the final table and sample trajectories."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from toolagent import cli
+from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.checkpoints.stops import STOPPED_BY
+from toolagent.checkpoints.training_state import best_checkpoint, list_checkpoints
+from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
+from toolagent.run.faults import faults_line
+from toolagent.run.training import Outcome
+from toolagent.tasks import Task
+from toolagent.vocabulary import TOKEN_NAMES
+
+
+def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
+    """`summary.json`, as design section 4 declares it."""
+    state, keeper = outcome.state, outcome.keeper
+    last = keeper.last or next(reversed(list_checkpoints(folder.checkpoints)), None)
+    best = best_checkpoint(folder.checkpoints)
+    stages = []
+    for stage in outcome.stages:
+        first = state.first_solved.get(str(stage.stage))
+        stages.append(
+            stage.record()
+            | {
+                "first_solved_env_steps": int(first["env_steps"]) if first else None,
+                "first_solved_s": first["time_s"] if first else None,
+                "mean_reward": stage.mean_return,
+            }
+        )
+    return {
+        "task": settings.task,
+        "algorithm": settings.algorithm,
+        "seed": settings.seed,
+        "env_steps": state.env_steps,
+        "wall_time_s": state.time_s,
+        "env_steps_per_s": state.env_steps / state.time_s if state.time_s else 0.0,
+        "iterations": state.iteration,
+        "stopped_by": outcome.stopped_by,
+        "stages": stages,
+        "checkpoint": last and str(last.relative_to(folder.path)),
+        "best_checkpoint": best and str(best.relative_to(folder.path)),
+        "checkpoints_written": keeper.written,
+        "checkpoints_s": keeper.seconds,
+    }
+
+
+def pipeline_line(rows: list[dict[str, Any]]) -> str:
+    """How well sampling and learning overlapped, and what was lost; '' for stock algorithms.
+
+    Weights travel with the requests, so a weight sync is lost only with a request.
+    """
+    measured = [row for row in rows if row["learner_idle_share"] is not None]
+    if not measured:
+        return ""
+
+    def mean(name: str) -> float:
+        return sum(row[name] or 0.0 for row in measured) / len(measured)
+
+    last = measured[-1]
+    return (
+        f"learner idle {mean('learner_idle_share'):.0%}, samplers idle "
+        f"{mean('sampler_idle_share'):.0%}; policy age {mean('policy_age_mean'):.1f} updates; "
+        f"dropped {last['dropped_episodes_lifetime'] or 0:,.0f} episodes,\n"
+        f"lost {last['lost_requests_lifetime'] or 0:,.0f} requests and the weights they carried\n"
+    )
+
+
+def print_report(
+    console: Console,
+    settings: Any,
+    outcome: Outcome,
+    samples: list[Trajectory],
+    task: Task,
+    folder: RunFolder,
+) -> None:
+    """The final table, sample trajectories, and what to do next."""
+    state = outcome.state
+    trained = settings.curriculum.trained_stages(task.stages)
+    stopped = STOPPED_BY[outcome.stopped_by]
+    if not all(stage.complete for stage in outcome.stages):
+        stopped = stopped.replace("certified solved", "solved, as far as it is measured")
+    console.print(
+        f"\n{state.env_steps:,} env steps in {state.time_s:.1f} s "
+        f"({state.env_steps / max(state.time_s, 1e-9):,.0f} steps/s)\n"
+        f"stopped: {stopped}"
+    )
+    faults = faults_line(outcome.rows[-1]) if outcome.rows else ""
+    console.print(pipeline_line(outcome.rows) + (f"{faults}\n" if faults else ""))
+    cli.print_table(console, final_table(task, outcome, trained))
+    for note in cli.stage_notes(outcome.stages, trained):
+        console.print(note, soft_wrap=True)
+    if settings.task == "tutorial":
+        console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")
+    _print_samples(console, samples, task)
+    name = shlex.quote(folder.name)
+    console.print(
+        f"\nreport: {name}/report.html\n"
+        f"next: python -m toolagent.evaluate {name}\n"
+        f"      python -m toolagent.explain {name} --stage {trained[-1]}\n"
+        f"      python -m toolagent.serve {name}",
+        soft_wrap=True,
+    )
+
+
+def final_table(task: Task, outcome: Outcome, trained: list[int]) -> Table:
+    """All stages of the task, those that were not trained on too.
+
+    The mean reward is left out where it is the accuracy, so where nothing but right answers is
+    rewarded.
+    """
+    stages = outcome.stages
+    judgements = cli.judgements_of(stages)
+    shaped = any(abs(row.mean_return - row.accuracy) > 1e-9 for row in stages)
+    counted = "certified" if all(row.complete for row in stages) else "solved"
+    first_at = "first at\nenv step" if judgements else "first at env step"
+    right = [counted, "accuracy", *judgements, *["mean reward"] * shaped, first_at]
+    table = cli.table("stage", "problem", *right, right=right)
+    for stage, problem, row in cli.stage_rows(task, stages, trained):
+        first = outcome.state.first_solved.get(stage)
+        table.add_row(
+            stage,
+            problem,
+            f"{row.solved:,}/{row.problems:,}",
+            cli.accuracy_text(row.solved, row.problems),
+            *cli.judged_cells(row),
+            *[f"{row.mean_return:.2f}"] * shaped,
+            f"{int(first['env_steps']):,}" if first else "-" if stage else "",
+        )
+    return table
+
+
+def sample_trajectories(settings: Any, network: AgentNetwork, task: Task) -> list[Trajectory]:
+    """`run.sample_trajectories` of each stage that was trained on."""
+    rng = np.random.default_rng(np.random.SeedSequence((settings.seed, 0x73616D70)))  # 'samp'
+    return [
+        trajectory(network, task, task.sample(rng, np.array([stage], np.int8)))
+        for stage in settings.curriculum.trained_stages(task.stages)
+        for _ in range(settings.run.sample_trajectories)
+    ]
+
+
+def behaviour(outcome: Outcome, samples: list[Trajectory], task: Task) -> dict[str, Any]:
+    """`behaviour.json`: what the final greedy agent does.
+
+    Returns:
+        {"stages": [{"stage", "formula", "solved_in"}], "trajectories": [...]}; `solved_in[n]` are
+        the problems solved in n actions, and each step of a trajectory has `token`, `probability`,
+        `runner_up`, `runner_up_probability`, `value` (the critic's, before the action),
+        `registers` (after it), `changed` and `reward`.
+    """
+    return {
+        "stages": [
+            {
+                "stage": row.stage,
+                "formula": task.formula(row.stage),
+                "solved_in": list(row.solved_in),
+            }
+            for row in outcome.stages
+        ],
+        "trajectories": [
+            {
+                "stage": sample.stage,
+                "formula": sample.formula,
+                "problem": sample.problem,
+                "target": sample.target,
+                "answer": sample.answer,
+                "answered": sample.answered,
+                "solved": sample.solved,
+                "steps": [
+                    {
+                        **vars(step),
+                        "token": TOKEN_NAMES[step.token],
+                        "runner_up": TOKEN_NAMES[step.runner_up],
+                        "changed": list(step.changed),
+                    }
+                    for step in sample.steps
+                ],
+            }
+            for sample in samples
+        ],
+    }
+
+
+def _print_samples(console: Console, samples: list[Trajectory], task: Task) -> None:
+    shown = None
+    for sample in samples:
+        if sample.stage != shown:
+            shown = sample.stage
+            console.print(f"\nstage {shown}, {task.formula(shown)}: sample trajectories")
+        console.print(f"  {one_line(sample)}", soft_wrap=True)

@@ -1,0 +1,194 @@
+"""What a run begins with, and whether it may: refused before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.errors import UserError
+
+if TYPE_CHECKING:
+    from toolagent.checkpoints.policy import Policy
+    from toolagent.models.base import AgentNetwork
+
+_FIXED = ("task", "algorithm", "seed")  # what a resumed run can't change
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with: nothing, a policy's weights, or a checkpoint of its own."""
+
+    policy: Policy | None = None
+    checkpoint: Path | None = None
+    state: dict[str, Any] = field(default_factory=dict)  # of `session.training.RunState`
+    resumed: bool = False  # a run that is there already, with a checkpoint or not yet
+    notes: tuple[str, ...] = ()  # what is to be told of how it was found
+
+
+def check_local_resources(algorithm_config: Any, address: str | None) -> None:
+    """More than this machine has is refused before anything is started or written."""
+    if address is not None:
+        return
+    import torch
+
+    from toolagent.config.placement import check_no_custom_resources
+
+    check_no_custom_resources(algorithm_config)
+    asked = algorithm_config.num_gpus_per_learner * max(1, algorithm_config.num_learners)
+    if asked > torch.cuda.device_count():
+        raise UserError(
+            f"learners.num_gpus_per_learner: asks for {asked:g} GPUs in all, this machine has "
+            f"{torch.cuda.device_count()}; use --num-gpus-per-learner 0"
+        )
+
+
+def resumed_start(
+    folder: RunFolder,
+    named: Path | None,
+    settings: Any,
+    before: Any,
+    algorithm_config: Any,
+) -> Start:
+    """The named or else the newest checkpoint, if these settings can continue from it.
+
+    Args:
+        folder: of the run.
+        named: a checkpoint in it.
+        settings: to go on with.
+        before: the run's own.
+        algorithm_config: of the settings.
+    """
+    from toolagent.checkpoints.manifest import TornCheckpoint, read_manifest
+    from toolagent.checkpoints.training_state import (
+        finish_replacing,
+        never_wrote_one,
+        newest_checkpoint,
+        read_algorithm_state,
+        read_run_state,
+    )
+    from toolagent.config import config_sha256
+    from toolagent.run.training import RunState, nothing_left
+
+    for key in _FIXED:
+        was, now = getattr(before, key), getattr(settings, key)
+        if was != now:
+            raise UserError(f"--resume {folder.path}: its {key} is {was}; it can't become {now}")
+    if len(settings.curriculum.levels) != len(before.curriculum.levels):
+        raise UserError(f"--resume {folder.path}: the number of curriculum.levels can't change")
+    folder.lock("--resume")
+    finish_replacing(folder.checkpoints)
+    if never_wrote_one(folder.checkpoints) and not folder.summary.exists():
+        folder.check_origin()
+        return Start(resumed=True)
+    notes: list[str] = []
+    if named is None:
+        checkpoint, state = newest_checkpoint(folder.checkpoints, notes.append)
+    else:
+        try:
+            checkpoint, state = named, read_run_state(named)
+        except TornCheckpoint as fault:
+            raise UserError(f"--resume {named}: {fault}") from None
+    if state.keys() != {entry.name for entry in fields(RunState)} or not RunState(**state).sound:
+        raise UserError(f"--resume {checkpoint}: written by another version of toolagent")
+    policy_of("--resume", checkpoint, settings, algorithm_config)
+    try:  # now, while nothing is changed yet
+        read_algorithm_state(checkpoint)
+    except TornCheckpoint as fault:
+        raise UserError(f"--resume {checkpoint}: {fault}") from None
+    done = nothing_left(settings, RunState(**state))
+    if done:
+        raise UserError(f"--resume {folder.path}: nothing is left to do: {done}")
+    if read_manifest(checkpoint).get("config_sha256") != config_sha256(before):
+        notes.append(f"config.yaml has changed since {checkpoint.name} was written")
+    return Start(checkpoint=checkpoint, state=state, resumed=True, notes=tuple(notes))
+
+
+def take_up(console: Any, folder: RunFolder, start: Start, state: Any) -> list[dict[str, Any]]:
+    """Brings a run's folder to where it is continued from; returns the rows of its progress."""
+    from toolagent.checkpoints.training_state import set_aside_later
+
+    for note in start.notes:
+        console.print(note, soft_wrap=True)
+    folder.summary.unlink(missing_ok=True)  # of the session before
+    # First of all: a kill in between must leave no checkpoint whose rows are gone.
+    aside = set_aside_later(folder.checkpoints, state.iteration)
+    rows = folder.cut_progress(state.iteration)
+    if start.checkpoint is None:
+        console.print("there is no checkpoint yet: begins anew")
+        return rows
+    for path in aside:
+        console.print(f"set aside as {path.name}: later than the checkpoint, or not whole")
+    if len(rows) < state.iteration:
+        console.print(f"progress.jsonl lacks {state.iteration - len(rows)} rows")
+    console.print(f"continues from {start.checkpoint.name} at {state.env_steps:,} env steps")
+    return rows
+
+
+def state_losses(console: Any, algorithm: Any) -> None:
+    """Says what was under way when the checkpoint was written and is not in it."""
+    requests = getattr(algorithm, "lost_at_restore", 0)
+    if requests:
+        episodes = requests * algorithm.config.num_envs_per_env_runner
+        console.print(f"lost: {requests} requests under way, so {episodes:,} episodes")
+
+
+def policy_of(flag: str, path: str | Path, settings: Any, algorithm_config: Any) -> Policy:
+    """The policy at the path: sound, of the settings' task, and of the configured network."""
+    from toolagent.checkpoints.policy import load_policy
+
+    policy = load_policy(path, expected_task=settings.task)
+    _check_network(f"{flag} {policy.place}", policy.network, algorithm_config.rl_module_spec)
+    return policy
+
+
+def _check_network(label: str, network: AgentNetwork, spec: Any) -> None:
+    """Refuses a network of another class, or with other options, than the configured one."""
+    from toolagent.models.rl_module import MODULES
+
+    options = {name: getattr(network.sizes, name) for name in network.sizes._fields[2:]}
+    if spec.module_class.network_class is not type(network):
+        names = {module.network_class: name for name, module in MODULES.items()}
+        name = names[type(network)]
+        # As a whole: it takes the place of the other network's options, which this one has not.
+        right = ", ".join(f"{key}: {_as_yaml(value)}" for key, value in options.items())
+        raise UserError(
+            f"{label}: its network is {name}, the configuration's "
+            f"{names[spec.module_class.network_class]}; add "
+            f"--set 'rl_module.model_config={{network: {name}, {right}}}'"
+        )
+    differing = [name for name in options if options[name] != spec.model_config[name]]
+    if differing:
+        faults = [
+            f"{name} {_as_yaml(options[name])}, the configuration "
+            f"{_as_yaml(spec.model_config[name])}"
+            for name in differing
+        ]
+        right = [
+            f"--set rl_module.model_config.{name}={_as_yaml(options[name])}" for name in differing
+        ]
+        raise UserError(f"{label}: its network has {'; '.join(faults)}; add {' '.join(right)}")
+
+
+def _as_yaml(value: Any) -> str:
+    """An option's value as `--set` takes it: a number, a word, true or false."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def load_weights(algorithm: Any, policy: Policy) -> None:
+    """Puts a policy's weights into the learners and the env runners."""
+    from ray.rllib.core import DEFAULT_MODULE_ID
+
+    from toolagent.learning.algorithm import ToolAgent
+
+    weights = {
+        f"network.{name}": tensor.numpy() for name, tensor in policy.network.state_dict().items()
+    }
+    algorithm.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
+    if isinstance(algorithm, ToolAgent):  # each of its requests carries the weights
+        algorithm.publish_weights()
+    elif algorithm.env_runner_group is not None:
+        algorithm.env_runner_group.sync_weights(
+            from_worker_or_learner_group=algorithm.learner_group, inference_only=True
+        )

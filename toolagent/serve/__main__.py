@@ -1,0 +1,89 @@
+"""The playground: watch a checkpoint's agent write its programs, in a browser or through an API.
+
+python -m toolagent.serve CHECKPOINT [CHECKPOINT2 ...] [--host 127.0.0.1] [--port 8000]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import sys
+import time
+
+import click
+
+from toolagent import cli
+from toolagent.cli.interrupt import Interrupt
+from toolagent.cluster.ray_session import listen_on_loopback, quiet, ray_session
+from toolagent.serve import deployment
+
+_LOOK_EVERY_S = 0.1
+
+
+@click.command()
+@click.argument(
+    "checkpoints", metavar="CHECKPOINT [CHECKPOINT2 ...]", type=cli.PATH, nargs=-1, required=True
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="The port to listen at; 0: any that is free.",
+)
+@click.option(
+    "--allow-host",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that the server may be called by (the Host header); can be repeated.",
+)
+def command(checkpoints: tuple[str, ...], host: str, port: int, names: tuple[str, ...]) -> int:
+    """Serve the agents of one or more checkpoints of one task: a page and a JSON API.
+
+    A CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint). Ctrl-C ends
+    it, with exit code 130.
+    """
+    quiet()
+    listen_on_loopback()
+    deployment.check_names(host, names)
+    deployment.check_port(host, port)
+    port = port or deployment.free_port(host)
+    deployment.prepare(port)
+    deployment.require_serve()
+
+    from toolagent.serve.agents import load_agents, names_of
+
+    policies = load_agents(checkpoints)
+    console = cli.console()
+    if not _is_loopback(host):
+        print(
+            f"warning: {host} is no loopback address: whoever can reach this machine can use the "
+            "playground, there is no password",
+            file=sys.stderr,
+        )
+    with contextlib.ExitStack() as stack:
+        with console.status("starting"):  # shown on terminals only
+            stack.enter_context(ray_session(None, dashboard=False))
+            stack.enter_context(deployment.serving(policies, host, names))
+        served = ", ".join(names_of([policy.folder for policy in policies]))
+        shown = f"[{host}]" if ":" in host else host
+        console.print(f"task {policies[0].task.name}: {served}", soft_wrap=True)
+        console.print(f"playground: http://{shown}:{port}/  (Ctrl-C ends it)", soft_wrap=True)
+        # Only now: while it starts, Ctrl-C stops it at once.
+        with Interrupt() as interrupt:
+            while not interrupt.requested:
+                time.sleep(_LOOK_EVERY_S)
+    return cli.EXIT_INTERRUPTED
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(command))

@@ -1,0 +1,81 @@
+"""From a played episode to the JSON that tells it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolagent.rollouts.trajectory import Step, Trajectory, describe, verdict
+from toolagent.serve.player import DIGITS, Answer, PlayedStep, Question
+from toolagent.tasks import Task
+from toolagent.vocabulary import TOKEN_NAMES
+
+
+def result_of(task: Task, question: Question, answer: Answer) -> dict[str, Any]:
+    """A `schemas.Result`."""
+    return _result(task, question, answer, describe(task, question.problem, 0)[1])
+
+
+def _result(task: Task, question: Question, answer: Answer, posed: str) -> dict[str, Any]:
+    problem = question.problem
+    return {
+        "stage": int(problem.stage[0]),
+        "problem": posed,
+        "target": int(task.target(problem)[0]),
+        "program": [TOKEN_NAMES[step.token] for step in answer.steps],
+        "answered": answer.answered,
+        "answer": answer.answer,
+        "solved": answer.solved,
+    }
+
+
+def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -> dict[str, Any]:
+    """A `schemas.PlayAnswer`."""
+    formula, posed, *_ = describe(task, question.problem, 0)
+    result = _result(task, question, answer, posed)
+    recorded = Trajectory(
+        stage=result["stage"],
+        formula=formula,
+        problem=result["problem"],
+        target=result["target"],
+        steps=tuple(_step(step) for step in answer.steps),
+        answered=answer.answered,
+        answer=answer.answer,
+        solved=answer.solved,
+        terms=task.terms(question.problem, 0),
+        computes=task.computes([step.token for step in answer.steps]),
+    )
+    return {
+        **result,
+        "model": model,
+        "formula": formula,
+        "verdict": verdict(recorded),
+        "computes": recorded.computes,
+        "steps": [
+            {
+                "token": TOKEN_NAMES[step.token],
+                "given": step.given,
+                "probabilities": step.probabilities,
+                "value": step.value,
+                "registers": step.registers,
+                "reward": round(step.reward, DIGITS),
+            }
+            for step in answer.steps
+        ],
+    }
+
+
+def _step(step: PlayedStep) -> Step:
+    """As `rollouts.trajectory` has it, so that its words can be used."""
+    others = [*step.probabilities]
+    others[step.token] = -1.0
+    runner_up = max(range(len(others)), key=others.__getitem__)
+    return Step(
+        token=step.token,
+        probability=step.probabilities[step.token],
+        runner_up=runner_up,
+        runner_up_probability=others[runner_up],
+        value=step.value,
+        registers=step.registers,
+        changed=(),
+        reward=step.reward,
+    )

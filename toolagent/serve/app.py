@@ -1,0 +1,174 @@
+"""The HTTP API and the page, as an ASGI application: no Ray in it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
+from starlette.responses import FileResponse
+from starlette.types import ASGIApp
+
+from toolagent import __version__
+from toolagent.serve.agents import Agents
+from toolagent.serve.answers import play_answer_of, result_of
+from toolagent.serve.figures import Figures
+from toolagent.serve.guard import Guard
+from toolagent.serve.player import Answer, Question
+from toolagent.serve.problems import Refused, example_of, question_of
+from toolagent.serve.schemas import (
+    BatchAnswer,
+    BatchRequest,
+    Example,
+    Health,
+    Models,
+    PlayAnswer,
+    PlayRequest,
+    Problem,
+    Refusal,
+)
+
+PAGE = Path(__file__).parent / "page"
+_ABOUT = (
+    "Plays problems with trained agents. Stateless: a request carries its whole problem and the "
+    "tokens that are given; nothing of it is kept."
+)
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal, "description": "Not JSON, or a Host header of another server"},
+    413: {"model": Refusal, "description": "The body is too large"},
+    422: {"model": Refusal, "description": "No such problem"},
+}
+_UNKNOWN_MODEL: dict[int | str, dict[str, Any]] = {
+    404: {"model": Refusal, "description": "No such model"}
+}
+
+
+def build_app(agents: Agents, hosts: Collection[str]) -> ASGIApp:
+    """The application.
+
+    Args:
+        agents: who plays.
+        hosts: the names that it may be called by, see `Guard`.
+    """
+    # Its own pages for the OpenAPI document load scripts from elsewhere; ours is in `page/`.
+    app = FastAPI(
+        title="toolagent playground",
+        version=__version__,
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_exception_handler(RequestValidationError, _explain)
+    figures = Figures()
+    _add_routes(app, agents, figures)
+    figures.routes = frozenset(app.openapi()["paths"])
+    _add_page(app)
+    return Guard(app, hosts, figures)
+
+
+def _add_routes(app: FastAPI, agents: Agents, figures: Figures) -> None:
+    task, random = agents.task, np.random.default_rng()
+    models = to_json(agents.info)
+    for batcher in agents.batchers.values():
+        batcher.observe = figures.batch
+
+    async def ask(model: str, questions: list[Question]) -> list[Answer]:
+        answers = await asyncio.gather(*map(agents.batchers[model].ask, questions))
+        for answer in answers:
+            figures.played(model, answer.solved)
+        return answers
+
+    @app.post("/api/play", responses={200: {"model": PlayAnswer}, **_REFUSALS, **_UNKNOWN_MODEL})
+    async def play(asked: PlayRequest) -> Response:
+        """Plays one problem, step by step."""
+        model, question = _model(agents, asked.model), _question(task, asked)
+        answer = await agents.batchers[model].ask(question)
+        figures.played(model, answer.solved)
+        return _json(play_answer_of(task, model, question, answer))
+
+    @app.post(
+        "/api/play/batch", responses={200: {"model": BatchAnswer}, **_REFUSALS, **_UNKNOWN_MODEL}
+    )
+    async def play_batch(asked: BatchRequest) -> Response:
+        """Plays many problems; one that is none refuses them all."""
+        model = _model(agents, asked.model)
+        questions = [
+            _question(task, problem, f"problems.{place}.")
+            for place, problem in enumerate(asked.problems)
+        ]
+        answers = await ask(model, questions)
+        results = [result_of(task, *pair) for pair in zip(questions, answers, strict=True)]
+        solved = sum(answer.solved for answer in answers)
+        return _json({"model": model, "solved": solved, "results": results})
+
+    @app.get("/api/models", responses={200: {"model": Models}, 400: _REFUSALS[400]})
+    async def about() -> Response:
+        """The task, and the checkpoints that play it here."""
+        return Response(models, media_type="application/json")
+
+    @app.get("/api/example", responses={200: {"model": Example}, **_REFUSALS})
+    async def example(stage: int | None = None) -> Response:
+        """A problem drawn at random."""
+        try:
+            drawn = example_of(task, stage, random)
+        except Refused as error:
+            raise HTTPException(422, str(error)) from None
+        return _json(drawn.model_dump(exclude_none=True))
+
+    @app.get("/api/health", responses={200: {"model": Health}, 400: _REFUSALS[400]})
+    async def health() -> Response:
+        """Answers as long as the server does."""
+        return _json({"status": "ok"})
+
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}, 400: _REFUSALS[400]})
+    async def metrics() -> Response:
+        """Requests, latencies and batches, for Prometheus."""
+        return Response(figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_page(app: FastAPI) -> None:
+    """A route for each file of the page, and for nothing else."""
+    for file in sorted(PAGE.iterdir()):
+        for path in (f"/{file.name}", "/") if file.name == "index.html" else (f"/{file.name}",):
+            app.add_route(path, functools.partial(_file, file), include_in_schema=False)
+
+
+async def _file(file: Path, _: Request) -> Response:
+    return FileResponse(file)
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(to_json(content), media_type="application/json")
+
+
+def _model(agents: Agents, name: str | None) -> str:
+    if name is None:
+        return agents.default
+    if name not in agents.policies:
+        raise HTTPException(404, f"no model {name!a:.60}; there is {', '.join(agents.policies)}")
+    return name
+
+
+def _question(task: Any, asked: Problem, where: str = "") -> Question:
+    try:
+        return question_of(task, asked)
+    except Refused as error:
+        raise HTTPException(422, f"{where}{error}") from None
+
+
+async def _explain(_: Request, error: Exception) -> Response:
+    """A request of the wrong shape: the first fault, on one line, without what was sent."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"][1:])
+    if fault["type"] == "json_invalid":
+        status, text = 400, f"the body is not JSON: {fault['ctx']['error']}"
+    else:
+        status, text = 422, f"{place or fault['loc'][0]}: {fault['msg']}"
+    return Response(to_json({"detail": ascii(text)[1:-1][:500]}), status, None, "application/json")

@@ -1,5 +1,0 @@
-"""Where figures go besides the run's own files: TensorBoard, MLflow, Weights & Biases."""
-
-from toolagent.session.trackers.group import Trackers
-
-__all__ = ["Trackers"]

@@ -1,0 +1,92 @@
+"""TensorBoard: event files in the run's folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolagent.trackers.base import RunDescription, Tracker
+
+
+class TensorBoard(Tracker):
+    """`DIR/tensorboard`: read by `tensorboard --logdir DIR`; a resumed run adds a file.
+
+    Each event is one write. TensorBoard's own writer has a thread that ends for good, with a
+    traceback, when a disk is full.
+    """
+
+    name = "tensorboard"
+    background = False  # it waits for no network
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._file: _EventFile | None = None
+
+    def check(self, resumed: str | None) -> None:
+        """Nothing to refuse: it is a dependency, and the folder is the run's own."""
+
+    def start(self, run: RunDescription, resumed: str | None) -> str | None:
+        """Opens a new event file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The names' order is that of the sessions.
+        stem = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = _EventFile(self.folder / stem)
+        self._write(0, file_version="brain.Event:2")
+        return None
+
+    def go_back(self, step: int) -> None:
+        """Readers of the folder drop what was written for later steps, in this file or another."""
+        from tensorboard.compat.proto import event_pb2
+
+        proto: Any = event_pb2
+        # As `SummaryWriter(purge_step=...)` writes it: from this step on all is void.
+        self._write(step + 1, file_version="brain.Event:2")
+        self._write(step + 1, session_log=proto.SessionLog(status=proto.SessionLog.START))
+
+    def log(self, metrics: Mapping[str, float], more: Mapping[str, float], step: int) -> None:
+        """One event with all values: a tenth of the time of one event a value."""
+        from tensorboard.compat.proto import summary_pb2
+
+        proto: Any = summary_pb2  # its classes are made at run time
+        values = [
+            proto.Summary.Value(tag=tag, simple_value=value)
+            for part in (metrics, more)
+            for tag, value in part.items()
+        ]
+        self._write(step, summary=proto.Summary(value=values))
+
+    def end(self, status: str, files: Mapping[str, Path], summary: Mapping[str, float]) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        proto: Any = event_pb2
+        event = proto.Event(wall_time=time.time(), step=step, **content)
+        RecordWriter(self._file).write(event.SerializeToString())
+
+
+class _EventFile:
+    """A file to which a record is added as a whole, or not at all."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def write(self, record: bytes) -> None:
+        """Adds it; OSError, and nothing of it is there, if that can't be."""
+        size = os.fstat(self._descriptor).st_size
+        if os.write(self._descriptor, record) < len(record):
+            os.ftruncate(self._descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+
+    def close(self) -> None:
+        os.close(self._descriptor)

@@ -1,0 +1,203 @@
+"""Searches for good settings with Ray Tune: `python -m toolagent.tune --config tune_calculator`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolagent import cli
+from toolagent.checkpoints.storage import is_uri
+from toolagent.cli.interrupt import Interrupt
+from toolagent.cluster.address import cluster_to_join
+from toolagent.cluster.ray_session import Cluster, listen_on_loopback, quiet, ray_session
+from toolagent.errors import UserError
+from toolagent.tune.folder import SearchFolder
+
+_TIME = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=cli.PATH,
+    help="A search: a YAML file, or a shipped one's name.",
+)
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    type=cli.PATH,
+    help="New folder for results. Default: runs/tune-...",
+)
+@click.option("--stop-time-s", type=_TIME, metavar="X", help="Stop the search after X seconds.")
+@click.option("--num-samples", type=click.IntRange(min=1), metavar="N", help="Number of trials.")
+@click.option("--resume", metavar="DIR", type=cli.PATH, help="Continue the search in DIR.")
+@click.option(
+    "--address",
+    metavar="A",
+    envvar="RAY_ADDRESS",
+    help="Join the Ray cluster there. Default: start one.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="section.key=value",
+    help="Change a value of the configuration, for all trials; can be repeated.",
+)
+def command(
+    config: str | None,
+    output_dir: str | None,
+    stop_time_s: float | None,
+    num_samples: int | None,
+    resume: str | None,
+    address: str | None,
+    overrides: tuple[str, ...],
+) -> int:
+    """Search for settings that certify every stage sooner, and write the best as a config."""
+    quiet()
+    _quiet_tune()
+    address = cluster_to_join(address)
+    if address is None:
+        listen_on_loopback()
+    if resume is not None:
+        for flag, given in (
+            ("--config", config),
+            ("--output-dir", output_dir),
+            ("--num-samples", num_samples),
+            ("--set", overrides or None),
+        ):
+            if given is not None:
+                raise UserError(f"{flag}: can't be given with --resume, which continues a search")
+        # Read before anything is started: a wrong path is answered at once.
+        _check_path("--resume", resume)
+        folder = SearchFolder.existing(Path(resume))
+    elif output_dir is not None:
+        _check_path("--output-dir", output_dir)
+        folder = SearchFolder.new(Path(output_dir), "")
+
+    from toolagent.config.folder import read_config
+    from toolagent.tune.search import load_search, search_from_texts, search_yaml
+    from toolagent.tune.tuner import check_searcher
+
+    if resume is not None:
+        search = search_from_texts(
+            read_config(folder.search), read_config(folder.base), f"--resume {resume}"
+        )
+        if stop_time_s is not None:
+            settings = search.settings.model_copy(update={"stop_time_s": stop_time_s})
+            search = type(search)(settings, search.base, search.space)
+    else:
+        search = load_search(config, overrides, num_samples, stop_time_s)
+        if output_dir is None:
+            folder = SearchFolder.new(None, search.base.task)
+    check_searcher(search)
+    base = search.base
+    with ray_session(address, base.run.dashboard, base.sections) as cluster:
+        folder.make(search_yaml(search), search.base_yaml)
+        return _run(search, folder, cluster, resumed=resume is not None)
+
+
+def _check_path(flag: str, given: str) -> None:
+    """Trials write beside each other into one folder, from whatever node they run on."""
+    if not given:
+        raise UserError(f"{flag}: is empty; name a folder")
+    if is_uri(given):
+        raise UserError(
+            f"{flag} {given}: a search needs a path; on a cluster, a path that all nodes mount"
+        )
+
+
+def _quiet_tune() -> None:
+    """Keeps Tune to itself; to be called before Ray is imported."""
+    for name, value in {
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_Interrupt` is ours
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        # Trials run where the command was started, so that relative paths mean the same there.
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+class _Interrupt(Interrupt):
+    """Passed on as Tune's own wish to stop, which is SIGUSR1: Tune saves its state and ends its
+    trials. Its handler for Ctrl-C itself would not tell that it was used."""
+
+    def __enter__(self) -> _Interrupt:
+        super().__enter__()
+        if self._before:
+            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        return self
+
+    def first_request(self) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def _run(search: Any, folder: SearchFolder, cluster: Cluster, resumed: bool) -> int:
+    from toolagent.tune.report import print_report, rows_of, summarize, write_report
+    from toolagent.tune.resources import plan
+    from toolagent.tune.trial import trial_class
+    from toolagent.tune.tuner import new_tuner, restored_tuner
+
+    console = cli.console()
+    settings = search.settings
+    at_once, share, notes = plan(search, cluster)
+    trainable = trial_class(search, share)
+    console.print(
+        f"task {search.base.task}: {search.num_trials} trials, search {settings.search}, "
+        f"scheduler {settings.scheduler}, objective {settings.objective}"
+    )
+    console.print(f"results in {folder.path}", soft_wrap=True)
+    if cluster.dashboard_url:
+        console.print(f"Ray dashboard: http://{cluster.dashboard_url}")
+    for note in notes:
+        console.print(note)
+    before = _wall_time_before(folder) if resumed else 0.0
+    start = time.monotonic()
+    with _Interrupt() as interrupt:
+        if resumed and folder.resumable():
+            tuner = restored_tuner(search, folder, trainable)
+        else:
+            tuner = new_tuner(search, folder, trainable, at_once)
+        results = tuner.fit()
+    wall_time_s = time.monotonic() - start
+    rows = rows_of(results, folder)
+    stopped_by = "completed"
+    if interrupt.requested:
+        stopped_by = "interrupted"
+    elif settings.stop_time_s is not None and wall_time_s >= settings.stop_time_s:
+        stopped_by = "time"
+    summary = summarize(search, rows, folder, stopped_by, before + wall_time_s)
+    notes = write_report(search, rows, folder, summary)
+    print_report(console, search, rows, folder, summary, notes)
+    if interrupt.requested:
+        console.print(
+            f"interrupted; continue with python -m toolagent.tune --resume {folder.path}",
+            soft_wrap=True,
+        )
+        return cli.EXIT_INTERRUPTED
+    if summary["best"] is None:
+        print("error: no trial came to a result; see the messages above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _wall_time_before(folder: SearchFolder) -> float:
+    """Of earlier sessions, as far as they ended by themselves or by Ctrl-C."""
+    try:
+        return float(json.loads(folder.summary.read_text(encoding="utf-8"))["wall_time_s"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(command))

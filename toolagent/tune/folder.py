@@ -1,0 +1,82 @@
+"""The folder of a search: what lies where."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from toolagent.checkpoints.run_folder import new_folder
+from toolagent.errors import UserError
+from toolagent.files import write_atomically
+
+SEARCH, BASE, TRIALS = "search.yaml", "base.yaml", "trials"
+
+
+class SearchFolder:
+    """`DIR` of `python -m toolagent.tune --output-dir DIR`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.search = path / SEARCH
+        self.base = path / BASE
+        self.trials = path / TRIALS  # Tune's own folder, a folder a trial in it
+        self.summary = path / "summary.json"
+        self.best_config = path / "best_config.yaml"
+        self.table = path / "trials.csv"
+        self.learning_curves = path / "learning_curves.png"
+        self.parallel_coordinates = path / "parallel_coordinates.png"
+        self.importance = path / "importance.png"
+
+    @classmethod
+    def new(cls, path: Path | None, task: str) -> SearchFolder:
+        """A folder for a new search, not made yet; by default `runs/tune-<task>-<time>`.
+
+        Raises:
+            UserError: it holds something already, or can't be used.
+        """
+        # os.path.exists: False, not an exception, for a path that can't be one.
+        resumable = path is not None and os.path.exists(path / SEARCH)
+        advice = f"continue with --resume {path}" if resumable else None
+        return cls(new_folder(path, f"tune-{task}", advice))
+
+    @classmethod
+    def existing(cls, path: Path) -> SearchFolder:
+        """The folder of a search to be resumed.
+
+        Raises:
+            UserError: there is no search in it.
+        """
+        folder = cls(path)
+        if not path.is_dir():
+            raise UserError(f"--resume {path}: there is no such folder")
+        for file in (folder.search, folder.base):
+            if not file.is_file():
+                hint = ""
+                if (path / "config.yaml").is_file():
+                    hint = f"; a run is continued by python -m toolagent.run --resume {path}"
+                raise UserError(f"--resume {path}: holds no search (no {file.name}){hint}")
+        if not os.access(path, os.W_OK):
+            raise UserError(f"--resume {path}: can't be written")
+        return folder
+
+    def make(self, search: str, base: str) -> None:
+        """Makes the folder and writes what the search is.
+
+        Raises:
+            UserError: it can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.base, base.encode())
+            write_atomically(self.search, search.encode())
+        except OSError as error:
+            raise UserError(
+                f"--output-dir {self.path}: can't be written ({error.strerror})"
+            ) from None
+
+    def resumable(self) -> bool:
+        """Whether Tune has written its state; if not, the search begins anew."""
+        return (self.trials / "tuner.pkl").is_file() and any(
+            '"trial_data": []' not in state.read_text(encoding="utf-8")
+            for state in self.trials.glob("experiment_state-*.json")
+        )
