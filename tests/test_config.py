@@ -21,11 +21,13 @@ from toolagent.config import (
     RunSettings,
     Settings,
     add_callbacks,
+    algorithm_config_class,
     build_algorithm_config,
     config_folder,
     config_sha256,
     find_config,
     load_settings,
+    renamed,
     resolve_resources,
     shipped_configs,
     to_yaml,
@@ -511,7 +513,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
 WRONG_FILE = [
     ("sed: 1", "sed: unknown; did you mean 'seed'?"),
     ("trainig: {lr: 1}", "trainig: unknown; did you mean 'training'?"),
-    ("rollouts: {}", "rollouts: unknown; did you mean 'env_runners'?"),
+    ("rollouts: {}", "rollouts: renamed to env_runners"),
     ("lr: 1", "lr: unknown; did you mean 'training.lr'?"),
     ("build_algo: {}", "build_algo: unknown"),
     ("env_runners: {num_env_runer: 1}", "env_runners.num_env_runer: unknown; did you mean"
@@ -682,6 +684,41 @@ def test_wrong_files(load, tmp_path, text, fragment):
 def test_wrong_overrides(load, override, message):
     text = PPO + "task: calculator\ntraining: {lr: 0.5}"
     assert message in refusal(lambda: build_algorithm_config(load(text, override)))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("training: {old_name: 1}", "training.old_name"),
+        ("evaluation: {evaluation_config: {old_name: 1}}", "evaluation.evaluation_config.old_name"),
+        ("curriculum: {levels: [{stage: 0}, {begin: 1}]}", "curriculum.levels.1.begin"),
+        ("run: {gone: 1}", "run.gone"),
+    ],
+)
+def test_keys_of_older_versions_are_named_with_their_new_names(load, monkeypatch, text, key):
+    monkeypatch.setitem(renamed.RENAMED, "training.old_name", "training.lr")
+    monkeypatch.setitem(renamed.RENAMED, "curriculum.levels.begin", "curriculum.levels.stage")
+    monkeypatch.setitem(renamed.REMOVED, "run.gone", "nobody needed it")
+    fault = {"old_name": "renamed to training.lr", "begin": "renamed to curriculum.levels.stage"}
+    expected = f"{key}: {fault.get(key.rpartition('.')[2], 'nobody needed it')}"
+    assert refusal(load, text).endswith(f".yaml: {expected}")
+    # Also where something beside it is set, and where it is set itself.
+    assert refusal(load, text, "curriculum.confidence=0.9", "run.stop_time_s=1").endswith(expected)
+    if "curriculum" not in text:
+        assert refusal(load, PPO, f"{key}=1") == f"--set {expected}"
+
+
+def test_every_new_name_is_a_key_and_no_old_one_is():
+    for algorithm in ALGORITHMS:
+        sections = sections_of(algorithm_config_class(algorithm))
+        for old in renamed.RENAMED:
+            section, _, name = old.partition(".")
+            assert name not in sections.get(section, {}) and (name or old not in sections), old
+    sections = sections_of(algorithm_config_class("toolagent"))
+    for new in renamed.RENAMED.values():
+        section, _, name = new.partition(".")
+        if section in sections:
+            assert not name or name.split(".")[0] in sections[section], new
 
 
 # Fuzzing ----------------------------------------------------------------------------------

@@ -33,9 +33,6 @@ _CORRECTED: dict[str, Any] = {
     "log_level": Literal["DEBUG", "INFO", "WARN", "ERROR"],
 }
 
-# Sections of older RLlib versions, and what they became.
-_RENAMED = {"rollouts": "env_runners", "exploration": "env_runners"}
-
 # Where RLlib takes any number and fails on it later, in an actor, or learns nonsense: [low, high].
 _INFINITY = float("inf")
 _RANGES: dict[str, tuple[float, float]] = {
@@ -166,7 +163,7 @@ def check_section_names(
     for name in given:
         if name in known or name in others:
             continue
-        right = _RENAMED.get(name) or _owner(name, known)
+        right = _owner(name, known)
         hint = f"did you mean '{right}'?" if right else nearest(name, [*others, *known])
         raise source.error((name,), f"unknown; {hint}")
 

@@ -17,6 +17,7 @@ from toolagent.config.algorithm import ALGORITHMS, algorithm_config_class, check
 from toolagent.config.folder import find_config, read_config
 from toolagent.config.options import check_section_names
 from toolagent.config.overrides import Override, apply_overrides, parse_override
+from toolagent.config.renamed import check_renamed
 from toolagent.config.source import KeyPath, Source, one_name, shown
 from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.errors import UserError, nearest
@@ -130,9 +131,11 @@ def settings_from_text(
     """As `load_settings`, from YAML text; `name` is what messages call it."""
     document = _parsed(text, name)
     source = Source(name)
+    check_renamed(document, source)
     parsed = [parse_override(text) for text in overrides]
     document = apply_overrides(_expanded(document, parsed, source), parsed)
     source = Source(name, tuple(item.path for item in parsed))
+    check_renamed(document, source)
     algorithm = document.get("algorithm", DEFAULT_ALGORITHM)
     algorithm = _name(algorithm, "algorithm", ALGORITHMS, source)
     if check_sections:
