@@ -325,7 +325,7 @@ def test_wrong_command_lines(calculator, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     for line, words in cases.items():
         name, *arguments = line.split()
-        code = cli.main(importlib.import_module(f"toolagent.{name}").command, arguments)
+        code = cli.main(importlib.import_module(f"toolagent.{name}.__main__").command, arguments)
         captured = capfd.readouterr()
         assert (code, captured.out) == (2, ""), line
         assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err

@@ -38,7 +38,7 @@ from toolagent.serve import __main__ as serve
 from toolagent.tune import __main__ as tune
 
 COMMANDS = {
-    module.__name__.rpartition(".")[2]: module.command
+    module.__name__.split(".")[1]: module.command
     for module in (run, evaluate, explain, serve, benchmark, tune, report, export)
 }
 
