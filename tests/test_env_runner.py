@@ -17,7 +17,7 @@ from toolagent.envs.single import ToolEnv
 from toolagent.learning.algorithm_config import ToolAgentConfig
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
-from toolagent.rollouts.episode_batch import concatenate
+from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.recorder import Recording
 from toolagent.vocabulary import EOS, NUM_TOKENS
 
@@ -289,7 +289,7 @@ def test_state_can_be_asked_for_without_weights():
 
 def test_metrics_are_true_of_the_batches():
     runner = make_runner()
-    batch = concatenate([runner.sample(), runner.sample()])
+    batch = EpisodeBatch.concatenate([runner.sample(), runner.sample()])
     metrics = {name: metric for name, metric in runner.get_metrics().items()}
 
     def value(name):
@@ -346,7 +346,7 @@ def test_recorded_episodes_replay_exactly_in_the_environment(tmp_path):
     recording = Recording(str(tmp_path / "episodes"), "run-1").to_dict()
     runner = make_runner(recording=recording)
     assert make_runner(recording=recording, evaluation=True).recorder is None
-    batch = concatenate([runner.sample(), runner.sample(num_episodes=20)])
+    batch = EpisodeBatch.concatenate([runner.sample(), runner.sample(num_episodes=20)])
     runner.stop()
     [file] = (tmp_path / "episodes" / "task=calculator").iterdir()
     assert file.suffix == ".parquet"

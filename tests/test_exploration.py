@@ -14,7 +14,7 @@ from toolagent.learning.novelty import NoveltyBonus, first_visits
 from toolagent.learning.success_replay import SuccessReplay, program_keys
 from toolagent.learning.trials import TrialTable
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate, empty_batch
+from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.rollouts.play import Explorers, play
 from toolagent.tasks import get_task
 from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
@@ -307,7 +307,7 @@ def test_explorers_play_by_the_table_and_policy_rows_are_untouched():
 def test_explorers_find_the_only_plan_of_stage_two():
     """By chance alone the seven tokens come up once in 18^7, 612 million, episodes."""
     _, played = explore(rounds=60, count=500)
-    found = concatenate(played)
+    found = EpisodeBatch.concatenate(played)
     plan = program_keys(episodes([PLAN], [[3, 4, 5, 6, 7]]))[0]
     hits = program_keys(found) == plan
     assert hits.sum() >= 2
@@ -322,7 +322,7 @@ def test_what_explorers_played_is_not_learned_from_but_replayed_if_right():
     by_policy = random_play(30)
     found = episodes([PLAN] * 2, [[3, 4, 5, 6, 7]] * 2)
     found.explored[:] = True
-    columns = exploration.learner_columns(concatenate([by_policy, found]))
+    columns = exploration.learner_columns(EpisodeBatch.concatenate([by_policy, found]))
     assert len(columns["lengths"]) == 30 + 16
     assert columns["replayed"].sum() == 16
     share, _ = exploration.for_runners()
@@ -351,17 +351,17 @@ def test_explorers_on_detours_feed_the_replay_with_what_was_verified_and_nothing
     by_policy.peer_return[:] = np.random.default_rng(0).random(30)
     lucky = (MUL, ADD, ANS)  # right, since d*e = 0, and wrong for the rest of its group
     found = on_detours([lucky, lucky], [[3, 4, 5, 0, 7]] * 2, 0.0)
-    columns = exploration.learner_columns(concatenate([by_policy, found]))
+    columns = exploration.learner_columns(EpisodeBatch.concatenate([by_policy, found]))
     # Nothing is replayed yet: not the coincidence, and nothing that the policy solved.
     assert not columns["replayed"].any()
     for name in ("stage", "context", "actions", "lengths", "rewards", "peer_return"):
         np.testing.assert_array_equal(columns[name], getattr(by_policy, name), err_msg=name)
     solved_by_policy = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4)
     solved_by_policy.peer_return[:] = 1.2
-    exploration.learner_columns(concatenate([by_policy, solved_by_policy]))
+    exploration.learner_columns(EpisodeBatch.concatenate([by_policy, solved_by_policy]))
     plans = on_detours([PLAN, lucky, PLAN], [[3, 4, 5, 6, 7], [3, 4, 5, 0, 7], [1] * 5], 1.2)
     plans.peer_return[1] = 0.0
-    columns = exploration.learner_columns(concatenate([by_policy, plans]))
+    columns = exploration.learner_columns(EpisodeBatch.concatenate([by_policy, plans]))
     assert columns["replayed"].tolist() == [False] * 30 + [True] * 16
     replayed = columns["actions"][30:]
     assert (replayed == PLAN).all()
@@ -386,7 +386,7 @@ def test_explorers_on_detours_and_their_replay_end_when_the_policy_is_good_enoug
     solved = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4)
     share = 0.0
     for _ in range(60):
-        columns = exploration.learner_columns(concatenate([solved, found, failed]))
+        columns = exploration.learner_columns(EpisodeBatch.concatenate([solved, found, failed]))
         share += 0.05 * (1 - share)  # explorers' failures are not the policy's
         explorer_share, _ = exploration.for_runners()
         over = share >= 0.7
@@ -454,7 +454,7 @@ def test_only_the_curriculum_s_stage_is_replayed_from_detours():
     exploration = Exploration(config, 3, TASK.num_statuses)
     early = on_detours([(MUL, ADD, ANS)] * 2, [[3, 4, 5, 0, 0]] * 2, 1.2, stage=0)
     late = episodes([(ANS,)], [[3, 4, 5, 6, 7]])
-    columns = exploration.learner_columns(concatenate([early, late]))
+    columns = exploration.learner_columns(EpisodeBatch.concatenate([early, late]))
     assert len(columns["lengths"]) == 1 and not columns["replayed"].any()
 
 
@@ -466,7 +466,7 @@ def test_state_round_trip(kind):
     first, second = (Exploration(config, 3, TASK.num_statuses) for _ in range(2))
     found = episodes([PLAN] * 3, [[3, 4, 5, 6, 7], [1] * 5, [2] * 5])
     found.explored[:], found.peer_return[:] = True, 1.2
-    warm = concatenate([random_play(), found])
+    warm = EpisodeBatch.concatenate([random_play(), found])
     first.learner_columns(warm)
     state = first.get_state()
     outcomes = []

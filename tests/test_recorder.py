@@ -20,7 +20,7 @@ import torch
 from trained import ROOT, noisy_network, untrained_expression_network
 
 import toolagent.envs  # noqa: F401  registers the ids
-from toolagent.rollouts.episode_batch import concatenate
+from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import PlayDetails, play
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import check_recording_folder, count_episodes, read_episodes
@@ -160,7 +160,7 @@ def test_values_are_the_network_s_before_each_action(recorded):
 def test_recorded_episodes_are_read_back_as_they_were_played(recorded, tmp_path):
     name, batches, _ = recorded
     read = read_episodes(str(tmp_path / "episodes"), name)
-    whole = concatenate([batch for batch, _ in batches])
+    whole = EpisodeBatch.concatenate([batch for batch, _ in batches])
     for column in ("stage", "context", "actions", "lengths", "rewards", "solved"):
         np.testing.assert_array_equal(getattr(read, column), getattr(whole, column), column)
 
@@ -181,7 +181,7 @@ def test_two_tasks_share_a_folder_and_read_as_one_table(tmp_path):
 def test_pandas_polars_duckdb_and_ray_data_read_the_same(tmp_path):
     """The commands of the README."""
     batches, _ = record(tmp_path)
-    whole = concatenate([batch for batch, _ in batches])
+    whole = EpisodeBatch.concatenate([batch for batch, _ in batches])
     expected = {stage: whole.solved[whole.stage == stage].mean() for stage in range(3)}
 
     frame = pd.read_parquet(tmp_path)

@@ -8,7 +8,7 @@ import torch
 from toolagent.envs.single import ToolEnv
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.rollouts.certification import certify, certify_stage, measure
-from toolagent.rollouts.episode_batch import EpisodeBatch, arrow_schema, concatenate
+from toolagent.rollouts.episode_batch import EpisodeBatch, arrow_schema
 from toolagent.rollouts.play import play, sample_tokens
 from toolagent.tasks import get_task
 from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
@@ -244,14 +244,14 @@ def test_a_slice_of_an_arrow_batch_is_those_episodes():
 
 def test_batches_are_joined_in_order():
     first, second = compared(3), compared(4, size=10)
-    joined = concatenate([first, second])
+    joined = EpisodeBatch.concatenate([first, second])
     assert len(joined) == 70
     assert joined.env_steps == first.env_steps + second.env_steps
     assert np.array_equal(joined.actions[60:], second.actions)
     assert np.array_equal(joined.returns[:60], first.returns)
     assert np.array_equal(joined.peer_return[60:], second.peer_return)
-    with pytest.raises(ValueError, match="no episode batches"):
-        concatenate([])
+    with pytest.raises(ValueError, match="no batches"):
+        EpisodeBatch.concatenate([])
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])

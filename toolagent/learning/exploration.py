@@ -11,7 +11,7 @@ from toolagent.learning.novelty import NoveltyBonus
 from toolagent.learning.success_replay import SuccessReplay
 from toolagent.learning.trials import TrialTable
 from toolagent.learning.verified_replay import VerifiedReplay
-from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
+from toolagent.rollouts.episode_batch import EpisodeBatch
 
 STEP_COLUMNS = ("actions", "rewards", "intrinsic_rewards", "log_probabilities")  # (B, T)
 _EPISODE_COLUMNS = ("stage", "context", "lengths", "peer_return")
@@ -95,7 +95,7 @@ class Exploration:
         if self.replay_episodes and self.solved_share[self.stage] < self.until_solved:
             replayed = self.replay[self.stage].sample(self.replay_episodes)
         if replayed is not None:
-            batch = concatenate([batch, replayed])
+            batch = EpisodeBatch.concatenate([batch, replayed])
             intrinsic = np.concatenate(
                 [intrinsic, np.zeros((len(replayed), batch.rewards.shape[1]), np.float32)]
             )

@@ -16,7 +16,7 @@ from toolagent.learning.faults import LearningFailed, fault_in
 from toolagent.learning.pipeline_figures import PipelineFigures
 from toolagent.learning.requests import Requests
 from toolagent.rollouts.env_runner import Fragment
-from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
+from toolagent.rollouts.episode_batch import EpisodeBatch
 
 _SAMPLE = "sample_fragment"
 _PING = "ping"
@@ -79,7 +79,7 @@ class SamplingAlgorithm(Algorithm):
             figures.add(fragment, self._age(fragment))
         self._runner_metrics.extend(fragment.metrics for fragment in fragments)
         batches = [fragment.batch for fragment in fragments]
-        return batches[0] if len(batches) == 1 else concatenate(batches)
+        return EpisodeBatch.concatenate(batches)
 
     def _next_fragments(self, wanted: int, figures: PipelineFigures) -> list[Fragment] | None:
         """Fragments with at least `wanted` episodes, none older than `max_policy_age`."""

@@ -47,7 +47,7 @@ from ray.rllib.utils.metrics import (
 from toolagent.envs.registration import create_for_rllib
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.rollouts.draw import ProblemDraw
-from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
+from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import PlayDetails, PlayTimes, play
 from toolagent.rollouts.recorder import EpisodeRecorder, recorder_of
 
@@ -232,7 +232,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         while (left := env_steps - sum(batch.env_steps for batch in batches)) > 0:
             count = min(self.num_envs, math.ceil(left / self.env.task.max_actions))
             batches.append(self._sample_episodes(count, explore, random_actions))
-        return concatenate(batches)
+        return EpisodeBatch.concatenate(batches)
 
     def sample_fragment(
         self, state: Any = None, num_episodes: int | None = None, request: int = 0

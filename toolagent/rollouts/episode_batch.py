@@ -132,22 +132,6 @@ def arrow_schema(context_length: int, max_actions: int) -> pa.Schema:
     )
 
 
-def concatenate(batches: list[EpisodeBatch]) -> EpisodeBatch:
-    """The episodes of all batches, in order.
-
-    Raises:
-        ValueError: the list is empty.
-    """
-    if not batches:
-        raise ValueError("no episode batches to concatenate")
-    return EpisodeBatch(
-        **{
-            name: np.concatenate([getattr(batch, name) for batch in batches])
-            for name, _ in batches[0].columns()
-        }
-    )
-
-
 def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBatch:
     """A batch for `len(stage)` episodes of which no action has been taken."""
     shape = (len(stage), task.max_actions)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from toolagent.rollouts.episode_batch import EpisodeBatch, concatenate
+from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import PlayDetails
 from toolagent.rollouts.record_schema import record_table
 from toolagent.tasks import Task
@@ -161,13 +161,8 @@ class EpisodeRecorder:
     def _write(self, waiting: list[tuple[EpisodeBatch, PlayDetails, int]]) -> None:
         batches, details, versions = zip(*waiting, strict=True)
         table = record_table(
-            concatenate(list(batches)),
-            PlayDetails(
-                **{
-                    name: np.concatenate([getattr(part, name) for part in details])
-                    for name, _ in details[0].columns()
-                }
-            ),
+            EpisodeBatch.concatenate(batches),
+            PlayDetails.concatenate(details),
             np.repeat(versions, [len(batch) for batch in batches]),
             self.task,
             self.recording.run_id,

@@ -64,12 +64,7 @@ def read_episodes(path: str, task_name: str) -> RecordedEpisodes:
     parts = [part for part in parts if part is not None]
     if not parts:
         raise UserError(f"{path}: its files of recorded episodes are all empty")
-    return RecordedEpisodes(
-        **{
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name, _ in parts[0].columns()
-        }
-    )
+    return RecordedEpisodes.concatenate(parts)
 
 
 def check_recording_folder(path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -13,6 +14,22 @@ class Columns:
 
     def __len__(self) -> int:
         return len(getattr(self, dataclasses.fields(self)[0].name))  # type: ignore[arg-type]
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[Self]) -> Self:
+        """The rows of all batches, in order; a single batch is returned as it is.
+
+        Raises:
+            ValueError: there are no batches.
+        """
+        if not batches:
+            raise ValueError("no batches to concatenate")
+        if len(batches) == 1:
+            return batches[0]
+        names = [name for name, _ in batches[0].columns()]
+        return cls(
+            **{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names}
+        )
 
     def take(self, rows: np.ndarray) -> Self:
         """The rows at the given indices (or under a boolean mask), as a new batch."""

@@ -79,7 +79,8 @@ def shortest_programs(
         ]
         if correct or not survivors:
             return sorted(correct)
-        probes = _joined([probes, *(found for found in counterexamples if found is not None)])
+        found = [problem for problem in counterexamples if problem is not None]
+        probes = type(probes).concatenate([probes, *found])
 
 
 def best_program(task: Task, stage: int, max_length: int | None = None) -> tuple[Program, float]:
@@ -246,15 +247,6 @@ def _chunks(task: Task, stage: int) -> Iterator[Problems]:
 def _probes(task: Task, stage: int, size: int) -> Problems:
     """Random problems; the seed is fixed, so that a search can be repeated exactly."""
     return task.sample(np.random.default_rng(0), np.full(size, stage, np.int8))
-
-
-def _joined(batches: list[Problems]) -> Problems:
-    return type(batches[0])(
-        **{
-            name: np.concatenate([getattr(batch, name) for batch in batches])
-            for name, _ in batches[0].columns()
-        }
-    )
 
 
 def _total(task: Task, stage: int) -> int:
