@@ -17,8 +17,7 @@ from toolagent.checkpoints.policy import save_policy
 from toolagent.explain.__main__ import command
 from toolagent.explain.microscope import look_at
 from toolagent.explain.probes import ridge, run_probes
-from toolagent.rollouts.forced import hidden_states, play_on
-from toolagent.rollouts.play import play
+from toolagent.rollouts.play import GivenTokens, play
 from toolagent.rollouts.trajectory import trajectory
 from toolagent.tasks import get_task
 from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, RCL, STO, SUB
@@ -96,10 +95,11 @@ def test_continuations_of_expressions_are_found_where_a_plain_search_finds_them(
 def test_forced_tokens_are_played_and_the_rest_is_greedy():
     network, problems = trained_network(), CALCULATOR.problems(2, 500, 510)
     greedy = play(network, CALCULATOR, problems)
-    free = play_on(network, CALCULATOR, problems, np.zeros((10, 0), int), np.zeros(10, int))
+    free = play(network, CALCULATOR, problems, chooser=GivenTokens(np.zeros((10, 0), int)))
     assert (free.actions == greedy.actions).all() and (free.lengths == greedy.lengths).all()
     assert (free.solved == greedy.solved).all()
-    forced = play_on(network, CALCULATOR, problems, np.array([[ANS]] * 10), np.arange(10) % 2)
+    given = np.where(np.arange(10) % 2, ANS, GivenTokens.FREE)[:, None]
+    forced = play(network, CALCULATOR, problems, chooser=GivenTokens(given))
     assert forced.lengths.tolist() == [int(n) if row % 2 == 0 else 1
                                        for row, n in enumerate(greedy.lengths)]  # fmt: skip
 
@@ -140,7 +140,10 @@ def test_probes_find_what_a_hidden_state_holds_and_not_what_it_lacks():
     assert probes["next operand"].inputs > 0.95  # the digit stands in the context
     assert probes["machine status"].agent > probes["machine status"].shuffled + 0.3
     assert "in reverse order" in report.notes[1]
-    states = hidden_states(untrained_network(), CALCULATOR.problems(2, 0, 4), np.full((4, 3), STO))
+    problems = CALCULATOR.problems(2, 0, 4)
+    states = untrained_network().hidden_states(
+        problems.context, problems.stage, np.full((4, 3), STO)
+    )
     assert states.shape == (4, 3, 16)
 
 

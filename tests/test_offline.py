@@ -37,7 +37,7 @@ def experts(folder, episodes, wrong=0, programs=((MUL, ANS),) * 3):
         if count:
             problems = task.sample(rng, rng.integers(0, 3, count).astype(np.int8))
             details = PlayDetails.empty(count, task.max_actions)
-            recorder.add(play(network, task, problems, details=details), details, 1)
+            recorder.add(play(network, task, problems, observer=details), details, 1)
     recorder.flush()
 
 

@@ -57,7 +57,7 @@ def played(name, count, seed=0):
     details = PlayDetails.empty(count, task.max_actions)
     generator = torch.Generator().manual_seed(seed)
     problems = task.sample(rng, stages)
-    return play(NETWORKS[name](), task, problems, generator, details=details), details
+    return play(NETWORKS[name](), task, problems, generator, observer=details), details
 
 
 def recorder_in(folder, name="calculator", env_runner=3, num_env_runners=3, **options):

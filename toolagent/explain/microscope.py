@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.models.base import AgentNetwork
-from toolagent.rollouts.forced import hidden_states, play_on
+from toolagent.rollouts.play import GivenTokens, play
 from toolagent.rollouts.trajectory import Step, Trajectory, answers
 from toolagent.tasks import Task
 from toolagent.vocabulary import TOKEN_NAMES, names
@@ -45,12 +45,13 @@ class Look:
 def look_at(network: AgentNetwork, task: Task, problems: Any, recorded: Trajectory) -> list[Look]:
     """A look at each step of the episode on the one problem."""
     tokens, steps = recorded.tokens, recorded.steps
-    forced = np.tile(np.array(tokens), (len(steps), 1))  # (T, T): row t differs at its token t
-    np.fill_diagonal(forced, [step.runner_up for step in steps])
+    given = np.tile(np.array(tokens), (len(steps), 1))  # (T, T): row t differs at its token t
+    np.fill_diagonal(given, [step.runner_up for step in steps])
+    given[np.triu_indices_from(given, 1)] = GivenTokens.FREE
     repeated = problems.take(np.zeros(len(steps), np.int64))
-    others = play_on(network, task, repeated, forced, np.arange(1, len(steps) + 1))
+    others = play(network, task, repeated, chooser=GivenTokens(given))
     answered = answers(task, repeated, others)
-    hidden = hidden_states(network, problems, np.array([tokens]))[0]
+    hidden = network.hidden_states(problems.context, problems.stage, np.array([tokens]))[0]
     return [
         Look(
             number=row + 1,

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.play import PlayedStep, play
 from toolagent.tasks import Task
 from toolagent.tasks.calculator import CalculatorRegisters
 from toolagent.tasks.expression import ExpressionTask
 from toolagent.tasks.stack_machine import StackRegisters
-from toolagent.vocabulary import ADD, ANS, CTX, MUL, RCL, STO, SUB
+from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
 
 REPLACED = 0.3  # of the tokens of every second episode
 TOOLS = np.array([MUL, ADD, SUB, STO, RCL])
@@ -55,64 +56,79 @@ def wander(
 ) -> Examples:
     """Greedy episodes, and as many with tokens replaced at random, in which `ANS` is never said."""
     problems = draw(task, rng, held_out, count)
-    size, length = len(problems), task.max_actions
-    tools = TOOLS
-    if isinstance(task, ExpressionTask):
-        tools, length = np.concatenate([TOOLS, np.arange(10)]), 2 * MOST
-    odd = np.arange(size) % 2 == 1
-    table, registers = network.step_table(), task.start(problems)
-    result = Examples(
+    walk = _RandomWalk(task, len(problems), rng)
+    batch = play(network, task, problems, chooser=walk, observer=walk)
+    length = int(batch.lengths.max())
+    return Examples(
         problems,
-        actions=np.zeros((size, length), np.int64),
-        live=np.zeros((size, length), bool),
-        status=np.zeros((size, length), np.int64),
+        actions=batch.actions[:, :length].astype(np.int64),
+        live=np.arange(length) < batch.lengths[:, None],
+        status=walk.status[:, :length],
+        numbers=_cut(walk.numbers, length),
+        kinds=_cut(walk.kinds, length),
     )
-    going = np.ones(size, bool)
-    with torch.no_grad():
-        encoding, hidden = network.begin(
-            torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
-        )
-        token = torch.full((size,), CTX)
-        for step in range(length):
-            result.live[:, step] = going
-            result.status[:, step] = task.status(registers)
-            _label(result, task, problems, registers, step)
-            logits, _, hidden = network.step(table, token, encoding, hidden)
-            chosen = logits.argmax(1).numpy()
-            replaced = odd & ((rng.random(size) < REPLACED) | (chosen == ANS))
-            chosen = np.where(replaced, rng.choice(tools, size), chosen)
-            result.actions[:, step] = chosen
-            registers = task.step(problems, registers, chosen).registers
-            going = going & (chosen != ANS)
-            token = torch.from_numpy(chosen)
-    return result
 
 
-def _label(result: Examples, task: Task, problems: Any, registers: Any, step: int) -> None:
-    """What the machine holds before a step."""
+def _cut(labels: Labels, length: int) -> Labels:
+    return {
+        name: (values[:, :length], known[:, :length]) for name, (values, known) in labels.items()
+    }
 
-    def put(labels: Labels, name: str, values: np.ndarray, known: np.ndarray) -> None:
-        shape = result.actions.shape
-        every = labels.setdefault(name, (np.zeros(shape, np.int64), np.zeros(shape, bool)))
-        every[0][:, step], every[1][:, step] = values, known
 
-    if isinstance(registers, StackRegisters):
-        put(result.kinds, "stack depth", registers.depth, np.ones(len(problems), bool))
-        return
-    put(result.numbers, "accumulated value", *task.accumulator(registers))
-    if isinstance(registers, CalculatorRegisters):
-        r, digits = registers, problems.digits
-        shown = problems.stage + 3
-        next_digit = digits[np.arange(len(digits)), np.minimum(r.cursor, digits.shape[1] - 1)]
-        put(result.numbers, "stored value", r.mem, r.mem_filled)
-        put(
-            result.numbers,
-            "next operand",
-            np.where(r.latch_filled, r.latch, next_digit),
-            ~r.latch_filled & (r.cursor < shown),
-        )
-    status = task.status(registers)
-    put(result.kinds, "machine status", status, np.ones(len(status), bool))
+class _RandomWalk:
+    """Replaces tokens of every second episode, and notes what the machine held before each."""
+
+    def __init__(self, task: Task, size: int, rng: np.random.Generator):
+        self._task, self._rng, self._size = task, rng, size
+        # Expressions are made of digits, which are tools there: they push themselves.
+        digits = np.arange(10) if isinstance(task, ExpressionTask) else np.arange(0)
+        self._tools = np.concatenate([TOOLS, digits])
+        self._shape = (size, task.max_actions)
+        self.status = np.zeros(self._shape, np.int64)
+        self.numbers: Labels = {}
+        self.kinds: Labels = {}
+
+    def tokens(self, logits: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
+        """(n,) tokens (see `rollouts.play.Chooser`)."""
+        token = logits.argmax(1)
+        # For all episodes, over or not: what one of them does changes nothing in the others.
+        drawn = torch.from_numpy(self._rng.random(self._size) < REPLACED)[rows]
+        instead = torch.from_numpy(self._rng.choice(self._tools, self._size))[rows]
+        replaced = (rows % 2 == 1) & (drawn | (token == ANS))
+        return torch.where(replaced, instead, token)
+
+    def observe(self, step: PlayedStep) -> None:
+        """Notes what the machine held before the step (see `rollouts.play.Observer`)."""
+        registers, problems = step.before, step.problems
+        every = np.ones(len(step.rows), bool)
+        status = self._task.status(registers)
+        self.status[step.rows, step.number] = status
+        if isinstance(registers, StackRegisters):
+            self._note(self.kinds, "stack depth", step, registers.depth, every)
+            return
+        self._note(self.numbers, "accumulated value", step, *self._task.accumulator(registers))
+        if isinstance(registers, CalculatorRegisters):
+            r, digits = registers, problems.digits
+            shown = problems.stage + 3
+            next_digit = digits[np.arange(len(digits)), np.minimum(r.cursor, digits.shape[1] - 1)]
+            self._note(self.numbers, "stored value", step, r.mem, r.mem_filled)
+            self._note(
+                self.numbers,
+                "next operand",
+                step,
+                np.where(r.latch_filled, r.latch, next_digit),
+                ~r.latch_filled & (r.cursor < shown),
+            )
+        self._note(self.kinds, "machine status", step, status, every)
+
+    def _note(
+        self, labels: Labels, name: str, step: PlayedStep, values: np.ndarray, known: np.ndarray
+    ) -> None:
+        """Values (n,), and (n,) bool where they are known."""
+        if name not in labels:
+            labels[name] = (np.zeros(self._shape, np.int64), np.zeros(self._shape, bool))
+        place = (step.rows, step.number)
+        labels[name][0][place], labels[name][1][place] = values, known
 
 
 def expression_plans(

@@ -28,7 +28,6 @@ import torch
 
 from toolagent.explain.probe_data import Examples, expression_plans, wander
 from toolagent.models.base import AgentNetwork
-from toolagent.rollouts.forced import hidden_states
 from toolagent.tasks import Task
 from toolagent.tasks.expression import ExpressionTask
 from toolagent.vocabulary import CTX, NUM_TOKENS
@@ -114,11 +113,12 @@ def _order(network: AgentNetwork, examples: Examples) -> str:
     ends = (problems.context == CTX).argmax(1)
     for row, end in enumerate(ends):
         turned.context[row, :end] = problems.context[row, :end][::-1]
-    states = hidden_states(network, problems, actions)
-    largest = np.abs(states - hidden_states(network, turned, actions)).max()
+    states = network.hidden_states(problems.context, problems.stage, actions)
+    others = network.hidden_states(turned.context, turned.stage, actions)
+    largest = np.abs(states - others)[examples.live].max()
     return (
         "with the digits in reverse order and the same tokens, the hidden state differs by at most "
-        f"{largest:.1g} (it is {np.abs(states).mean():.2f} in the mean)"
+        f"{largest:.1g} (it is {np.abs(states[examples.live]).mean():.2f} in the mean)"
     )
 
 
@@ -189,7 +189,8 @@ def _features(
 
     def states(of: AgentNetwork) -> np.ndarray:
         # Without the places of an encoder-decoder, which count tokens whatever it has learned.
-        return hidden_states(of, problems, actions)[rows][:, : network.sizes.embedding_size]
+        hidden = of.hidden_states(problems.context, problems.stage, actions)
+        return hidden[rows][:, : network.sizes.embedding_size]
 
     context = np.eye(network.sizes.context_vocabulary)[problems.context].reshape(len(problems), -1)
     previous = np.eye(NUM_TOKENS)[

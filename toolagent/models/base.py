@@ -8,8 +8,11 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from toolagent.vocabulary import CTX
 
 Encoding = tuple[Tensor, ...]  # each (B, ...): what a network keeps of the context it has read
 
@@ -96,6 +99,19 @@ class AgentNetwork(nn.Module, abc.ABC):
         Returns:
             logits (B, 18), values (B,), hidden (B, S).
         """
+
+    @torch.no_grad()
+    def hidden_states(
+        self, context: np.ndarray, stage: np.ndarray, actions: np.ndarray
+    ) -> np.ndarray:
+        """(B, T, S) float32: the states that the actions (B, T) were chosen from."""
+        encoding, hidden = self.begin(torch.from_numpy(context), torch.from_numpy(stage))
+        table, token, states = self.step_table(), torch.full((len(actions),), CTX), []
+        for column in actions.T:
+            _, _, hidden = self.step(table, token, encoding, hidden)
+            states.append(hidden.numpy())
+            token = torch.from_numpy(column.astype(np.int64))
+        return np.stack(states, 1)
 
 
 class Packing(NamedTuple):

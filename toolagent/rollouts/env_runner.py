@@ -216,7 +216,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             random_actions=random_actions,
             explorers=drawn.explorers,
             times=self._times,
-            details=details,
+            observer=details,
         )
         if learning:
             self._draw.compare(batch, drawn, self.env.stage)

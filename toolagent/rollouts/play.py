@@ -1,11 +1,11 @@
 """Plays B whole episodes at once: the machine in NumPy, the network in torch, no Python per step
-of an episode. The one rollout loop: training, evaluation and certification all run it."""
+of an episode. This is the only rollout loop: whoever plays episodes calls `play`."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.detours import Detours
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
-from toolagent.tasks import Task
+from toolagent.tasks import Task, Transition
 from toolagent.tasks.columns import Columns
 from toolagent.vocabulary import CTX
 
@@ -26,9 +26,74 @@ class PlayTimes:
     machine_s: float = 0.0  # everything else: transitions, columns, leaving the batch
 
 
+@dataclass(frozen=True)
+class PlayedStep:
+    """One action in each of n live episodes, and what it was chosen from."""
+
+    task: Task
+    number: int  # 0 is the first
+    rows: np.ndarray  # (n,) the episodes' places in the batch
+    logits: torch.Tensor  # (n, 18)
+    values: torch.Tensor  # (n,) of the value head, before the action
+    actions: np.ndarray  # (n,) tokens
+    problems: Any  # n problems of the task
+    before: Any  # the task's registers before the action
+    transition: Transition  # what the action did, with the registers after it
+
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) int64 what `ANS` answered with, and (n,) bool where it did."""
+        values, filled = self.task.accumulator(self.transition.registers)
+        return values, self.transition.terminated & filled
+
+
+class Observer(Protocol):
+    """Sees every step of `play`."""
+
+    def observe(self, step: PlayedStep) -> None:
+        """Called after each step of the machine; the arrays are not to be changed."""
+
+
+class Chooser(Protocol):
+    """Chooses actions in place of the most probable token."""
+
+    def tokens(self, logits: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
+        """What n episodes do at a step.
+
+        Args:
+            logits: (n, 18) of the policy.
+            step: 0 is the first.
+            rows: (n,) int64, which of the chooser's episodes they are.
+
+        Returns:
+            (n,) int64 tokens.
+        """
+        ...
+
+
+class GivenTokens:
+    """Episodes that take given tokens where there are any, and the most probable one elsewhere.
+
+    Args:
+        given: (B, F) tokens for the first F steps; `FREE` where the policy chooses.
+    """
+
+    FREE = -1
+
+    def __init__(self, given: np.ndarray):
+        self._given = torch.from_numpy(given.astype(np.int64))
+
+    def tokens(self, logits: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
+        """(n,) tokens (see `Chooser`)."""
+        token = logits.argmax(1)
+        if step >= self._given.shape[1]:
+            return token
+        given = self._given[rows, step]
+        return torch.where(given == self.FREE, token, given)
+
+
 @dataclass
 class PlayDetails(Columns):
-    """What recorded episodes show and nobody learns from; `play` fills it on request."""
+    """What recorded episodes show and nobody learns from: an `Observer` that fills its columns."""
 
     values: np.ndarray  # (B, T) float32: the value head's before each action, 0 after the end
     answers: np.ndarray  # (B,) int64: what `ANS` answered with, 0 where there was no answer
@@ -42,6 +107,14 @@ class PlayDetails(Columns):
             np.zeros(episodes, np.int64),
             np.zeros(episodes, bool),
         )
+
+    def observe(self, step: PlayedStep) -> None:
+        """Notes values and answers (see `Observer`)."""
+        self.values[step.rows, step.number] = step.values.numpy()
+        if step.transition.terminated.any():
+            answers, answered = step.answers()
+            rows = step.rows[answered]
+            self.answers[rows], self.answered[rows] = answers[answered], True
 
 
 @dataclass(frozen=True)
@@ -67,8 +140,9 @@ def play(
     *,
     random_actions: bool = False,
     explorers: Explorers | Detours | None = None,
+    chooser: Chooser | None = None,
     times: PlayTimes | None = None,
-    details: PlayDetails | None = None,
+    observer: Observer | None = None,
 ) -> EpisodeBatch:
     """One episode of each problem, from start to end.
 
@@ -82,8 +156,9 @@ def play(
             probable token; of equals, the one with the lowest number).
         random_actions: draw tokens evenly, not from the policy; needs a generator.
         explorers: the last few episodes are played by them, not by the policy; needs a generator.
+        chooser: chooses all tokens in place of the most probable ones; needs `generator` None.
         times: seconds are added to it.
-        details: of B episodes (`PlayDetails.empty`); filled.
+        observer: is shown every step.
 
     Returns:
         The B episodes in the order of `problems`.
@@ -106,7 +181,10 @@ def play(
         mark = clock()
         logits, values, hidden = network.step(table, token, encoding, hidden)
         if generator is None:
-            token = logits.argmax(1)
+            if chooser is None:
+                token = logits.argmax(1)
+            else:
+                token = chooser.tokens(logits, step, torch.from_numpy(live))
             log_probability = None
         else:
             log_probabilities = torch.log_softmax(
@@ -133,13 +211,12 @@ def play(
         batch.solved[rows] = transition.solved
         if log_probability is not None:
             batch.log_probabilities[rows, step] = log_probability.numpy()
-        if details is not None:
-            details.values[rows, step] = values.numpy()
-            if done.any():
-                answers, filled = task.accumulator(transition.registers)
-                answered = transition.terminated & filled
-                details.answers[live[answered]] = answers[answered]
-                details.answered[live[answered]] = True
+        if observer is not None:
+            observer.observe(
+                PlayedStep(
+                    task, step, live, logits, values, actions, problems, registers, transition
+                )
+            )
         registers = transition.registers
         if done.any():
             batch.lengths[live[done]] = step + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolagent.rollouts.trajectory import Step, Trajectory, describe, verdict
-from toolagent.serve.player import DIGITS, Answer, PlayedStep, Question
+from toolagent.serve.player import DIGITS, Answer, Question, RecordedStep
 from toolagent.tasks import Task
 from toolagent.vocabulary import TOKEN_NAMES
 
@@ -64,7 +64,7 @@ def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -
     }
 
 
-def _step(step: PlayedStep) -> Step:
+def _step(step: RecordedStep) -> Step:
     """As `rollouts.trajectory` has it, so that its words can be used."""
     others = [*step.probabilities]
     others[step.token] = -1.0

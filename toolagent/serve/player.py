@@ -15,11 +15,9 @@ import torch
 
 from toolagent.checkpoints.policy import Policy
 from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.play import GivenTokens, PlayedStep, play
 from toolagent.tasks import Task
-from toolagent.tasks.columns import Columns
-from toolagent.vocabulary import CTX
 
-GREEDY = -1  # in a column of given tokens: the agent chooses
 DIGITS = 6  # of a probability or value: what float32 has
 
 
@@ -32,7 +30,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class PlayedStep:
+class RecordedStep:
     """One action, the distribution that it was chosen from, and what it did."""
 
     token: int
@@ -47,7 +45,7 @@ class PlayedStep:
 class Answer:
     """The episode that a question led to."""
 
-    steps: list[PlayedStep]
+    steps: list[RecordedStep]
     answered: bool  # with ANS; else it ran out of actions
     answer: int | None  # None also if it answered with an empty register
     solved: bool  # the answer is exactly the target
@@ -57,80 +55,59 @@ class Player:
     """One checkpoint's agent, playing many problems at once.
 
     Args:
-        policy: its network is on the CPU; its weights must not change any more.
+        policy: its network is on the CPU.
     """
 
     def __init__(self, policy: Policy):
         self.task: Task = policy.task
         self.network: AgentNetwork = policy.network
-        self._table = policy.network.step_table()
 
-    @torch.no_grad()
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Plays B questions as one batch, in the order in which they came.
-
-        The rollout is that of `rollouts.play.play`: same `step` of the network, same machine, the
-        most probable token. A test holds the two together on every problem of a stage.
-        """
-        task, size = self.task, len(questions)
-        problems = joined([question.problem for question in questions])
-        given = np.full((size, task.max_actions), GREEDY)
+        """Plays B questions as one batch, in the order in which they came."""
+        problems = [question.problem for question in questions]
+        given = np.full((len(questions), self.task.max_actions), GivenTokens.FREE)
         for row, question in enumerate(questions):
             given[row, : len(question.given)] = question.given
-        recorded: list[list[PlayedStep]] = [[] for _ in questions]
-        answers: list[Answer | None] = [None] * size
-
-        registers, live = task.start(problems), np.arange(size)
-        encoding, hidden = self.network.begin(
-            torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
+        recorder = _Recorder(questions)
+        play(
+            self.network,
+            self.task,
+            type(problems[0]).concatenate(problems),
+            chooser=GivenTokens(given),
+            observer=recorder,
         )
-        token = torch.full((size,), CTX)
-        for step in range(task.max_actions):
-            logits, value, hidden = self.network.step(self._table, token, encoding, hidden)
-            forced = torch.from_numpy(given[live, step])
-            token = torch.where(forced == GREEDY, logits.argmax(1), forced)
-            actions = token.numpy()
-            # Rounded and made Python's for the whole batch: 19 numbers a step are not few.
-            probabilities = torch.softmax(logits, 1).double().numpy().round(DIGITS).tolist()
-            values = value.double().numpy().round(DIGITS).tolist()
-            transition = task.step(problems, registers, actions)
-            registers = transition.registers
-            accumulator, filled = task.accumulator(registers)
-            for place, row in enumerate(live.tolist()):
-                recorded[row].append(
-                    PlayedStep(
-                        token=int(actions[place]),
-                        given=step < len(questions[row].given),
-                        probabilities=probabilities[place],
-                        value=values[place],
-                        registers=task.show(registers, place),
-                        reward=float(transition.rewards[place]),
-                    )
+        return [answer for answer in recorder.answers if answer is not None]
+
+
+class _Recorder:
+    """Keeps every step of every question's episode, as plain values."""
+
+    def __init__(self, questions: Sequence[Question]):
+        self._given = [len(question.given) for question in questions]
+        self._steps: list[list[RecordedStep]] = [[] for _ in questions]
+        self.answers: list[Answer | None] = [None] * len(questions)
+
+    def observe(self, step: PlayedStep) -> None:
+        """Notes one step (see `rollouts.play.Observer`)."""
+        # Rounded and converted for the whole batch at once: 19 numbers for each step.
+        probabilities = torch.softmax(step.logits, 1).double().numpy().round(DIGITS).tolist()
+        values = step.values.double().numpy().round(DIGITS).tolist()
+        transition, (answers, answered) = step.transition, step.answers()
+        for place, row in enumerate(step.rows.tolist()):
+            self._steps[row].append(
+                RecordedStep(
+                    token=int(step.actions[place]),
+                    given=step.number < self._given[row],
+                    probabilities=probabilities[place],
+                    value=values[place],
+                    registers=step.task.show(transition.registers, place),
+                    reward=float(transition.rewards[place]),
                 )
-                if transition.done[place]:
-                    answered = bool(transition.terminated[place])
-                    answers[row] = Answer(
-                        steps=recorded[row],
-                        answered=answered,
-                        answer=int(accumulator[place]) if answered and filled[place] else None,
-                        solved=bool(transition.solved[place]),
-                    )
-            going = np.flatnonzero(~transition.done)
-            if not len(going):
-                break
-            if len(going) < len(live):
-                live, registers, problems = live[going], registers.take(going), problems.take(going)
-                kept = torch.from_numpy(going)
-                token, hidden = token[kept], hidden[kept]
-                encoding = tuple(part[kept] for part in encoding)
-        return [answer for answer in answers if answer is not None]
-
-
-def joined(problems: Sequence[Columns]) -> Any:
-    """One batch of several."""
-    first = problems[0]
-    if len(problems) == 1:
-        return first
-    return type(first)(
-        **{name: np.concatenate([getattr(part, name) for part in problems]) for name in vars(first)}
-    )
+            )
+            if transition.done[place]:
+                self.answers[row] = Answer(
+                    steps=self._steps[row],
+                    answered=bool(transition.terminated[place]),
+                    answer=int(answers[place]) if answered[place] else None,
+                    solved=bool(transition.solved[place]),
+                )
