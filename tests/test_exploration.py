@@ -1,4 +1,4 @@
-"""Explorers, success replay and novelty bonus: each against hand-made episodes and slow loops."""
+"""Explorers and success replay: each against hand-made episodes and slow loops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from toolagent.learning.algorithm_config import ToolAgentConfig
 from toolagent.learning.exploration import Exploration
-from toolagent.learning.novelty import NoveltyBonus, first_visits
 from toolagent.learning.success_replay import SuccessReplay, program_keys
 from toolagent.learning.trials import TrialTable
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
@@ -82,55 +81,6 @@ def test_a_status_is_in_range_and_begins_at_zero(name):
 def test_the_calculator_s_status_tells_apart_what_is_filled_and_read():
     seen = [tuple(episodes([PLAN[:n]], [[3, 4, 5, 6, 7]]).status[0, :n]) for n in range(1, 7)]
     assert seen[-1] == tuple(np.array([1, 1, 2, 3, 5, 1]) + 8 * np.array([2, 3, 3, 5, 5, 5]))
-
-
-# Novelty -------------------------------------------------------------------------------------
-
-
-def slow_first_visits(status, lengths):
-    first = np.zeros(status.shape, bool)
-    for row in range(len(status)):
-        known = {0}
-        for step in range(lengths[row]):
-            first[row, step] = status[row, step] not in known
-            known.add(status[row, step])
-    return first
-
-
-def test_first_visits_equal_a_plain_loop():
-    batch = random_play()
-    _, first = first_visits(batch.status, batch.lengths, TASK.num_statuses)
-    assert first.any()
-    np.testing.assert_array_equal(first, slow_first_visits(batch.status, batch.lengths))
-
-
-def test_the_bonus_is_what_its_formula_says_and_fades():
-    bonus = NoveltyBonus(3, TASK.num_statuses, coefficient=0.5, cap=4.0, rate=1.0)
-    batch = episodes([PLAN, (MUL, ANS)], [[3, 4, 5, 6, 7], [2, 2, 2, 2, 2]])
-    first = bonus.rewards(batch.stage, batch.status, batch.lengths, batch.solved)
-    # Nothing was ever seen: every first visit is worth the cap; ANS changes no status, and SUB
-    # brings acc, filled, with all digits read, for the first time too.
-    np.testing.assert_allclose(first[0], 0.5 * 4.0 * np.array([1, 1, 1, 1, 1, 1, 0]))
-    np.testing.assert_allclose(first[1], 0.5 * 4.0 * np.array([1, 0, 0, 0, 0, 0, 0]))
-    # With rate 1 the shares are those of the batch: half is solved; status 17 is visited by all.
-    again = bonus.rewards(batch.stage, batch.status, batch.lengths, batch.solved)
-    assert again[1, 0] == pytest.approx(0.5 * 0.5 * -np.log(1.001), abs=1e-6)
-    assert again[0, 1] == pytest.approx(0.5 * 0.5 * -np.log(0.501), abs=1e-6)
-    solved = episodes([PLAN], [[3, 4, 5, 6, 7]])
-    bonus.rewards(solved.stage, solved.status, solved.lengths, solved.solved)
-    faded = bonus.rewards(solved.stage, solved.status, solved.lengths, solved.solved)
-    assert not faded.any()
-
-
-def test_the_bonus_is_kept_out_of_returns():
-    config = ToolAgentConfig().training(novelty_coefficient=0.5)
-    exploration = Exploration(config, 3, TASK.num_statuses)
-    batch = random_play()
-    before = batch.returns.copy()
-    columns = exploration.learner_columns(batch)
-    assert columns["intrinsic_rewards"].any()
-    np.testing.assert_array_equal(batch.returns, before)
-    np.testing.assert_array_equal(columns["rewards"].sum(1), before)
 
 
 # Replay --------------------------------------------------------------------------------------
@@ -369,7 +319,6 @@ def test_explorers_on_detours_feed_the_replay_with_what_was_verified_and_nothing
         (3, 4, 5, 6, 7),
         (1, 1, 1, 1, 1),
     }
-    assert not columns["intrinsic_rewards"].any()
 
 
 def test_explorers_on_detours_and_their_replay_end_when_the_policy_is_good_enough():
@@ -461,7 +410,7 @@ def test_only_the_curriculum_s_stage_is_replayed_from_detours():
 @pytest.mark.parametrize("kind", ["trials", "detours"])
 def test_state_round_trip(kind):
     config = ToolAgentConfig().training(
-        explorer_kind=kind, explorer_share=0.5, replay_coefficient=0.5, novelty_coefficient=0.1
+        explorer_kind=kind, explorer_share=0.5, replay_coefficient=0.5
     )
     first, second = (Exploration(config, 3, TASK.num_statuses) for _ in range(2))
     found = episodes([PLAN] * 3, [[3, 4, 5, 6, 7], [1] * 5, [2] * 5])
@@ -488,7 +437,6 @@ def test_state_round_trip(kind):
         ({"explorer_share": -0.1, "replay_coefficient": 0.5}, "explorer_share is -0.1"),
         ({"explorer_share": 0.2}, "needs replay_coefficient"),
         ({"explore_until_solved": 1.0}, "never end"),
-        ({"novelty_coefficient": -1.0}, "novelty_coefficient is -1.0"),
         ({"replay_episodes": -1}, "replay_episodes is -1"),
         ({"max_policy_age": 1, "clip_param": None}, "clip_param is None"),
     ],

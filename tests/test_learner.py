@@ -79,7 +79,6 @@ def played(network, size=40, seed=0):
 def learner_columns(batch, **changed):
     """What the learner is given where nothing is explored, shaped or replayed."""
     columns = {name: getattr(batch, name).copy() for name in COLUMNS}
-    columns["intrinsic_rewards"] = np.zeros_like(batch.rewards)
     columns["entropy_weight"] = np.ones(len(batch), np.float32)
     columns["replayed"] = np.zeros(len(batch), bool)
     return columns | changed
@@ -303,7 +302,6 @@ def test_what_stands_after_an_episode_s_end_teaches_nothing():
         ("actions", 3),
         ("rewards", 1e3),
         ("log_probabilities", -50.0),
-        ("intrinsic_rewards", 7.0),
     ):
         columns[name][after] = garbage
     dirty = update(group, columns)[DEFAULT_MODULE_ID]["total_loss"], gradients_of(network)

@@ -23,7 +23,6 @@ import contextlib
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -222,7 +221,9 @@ def _measure(
                 )
     else:
         _measure_rows(result, {}, bare, 0.0, repeats, seconds, progress)
-    return result | {"versions": _versions(), "commit": _commit()}
+    from toolagent.run.environment import commit_of
+
+    return result | {"versions": _versions(), "commit": commit_of(Path(__file__).parents[1])}
 
 
 def _warm_bare_row(seconds: float) -> Any:
@@ -312,22 +313,6 @@ def _versions() -> dict[str, str]:
 
     packages = ("ray", "torch", "numpy", "gymnasium")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def _commit() -> str | None:
-    """The commit of the checkout around this file, '+' for changes in it; None without one."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -30,18 +30,9 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         "{stage: 1, advance_after_env_steps: 200000}, {stage: 2}]",
     ),
     "no explorers": ("training.explorer_share=0.0",),
-    "no explorers, novelty bonus": (
-        "training.explorer_share=0.0",
-        "training.novelty_coefficient=0.15",
-    ),
     "no explorers, no replay": (
         "training.explorer_share=0.0",
         "training.replay_coefficient=0.0",
-    ),
-    "novelty bonus, no replay": (
-        "training.explorer_share=0.0",
-        "training.replay_coefficient=0.0",
-        "training.novelty_coefficient=0.15",
     ),
     **{
         f"{size:,} episodes an update": (

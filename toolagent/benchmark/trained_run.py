@@ -21,6 +21,7 @@ from toolagent.config import build_algorithm_config, load_settings
 from toolagent.errors import UserError
 from toolagent.learning.exploration import RATE
 from toolagent.learning.learner import EpisodeColumnsLearner
+from toolagent.run.start import load_weights
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -141,7 +142,7 @@ class TrainedRow(RLlibRow):
     def __init__(self, name: str, config: AlgorithmConfig, policy: Policy, cpus: float):
         config.learners(learner_class=ReplayCountingLearner)
         super().__init__(name, config, cpus)
-        self._load(policy)
+        load_weights(self.algorithm, policy)
         self.warm_up_updates = 0
 
     @override(RLlibRow)
@@ -177,12 +178,6 @@ class TrainedRow(RLlibRow):
             "warm_up_updates": self.warm_up_updates,
             "exploration": configured | exploration_figures(sums),
         }
-
-    def _load(self, policy: Policy) -> None:
-        state = policy.network.state_dict()
-        weights = {f"network.{name}": tensor.numpy() for name, tensor in state.items()}
-        self.algorithm.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
-        self.algorithm.publish_weights()
 
 
 def make_rows(run: TrainedRun, names: Iterable[str]) -> dict[str, Any]:

@@ -15,7 +15,11 @@ RENAMED: dict[str, str] = {
 }
 
 # Old dotted key -> why it is gone and what to use instead.
-REMOVED: dict[str, str] = {}
+_NOVELTY = "removed: the novelty bonus is gone; use training.explorer_share"
+REMOVED: dict[str, str] = {
+    "training.novelty_coefficient": _NOVELTY,
+    "training.novelty_cap": _NOVELTY,
+}
 
 _OVERRIDES = ("evaluation", "evaluation_config")  # holds options of all sections side by side
 

@@ -71,8 +71,6 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         self.normalize_advantages = True
         self.clip_param: float | None = 0.2
         self.max_policy_age = 1
-        self.novelty_coefficient = 0.0
-        self.novelty_cap = 6.0
         self.explorer_share = 0.0
         self.explorer_kind = "trials"
         self.explore_until_solved = 0.9
@@ -99,8 +97,6 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         normalize_advantages: bool = _UNSET,
         clip_param: float | None = _UNSET,
         max_policy_age: int = _UNSET,
-        novelty_coefficient: float = _UNSET,
-        novelty_cap: float = _UNSET,
         explorer_share: float = _UNSET,
         explorer_kind: Literal["trials", "detours"] = _UNSET,
         explore_until_solved: float = _UNSET,
@@ -133,9 +129,6 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
                 correction (plain A2C; then max_policy_age must be 0 and num_epochs 1).
             max_policy_age: how many updates old the weights that played an episode may be when
                 it is learned from; 0 is strictly on-policy (sampling waits for the learner).
-            novelty_coefficient: size of the bonus for rare machine statuses (`NoveltyBonus`);
-                0: none.
-            novelty_cap: largest surprise of a status, in nats.
             explorer_share: share of the episodes that explorers play (`Exploration`); 0: none.
             explorer_kind: "trials" of tokens that are known to do something (`TrialTable`), or
                 "detours" from the policy's own way (`Detours`); then episodes_per_problem is at
@@ -164,8 +157,6 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
             ("normalize_advantages", normalize_advantages),
             ("clip_param", clip_param),
             ("max_policy_age", max_policy_age),
-            ("novelty_coefficient", novelty_coefficient),
-            ("novelty_cap", novelty_cap),
             ("explorer_share", explorer_share),
             ("explorer_kind", explorer_kind),
             ("explore_until_solved", explore_until_solved),
@@ -200,8 +191,6 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         for name in (
             "max_policy_age",
             "weight_decay",
-            "novelty_coefficient",
-            "novelty_cap",
             "replay_coefficient",
             "replay_episodes",
         ):

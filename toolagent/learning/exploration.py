@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from toolagent.learning.novelty import NoveltyBonus
 from toolagent.learning.success_replay import SuccessReplay
 from toolagent.learning.trials import TrialTable
 from toolagent.learning.verified_replay import VerifiedReplay
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
-STEP_COLUMNS = ("actions", "rewards", "intrinsic_rewards", "log_probabilities")  # (B, T)
+STEP_COLUMNS = ("actions", "rewards", "log_probabilities")  # (B, T)
 _EPISODE_COLUMNS = ("stage", "context", "lengths", "peer_return")
-_PLAYED_COLUMNS = ("actions", "rewards", "log_probabilities")
 
 REPLAY_SLOTS = 256  # programs; a stage's coincidences are about a hundred
 REPLAY_EXAMPLES = 64  # solved problems of each
@@ -24,7 +22,7 @@ RATE = 0.05  # of all moving shares, per update
 
 
 class Exploration:
-    """Explorers, success replay and novelty bonus, between the env runners and the learners.
+    """Explorers and success replay, between the env runners and the learners.
 
     It stands in the algorithm's process, where every batch passes: its statistics are those of
     all runners, and what they need goes out to them with the next weights.
@@ -32,7 +30,6 @@ class Exploration:
     - *Explorers* play a share of the episodes on the curriculum's stage, by a `TrialTable` or on
       `Detours`. They feed the replay and nothing else: no policy gradient, no return.
     - *Success replay* adds solved episodes of that stage to an update, for imitation.
-    - The *novelty bonus* is an alternative to explorers, off by default.
 
     Explorers and replay end for a stage when the policy solves `until_solved` of its fresh
     episodes (a moving share); explorers that try tokens get fewer on the way there.
@@ -60,13 +57,6 @@ class Exploration:
             else VerifiedReplay(np.random.default_rng(stream), config.gamma)
             for stream in streams
         ]
-        self.bonus = NoveltyBonus(
-            num_stages,
-            num_statuses,
-            config.novelty_coefficient,
-            config.novelty_cap,
-            RATE,
-        )
 
     def for_runners(self) -> tuple[float, np.ndarray]:
         """What env runners need: the share of explorers, and their log-weights."""
@@ -80,28 +70,21 @@ class Exploration:
         """The columns of an update: what the policy played, and replayed episodes behind it.
 
         Returns:
-            The batch's columns that are learned from, `intrinsic_rewards` (B, T), `replayed`
-            (B,) bool and `entropy_weight` (B,) float32.
+            The batch's columns that are learned from, `replayed` (B,) bool and `entropy_weight`
+            (B,) float32.
         """
         self.stage = int(batch.stage.max())
         self._count(batch)
         if batch.explored.any():
             batch = batch.take(~batch.explored)
         played = len(batch)
-        intrinsic = np.zeros(batch.rewards.shape, np.float32)
-        if self.bonus.coefficient > 0:
-            intrinsic = self.bonus.rewards(batch.stage, batch.status, batch.lengths, batch.solved)
         replayed = None
         if self.replay_episodes and self.solved_share[self.stage] < self.until_solved:
             replayed = self.replay[self.stage].sample(self.replay_episodes)
         if replayed is not None:
             batch = EpisodeBatch.concatenate([batch, replayed])
-            intrinsic = np.concatenate(
-                [intrinsic, np.zeros((len(replayed), batch.rewards.shape[1]), np.float32)]
-            )
-        columns = {name: getattr(batch, name) for name in (*_EPISODE_COLUMNS, *_PLAYED_COLUMNS)}
+        columns = {name: getattr(batch, name) for name in (*_EPISODE_COLUMNS, *STEP_COLUMNS)}
         return columns | {
-            "intrinsic_rewards": intrinsic,
             "entropy_weight": self._entropy_weight(batch),
             "replayed": np.arange(len(batch)) >= played,
         }
@@ -140,7 +123,6 @@ class Exploration:
                 "solved_share": self.solved_share,
                 "table": self.table.get_state(),
                 "replay": [store.get_state() for store in self.replay],
-                "bonus": self.bonus.get_state(),
             }
         )
 
@@ -151,4 +133,3 @@ class Exploration:
         self.table.set_state(state["table"])
         for store, saved in zip(self.replay, state["replay"], strict=True):
             store.set_state(saved)
-        self.bonus.set_state(state["bonus"])

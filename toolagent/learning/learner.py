@@ -138,14 +138,11 @@ class EpisodeColumnsLearner(TorchLearner):
         replayed = batch["replayed"].unsqueeze(1)  # (B, 1)
         mask = happened & ~replayed  # what the present policy (or a recent one) played
         rewards = batch["rewards"]
-        # The bonus shapes what is learned; it is no part of any return that is reported.
         advantages, targets = generalized_advantages(
-            rewards + batch["intrinsic_rewards"], values, mask, config.gamma, config.lambda_
+            rewards, values, mask, config.gamma, config.lambda_
         )
         if config.advantage_estimator == "leave_one_out":
-            advantages = leave_one_out_advantages(
-                rewards + batch["intrinsic_rewards"], batch["peer_return"], mask, config.gamma
-            )
+            advantages = leave_one_out_advantages(rewards, batch["peer_return"], mask, config.gamma)
         if config.normalize_advantages:
             advantages = normalize(advantages, mask)
         step = policy_step(logits, batch["actions"])
