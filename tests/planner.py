@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from toolagent.models.base import AgentNetwork, Beginning
+from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.tasks import get_task
 from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, STO
 
@@ -71,7 +71,7 @@ class Planner(AgentNetwork):
         for row in range(len(context)):
             program = torch.tensor(self.choose(self.task, problems, row))
             programs[row, : len(program)] = program
-        return Beginning((programs,), torch.zeros(len(context), 1))
+        return InitialState((programs,), torch.zeros(len(context), 1))
 
     def unroll(self, previous_tokens, encoding, hidden):
         (programs,) = encoding

@@ -44,13 +44,13 @@ def cluster(cluster):
 
 
 GROUPS = {
-    "episodes_per_problem": 8,
+    "group_size": 8,
     "advantage_estimator": "leave_one_out",
     "normalize_advantages": False,
     "failed_problem_share": 0.6,
     "explorer_kind": "detours",
     "explorer_share": 0.2,
-    "replay_coefficient": 0.3,
+    "replay_coeff": 0.3,
 }
 
 
@@ -195,7 +195,7 @@ def test_a_local_runner_is_strictly_on_policy(build):
 
 
 def test_age_0_is_strictly_on_policy_with_remote_runners_too(build):
-    algorithm = build(1, max_policy_age=0)
+    algorithm = build(1, max_staleness=0)
     assert check_two_iterations(algorithm, oldest=0)["policy_age_mean"] == 0
     # A state may come as a reference: RLlib sends it to all runners at once that way.
     state = {
@@ -221,7 +221,7 @@ def _held_weights(env_runner):
 
 def test_overlapped_runners_restores_in_place_and_a_killed_runner(build, tmp_path):
     # One algorithm for three things: starting its actors is what takes the time.
-    algorithm = build(2, max_policy_age=2)
+    algorithm = build(2, max_staleness=2)
     figures = check_two_iterations(algorithm, oldest=2, may_drop=True)
     assert figures["policy_age_mean"] > 0  # they do overlap
     assert runners(algorithm, stage_of) == [2, 2]  # the callback's level after one iteration
@@ -285,9 +285,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(build):
     trained = []
     for seed in (0, 0, 1):
         # With all that the default run adds: explorers, replay, the curriculum's measurements.
-        algorithm = build(
-            0, seed=seed, max_policy_age=0, explorer_share=0.2, replay_coefficient=0.5
-        )
+        algorithm = build(0, seed=seed, max_staleness=0, explorer_share=0.2, replay_coeff=0.5)
         for _ in range(3):
             algorithm.train()
         trained.append(weights_of(algorithm))
@@ -316,7 +314,7 @@ def expression_config(seed, levels, **training):
         "entropy_coeff": 0.015,
         "entropy_follows_return": True,
         "weight_decay": 1e-4,
-        "max_policy_age": 0,
+        "max_staleness": 0,
     }
     return (
         config_of(seed=seed, **(GROUPS | settings | training))
@@ -468,13 +466,13 @@ def test_shares_have_the_advantages_of_the_whole(shards):
     batch = runner.sample(num_episodes=320, explore=True)
     batch.rewards[:, 0] = np.random.default_rng(0).random(320)
     group = batch.returns.reshape(40, 8)
-    batch.peer_return[:] = ((group.sum(1, keepdims=True) - group) / 7).reshape(-1)
+    batch.baseline[:] = ((group.sum(1, keepdims=True) - group) / 7).reshape(-1)
     columns = exploration.learner_columns(batch)
 
     def advantages(shard, shards):
         part = _learner_batch(columns, shard, shards)[DEFAULT_MODULE_ID]
         rewards, peers, lengths = (
-            torch.from_numpy(part[name]) for name in ("rewards", "peer_return", "lengths")
+            torch.from_numpy(part[name]) for name in ("rewards", "baseline", "lengths")
         )
         mask = step_mask(lengths, rewards.shape[1])
         return leave_one_out_advantages(rewards, peers, mask, 1.0)
@@ -498,12 +496,12 @@ def test_shares_have_the_advantages_of_the_whole(shards):
     [
         ({"episodes_per_update": 0}, "episodes_per_update is 0; it must be at least 1"),
         ({"updates_per_iteration": 0}, "updates_per_iteration is 0; it must be at least 1"),
-        ({"max_policy_age": -1}, "max_policy_age is -1; it must be at least 0"),
+        ({"max_staleness": -1}, "max_staleness is -1; it must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
         ({"clip_param": None}, "clip_param is None, so data of an older policy"),
         (
-            {"clip_param": None, "max_policy_age": 0, "num_epochs": 2},
-            "set max_policy_age to 0 and num_epochs to 1",
+            {"clip_param": None, "max_staleness": 0, "num_epochs": 2},
+            "set max_staleness to 0 and num_epochs to 1",
         ),
     ],
 )
@@ -515,14 +513,14 @@ def test_wrong_settings_are_refused_with_what_would_be_right(training, message):
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"episodes_per_problem": 0}, "episodes_per_problem is 0; it must be at least 1"),
+        ({"group_size": 0}, "group_size is 0; it must be at least 1"),
         (
-            {"episodes_per_problem": 8, "episodes_per_update": 100},
-            "episodes_per_update is 100; it must be a multiple of episodes_per_problem, 8",
+            {"group_size": 8, "episodes_per_update": 100},
+            "episodes_per_update is 100; it must be a multiple of group_size, 8",
         ),
         (
-            {"episodes_per_problem": 5, "episodes_per_update": 100},
-            "num_envs_per_env_runner is 64; it must be a multiple of episodes_per_problem, 5",
+            {"group_size": 5, "episodes_per_update": 100},
+            "num_envs_per_env_runner is 64; it must be a multiple of group_size, 5",
         ),
         (
             {"advantage_estimator": "rloo"},
@@ -530,19 +528,17 @@ def test_wrong_settings_are_refused_with_what_would_be_right(training, message):
         ),
         (
             {"advantage_estimator": "leave_one_out"},
-            "'leave_one_out' compares episodes of one problem; set episodes_per_problem to 2 or "
-            "more, not 1",
+            "'leave_one_out' compares episodes of one problem; set group_size to 2 or more, not 1",
         ),
         (
             {"entropy_follows_return": True},
             "entropy_follows_return looks at the other episodes of a problem; set "
-            "episodes_per_problem to 2 or more, not 1",
+            "group_size to 2 or more, not 1",
         ),
         ({"explorer_kind": "scouts"}, "explorer_kind is 'scouts'; expected one of trials, detours"),
         (
-            {"explorer_kind": "detours", "explorer_share": 0.2, "replay_coefficient": 0.5},
-            "'detours' tries a plan on several problems; set episodes_per_problem to 2 or more, "
-            "not 1",
+            {"explorer_kind": "detours", "explorer_share": 0.2, "replay_coeff": 0.5},
+            "'detours' tries a plan on several problems; set group_size to 2 or more, not 1",
         ),
         ({"failed_problem_share": 1.5}, "failed_problem_share is 1.5; it must be in 0..1"),
         ({"failed_problem_share": -0.1}, "failed_problem_share is -0.1; it must be in 0..1"),
@@ -555,7 +551,7 @@ def test_settings_of_groups_that_cannot_work_are_refused(training, message):
 
 def test_settings_of_groups_that_work_are_accepted():
     config_of(explorer_kind="detours").validate()  # nobody explores
-    config_of(episodes_per_problem=EPISODES, advantage_estimator="leave_one_out").validate()
+    config_of(group_size=EPISODES, advantage_estimator="leave_one_out").validate()
     config_of(**GROUPS).validate()
 
 
@@ -565,4 +561,4 @@ def test_more_learners_than_episodes_are_refused():
 
 
 def test_plain_a2c_is_accepted_strictly_on_policy():
-    config_of(clip_param=None, max_policy_age=0).validate()
+    config_of(clip_param=None, max_staleness=0).validate()

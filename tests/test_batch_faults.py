@@ -23,7 +23,7 @@ def test_what_was_played_has_no_fault(batch):
     assert fault_in(batch) is None
 
 
-@pytest.mark.parametrize("column", ["rewards", "log_probabilities", "peer_return"])
+@pytest.mark.parametrize("column", ["rewards", "log_probabilities", "baseline"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_numbers_are_finite(batch, column, value):
     getattr(batch, column).reshape(-1)[-1] = value

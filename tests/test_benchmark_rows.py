@@ -41,7 +41,7 @@ CALCULATOR = {
         "lr": [[0, 0.01], [1000, 0.001]],
         "weight_decay": 0.01,
         "explorer_share": 0.25,
-        "replay_coefficient": 0.5,
+        "replay_coeff": 0.5,
         "replay_episodes": REPLAYED,
         "explore_until_solved": 0.5,
     },
@@ -51,7 +51,7 @@ EXPRESSION = {
     "task": "expression",
     "curriculum": {"levels": [{"stage": 5}]},
     "env_runners": CALCULATOR["env_runners"],
-    "training": CALCULATOR["training"] | {"explorer_kind": "detours", "episodes_per_problem": 8},
+    "training": CALCULATOR["training"] | {"explorer_kind": "detours", "group_size": 8},
     "rl_module": {
         "model_config": {
             "network": "encoder_decoder",
@@ -100,7 +100,7 @@ def test_a_row_is_the_run_s_configuration_on_its_last_stage_at_learning_rate_0(s
     assert config.rl_module_spec.model_config["embedding_size"] == 32
     exploring = row.startswith("batched")
     assert config.explorer_share == (0.25 if exploring else 0.0)
-    assert config.replay_coefficient == (0.5 if exploring else 0.0)
+    assert config.replay_coeff == (0.5 if exploring else 0.0)
     assert config.replay_episodes == REPLAYED
     assert 0.999999 < config.explore_until_solved < 1  # it never ends
 
@@ -144,7 +144,7 @@ def test_a_plain_row_learns_from_all_that_it_samples_and_replays_nothing(solved,
     _, figures = measured(solved, "plain_local")
     assert figures["warm_up_updates"] == 6
     exploration = figures["exploration"]
-    assert exploration["explorer_share"] == exploration["replay_coefficient"] == 0.0
+    assert exploration["explorer_share"] == exploration["replay_coeff"] == 0.0
     assert exploration["explorer_env_steps_per_s"] == 0.0
     assert exploration["replayed_episodes_per_update"] == 0.0
 
@@ -169,7 +169,7 @@ def test_several_passes_over_a_batch_replay_an_episode_once(solved, measured, tm
 
 def test_the_warm_up_lasts_until_something_is_replayed_or_the_time_is_up(monkeypatch):
     class Algorithm:
-        config = type("Config", (), {"replay_coefficient": 0.5, "replay_episodes": 16})
+        config = type("Config", (), {"replay_coeff": 0.5, "replay_episodes": 16})
         config.updates_per_iteration = 20
 
         def __init__(self, *replayed):
@@ -216,7 +216,7 @@ def shown(capsys, *rows, **result):
 
 
 def exploring(**changes):
-    figures = {"replay_coefficient": 0.3, "replay_episodes": 64, "explorer_share": 0.3}
+    figures = {"replay_coeff": 0.3, "replay_episodes": 64, "explorer_share": 0.3}
     figures |= {"explorer_env_steps_per_s": 9_876.5, "replayed_episodes_per_update": 64.0}
     return {"warm_up_updates": 1_200, "exploration": figures | changes}
 
@@ -226,7 +226,7 @@ def test_the_table_of_a_run_has_no_ratios_and_says_what_was_explored(capsys):
     out = shown(
         capsys,
         ("batched_runners", exploring()),
-        ("plain_runners", exploring(replay_coefficient=0)),
+        ("plain_runners", exploring(replay_coeff=0)),
         run=run | {"task": "expression", "stage": 5},
     )
     assert "/tmp/x, checkpoint_000007, trained for 12,345 env steps\n" in out

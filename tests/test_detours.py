@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolagent.models.base import AgentNetwork, Beginning
+from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.rollouts.detours import FIRST_CHOICES, LONGEST, Detours, draw_detours
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
@@ -34,7 +34,7 @@ class TableNetwork(AgentNetwork):
         return 1
 
     def begin(self, context, stage):
-        return Beginning((), torch.zeros(len(context), 1))
+        return InitialState((), torch.zeros(len(context), 1))
 
     def step(self, table: Any, previous_token, encoding, hidden):
         return self.table[hidden[:, 0].long()], torch.zeros(len(hidden)), hidden + 1

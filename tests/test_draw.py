@@ -105,7 +105,7 @@ def test_a_count_that_is_no_multiple_is_played_without_groups(kind):
     assert drawn.group_size == 1 and len(drawn.problems) == 83
     batch = finished(env, drawn.problems, np.random.default_rng(0))
     draw.compare(batch, drawn, STAGE)
-    assert not batch.peer_return.any()
+    assert not batch.baseline.any()
 
 
 # The others of a group -----------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_the_peers_return_is_the_mean_of_a_plain_loop_over_the_others(size, kind
     before = batch.rewards.copy()
     draw.compare(batch, drawn, STAGE)
     grouped = len(batch) if kind != "trials" else 9 * size
-    assert batch.peer_return.dtype == np.float32
+    assert batch.baseline.dtype == np.float32
     for row in range(len(batch)):
         returns = []
         for other in range(row // size * size, (row // size + 1) * size):
@@ -130,9 +130,9 @@ def test_the_peers_return_is_the_mean_of_a_plain_loop_over_the_others(size, kind
             if other != row and row < grouped:
                 returns.append(sum(gamma**step * reward for step, reward in steps))
         expected = sum(returns) / len(returns) if returns else 0.0
-        assert batch.peer_return[row] == pytest.approx(expected, abs=1e-6)
+        assert batch.baseline[row] == pytest.approx(expected, abs=1e-6)
     assert np.array_equal(batch.rewards, before)
-    assert len(set(batch.peer_return.tolist())) >= 2
+    assert len(set(batch.baseline.tolist())) >= 2
 
 
 # Explorers on detours ------------------------------------------------------------------------

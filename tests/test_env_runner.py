@@ -21,7 +21,7 @@ from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.recorder import Recording
 from toolagent.vocabulary import EOS, NUM_TOKENS
 
-GROUPS = {"episodes_per_problem": 8, "failed_problem_share": 0.8, "explorer_kind": "detours"}
+GROUPS = {"group_size": 8, "failed_problem_share": 0.8, "explorer_kind": "detours"}
 
 
 def make_runner(worker_index=0, seed=0, evaluation=False, episodes=64, training=None, **env_config):
@@ -180,8 +180,8 @@ def test_a_group_is_one_problem_and_knows_how_its_others_went():
     returns = batch.returns
     for row in range(400):
         others = [other for other in range(row // 8 * 8, row // 8 * 8 + 8) if other != row]
-        assert batch.peer_return[row] == pytest.approx(returns[others].mean(), abs=1e-6)
-    assert batch.peer_return.any()
+        assert batch.baseline[row] == pytest.approx(returns[others].mean(), abs=1e-6)
+    assert batch.baseline.any()
     assert len(np.unique(batch.actions[:8], axis=0)) > 1  # one problem, not one episode
 
 
@@ -194,7 +194,7 @@ def test_where_nothing_is_learned_there_are_no_groups_explorers_or_failed_proble
     how = {name: value for name, value in how.items() if name != "evaluation"}
     before = runner.get_state()["failed_problems"]
     batch = runner.sample(num_episodes=400, **how)
-    assert not batch.explored.any() and not batch.peer_return.any()
+    assert not batch.explored.any() and not batch.baseline.any()
     neighbours = (batch.context[1:] == batch.context[:-1]).all(1)
     assert neighbours.mean() < 0.1
     after = runner.get_state()["failed_problems"]

@@ -265,9 +265,7 @@ def test_explorers_find_the_only_plan_of_stage_two():
 
 
 def test_what_explorers_played_is_not_learned_from_but_replayed_if_right():
-    config = ToolAgentConfig().training(
-        explorer_share=0.5, replay_coefficient=0.5, replay_episodes=16
-    )
+    config = ToolAgentConfig().training(explorer_share=0.5, replay_coeff=0.5, replay_episodes=16)
     exploration = Exploration(config, 3, TASK.num_statuses)
     by_policy = random_play(30)
     found = episodes([PLAN] * 2, [[3, 4, 5, 6, 7]] * 2)
@@ -288,29 +286,29 @@ def on_detours(programs, digits, peers, stage=2) -> EpisodeBatch:
     """Explorers' episodes, and how well the others of each one's group did."""
     batch = episodes(programs, digits, stage)
     batch.explored[:] = True
-    batch.peer_return[:] = peers
+    batch.baseline[:] = peers
     return batch
 
 
 def test_explorers_on_detours_feed_the_replay_with_what_was_verified_and_nothing_else():
     config = ToolAgentConfig().training(
-        explorer_kind="detours", explorer_share=0.4, replay_coefficient=0.5, replay_episodes=16
+        explorer_kind="detours", explorer_share=0.4, replay_coeff=0.5, replay_episodes=16
     )
     exploration = Exploration(config, 3, TASK.num_statuses)
     by_policy = random_play(30)
-    by_policy.peer_return[:] = np.random.default_rng(0).random(30)
+    by_policy.baseline[:] = np.random.default_rng(0).random(30)
     lucky = (MUL, ADD, ANS)  # right, since d*e = 0, and wrong for the rest of its group
     found = on_detours([lucky, lucky], [[3, 4, 5, 0, 7]] * 2, 0.0)
     columns = exploration.learner_columns(EpisodeBatch.concatenate([by_policy, found]))
     # Nothing is replayed yet: not the coincidence, and nothing that the policy solved.
     assert not columns["replayed"].any()
-    for name in ("stage", "context", "actions", "lengths", "rewards", "peer_return"):
+    for name in ("stage", "context", "actions", "lengths", "rewards", "baseline"):
         np.testing.assert_array_equal(columns[name], getattr(by_policy, name), err_msg=name)
     solved_by_policy = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4)
-    solved_by_policy.peer_return[:] = 1.2
+    solved_by_policy.baseline[:] = 1.2
     exploration.learner_columns(EpisodeBatch.concatenate([by_policy, solved_by_policy]))
     plans = on_detours([PLAN, lucky, PLAN], [[3, 4, 5, 6, 7], [3, 4, 5, 0, 7], [1] * 5], 1.2)
-    plans.peer_return[1] = 0.0
+    plans.baseline[1] = 0.0
     columns = exploration.learner_columns(EpisodeBatch.concatenate([by_policy, plans]))
     assert columns["replayed"].tolist() == [False] * 30 + [True] * 16
     replayed = columns["actions"][30:]
@@ -326,7 +324,7 @@ def test_explorers_on_detours_and_their_replay_end_when_the_policy_is_good_enoug
         explorer_kind="detours",
         explorer_share=0.4,
         explore_until_solved=0.7,
-        replay_coefficient=0.5,
+        replay_coeff=0.5,
         replay_episodes=5,
     )
     exploration = Exploration(config, 3, TASK.num_statuses)
@@ -353,7 +351,7 @@ def test_explorers_on_detours_and_their_replay_end_when_the_policy_is_good_enoug
 
 def test_explorers_that_try_tokens_get_fewer_until_the_policy_is_good_enough():
     config = ToolAgentConfig().training(
-        explorer_share=0.4, explore_until_solved=0.7, replay_coefficient=0.5
+        explorer_share=0.4, explore_until_solved=0.7, replay_coeff=0.5
     )
     exploration = Exploration(config, 3, TASK.num_statuses)
     solved, share = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4), 0.0
@@ -366,7 +364,7 @@ def test_explorers_that_try_tokens_get_fewer_until_the_policy_is_good_enough():
 
 
 def test_problems_that_were_failed_before_are_no_measure_of_a_stage():
-    config = ToolAgentConfig().training(explorer_share=0.4, replay_coefficient=0.5)
+    config = ToolAgentConfig().training(explorer_share=0.4, replay_coeff=0.5)
     exploration = Exploration(config, 3, TASK.num_statuses)
     batch = episodes([PLAN, PLAN, (ANS,), (ANS,)], [[3, 4, 5, 6, 7]] * 4)
     batch.retried[2:] = True
@@ -378,18 +376,16 @@ def test_problems_that_were_failed_before_are_no_measure_of_a_stage():
 
 
 def test_the_entropy_bonus_follows_the_others_of_the_group_once_a_stage_is_half_solved():
-    config = ToolAgentConfig().training(
-        episodes_per_problem=2, entropy_follows_return=True, replay_coefficient=0.5
-    )
+    config = ToolAgentConfig().training(group_size=2, entropy_follows_return=True, replay_coeff=0.5)
     exploration = Exploration(config, 3, TASK.num_statuses)
     plain = Exploration(ToolAgentConfig(), 3, TASK.num_statuses)
     batch = episodes([PLAN, (ANS,), PLAN, PLAN], [[3, 4, 5, 6, 7]] * 4)
-    batch.peer_return[:] = [0.0, 1.2, 0.5, 0.25]
+    batch.baseline[:] = [0.0, 1.2, 0.5, 0.25]
     share = 0.0
     for _ in range(40):
         weight = exploration.learner_columns(batch)["entropy_weight"]
         share += 0.05 * (0.75 - share)
-        expected = [max(peers, 1 - 2 * share, 0.0) for peers in batch.peer_return.tolist()]
+        expected = [max(peers, 1 - 2 * share, 0.0) for peers in batch.baseline.tolist()]
         np.testing.assert_allclose(weight[:4], expected, rtol=1e-5)
         assert weight.dtype == np.float32
         assert (plain.learner_columns(batch)["entropy_weight"] == 1).all()
@@ -398,7 +394,7 @@ def test_the_entropy_bonus_follows_the_others_of_the_group_once_a_stage_is_half_
 
 def test_only_the_curriculum_s_stage_is_replayed_from_detours():
     config = ToolAgentConfig().training(
-        explorer_kind="detours", explorer_share=0.4, replay_coefficient=0.5
+        explorer_kind="detours", explorer_share=0.4, replay_coeff=0.5
     )
     exploration = Exploration(config, 3, TASK.num_statuses)
     early = on_detours([(MUL, ADD, ANS)] * 2, [[3, 4, 5, 0, 0]] * 2, 1.2, stage=0)
@@ -409,12 +405,10 @@ def test_only_the_curriculum_s_stage_is_replayed_from_detours():
 
 @pytest.mark.parametrize("kind", ["trials", "detours"])
 def test_state_round_trip(kind):
-    config = ToolAgentConfig().training(
-        explorer_kind=kind, explorer_share=0.5, replay_coefficient=0.5
-    )
+    config = ToolAgentConfig().training(explorer_kind=kind, explorer_share=0.5, replay_coeff=0.5)
     first, second = (Exploration(config, 3, TASK.num_statuses) for _ in range(2))
     found = episodes([PLAN] * 3, [[3, 4, 5, 6, 7], [1] * 5, [2] * 5])
-    found.explored[:], found.peer_return[:] = True, 1.2
+    found.explored[:], found.baseline[:] = True, 1.2
     warm = EpisodeBatch.concatenate([random_play(), found])
     first.learner_columns(warm)
     state = first.get_state()
@@ -433,12 +427,12 @@ def test_state_round_trip(kind):
 @pytest.mark.parametrize(
     ("settings", "fragment"),
     [
-        ({"explorer_share": 1.0, "replay_coefficient": 0.5}, "explorer_share is 1.0"),
-        ({"explorer_share": -0.1, "replay_coefficient": 0.5}, "explorer_share is -0.1"),
-        ({"explorer_share": 0.2}, "needs replay_coefficient"),
+        ({"explorer_share": 1.0, "replay_coeff": 0.5}, "explorer_share is 1.0"),
+        ({"explorer_share": -0.1, "replay_coeff": 0.5}, "explorer_share is -0.1"),
+        ({"explorer_share": 0.2}, "needs replay_coeff"),
         ({"explore_until_solved": 1.0}, "never end"),
         ({"replay_episodes": -1}, "replay_episodes is -1"),
-        ({"max_policy_age": 1, "clip_param": None}, "clip_param is None"),
+        ({"max_staleness": 1, "clip_param": None}, "clip_param is None"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, fragment):

@@ -35,7 +35,7 @@ COLUMNS = (
     "lengths",
     "rewards",
     "log_probabilities",
-    "peer_return",
+    "baseline",
 )
 WIDTH = 12
 
@@ -174,7 +174,7 @@ def slow_loss(network, columns, config):
     "training",
     [
         {},
-        {"clip_param": None, "max_policy_age": 0},
+        {"clip_param": None, "max_staleness": 0},
         {"normalize_advantages": False, "gamma": 0.9},
         {"entropy_coeff": 0.5},
     ],
@@ -216,12 +216,12 @@ def played_in_groups(network, groups=5, size=4, seed=0):
     for row in range(len(batch)):
         first = row // size * size
         others = [other for other in range(first, first + size) if other != row]
-        batch.peer_return[row] = sum(float(batch.returns[other]) for other in others) / len(others)
+        batch.baseline[row] = sum(float(batch.returns[other]) for other in others) / len(others)
     return batch
 
 
 LEAVE_ONE_OUT = {
-    "episodes_per_problem": 4,
+    "group_size": 4,
     "advantage_estimator": "leave_one_out",
     "normalize_advantages": False,
     "vf_loss_coeff": 0.0,
@@ -231,7 +231,7 @@ LEAVE_ONE_OUT = {
 
 @pytest.mark.parametrize("clip_param", [None, 0.2])
 def test_leave_one_out_is_reinforce_with_the_other_episodes_as_the_baseline(clip_param):
-    group, network = group_of(config_of(clip_param=clip_param, max_policy_age=0, **LEAVE_ONE_OUT))
+    group, network = group_of(config_of(clip_param=clip_param, max_staleness=0, **LEAVE_ONE_OUT))
     batch = played_in_groups(network)
     slow = copy.deepcopy(network)
     loss, steps = 0.0, int(batch.lengths.sum())
@@ -267,13 +267,13 @@ def test_a_group_that_goes_alike_moves_nothing():
     batch = played_in_groups(network)
     batch.rewards[:] = 0
     batch.rewards[:8, 0] = 1.0
-    batch.peer_return[:] = batch.returns
+    batch.baseline[:] = batch.returns
     update(group, learner_columns(batch))
     assert not any(gradient.any() for gradient in gradients_of(network).values())
 
 
 def test_replayed_episodes_are_imitated_and_have_no_leave_one_out_advantage():
-    settings = LEAVE_ONE_OUT | {"replay_coefficient": 0.5}
+    settings = LEAVE_ONE_OUT | {"replay_coeff": 0.5}
     group, network = group_of(config_of(**settings))
     batch = played_in_groups(network)
     replayed = np.arange(20) >= 12

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolagent.learning.losses import (
-    approximate_kl,
+    approx_kl,
     explained_variance,
     policy_loss,
     policy_step,
@@ -145,9 +145,9 @@ def test_the_divergence_and_the_explained_variance_against_plain_numpy():
     mask = rng.random((6, 4)) < 0.7
     ratio = np.exp((new - old)[mask])
     tensors = [torch.from_numpy(array) for array in (new, old, mask, values, targets)]
-    divergence = approximate_kl(*tensors[:3])
+    divergence = approx_kl(*tensors[:3])
     assert float(divergence) == pytest.approx(np.mean(ratio - 1 - np.log(ratio)), rel=1e-4)
-    assert float(approximate_kl(tensors[0], tensors[0], tensors[2])) == 0.0
+    assert float(approx_kl(tensors[0], tensors[0], tensors[2])) == 0.0
     _, _, where, v, target = tensors
     expected = 1 - np.var((targets - values)[mask]) / np.var(targets[mask])
     assert float(explained_variance(v, target, where)) == pytest.approx(expected, rel=1e-3)

@@ -56,7 +56,7 @@ SHUFFLED = (  # by the process's own random stream
 SYNCHRONOUS = (  # with remote runners, which wait for the learner
     *CALCULATOR,
     *("env_runners.num_env_runners=2", "env_runners.num_envs_per_env_runner=16"),
-    "training.max_policy_age=0",
+    "training.max_staleness=0",
 )
 OVERLAPPED = (*CALCULATOR, "env_runners.num_env_runners=1")
 EXPRESSION = (

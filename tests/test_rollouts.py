@@ -215,8 +215,8 @@ def played(seed, size=60):
 def compared(seed, size=60):
     """With the one column that `play` leaves at 0, see `ProblemDraw.compare`."""
     batch = played(seed, size)
-    assert batch.peer_return.dtype == np.float32 and not batch.peer_return.any()
-    batch.peer_return[:] = np.random.default_rng(seed).random(size)
+    assert batch.baseline.dtype == np.float32 and not batch.baseline.any()
+    batch.baseline[:] = np.random.default_rng(seed).random(size)
     batch.explored[::3], batch.retried[1::3] = True, True
     return batch
 
@@ -249,7 +249,7 @@ def test_batches_are_joined_in_order():
     assert joined.env_steps == first.env_steps + second.env_steps
     assert np.array_equal(joined.actions[60:], second.actions)
     assert np.array_equal(joined.returns[:60], first.returns)
-    assert np.array_equal(joined.peer_return[60:], second.peer_return)
+    assert np.array_equal(joined.baseline[60:], second.baseline)
     with pytest.raises(ValueError, match="no batches"):
         EpisodeBatch.concatenate([])
 

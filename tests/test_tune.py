@@ -95,7 +95,7 @@ def test_a_search_with_asha_ends_with_a_config_that_runs(tmp_path):
 def test_a_failed_trial_is_reported_with_its_cause_and_has_no_score(tmp_path):
     space = {
         "training.explorer_share": {"choice": [0.0, 0.2]},
-        "training.replay_coefficient": {"choice": [0.5, 0.0]},  # explorers need replay
+        "training.replay_coeff": {"choice": [0.5, 0.0]},  # explorers need replay
     }
     base = yaml.safe_load((ROOT / "rllib_configs" / "default.yaml").read_text())
     base["training"]["explorer_share"] = 0.0
@@ -114,10 +114,10 @@ def test_a_failed_trial_is_reported_with_its_cause_and_has_no_score(tmp_path):
     assert summary["failed"] == 1
     assert failed["settings"] == {
         "training.explorer_share": 0.2,
-        "training.replay_coefficient": 0.0,
+        "training.replay_coeff": 0.0,
     }
     assert failed["score"] is None
-    assert "explorer_share needs replay_coefficient above 0" in failed["error"]
+    assert "explorer_share needs replay_coeff above 0" in failed["error"]
     assert f"trial {failed['number']} failed: " in out
 
 

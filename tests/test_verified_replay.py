@@ -30,7 +30,7 @@ def random_batch(rng, count, first=0):
     batch.explored[:] = rng.random(count) < 0.6
     batch.solved[:] = rng.random(count) < 0.6
     batch.rewards[np.arange(count), batch.lengths - 1] = batch.solved
-    batch.peer_return[:] = rng.integers(0, 8, count) / 7
+    batch.baseline[:] = rng.integers(0, 8, count) / 7
     return batch
 
 
@@ -53,7 +53,7 @@ def test_solved_explorers_whose_group_did_as_well_are_kept_and_the_oldest_make_w
         replay.add(batch)
         for row in range(len(batch)):
             own = gamma ** (int(batch.lengths[row]) - 1) if batch.solved[row] else 0.0
-            as_good = float(batch.peer_return[row]) >= PEERS_AS_GOOD * own - 1e-6
+            as_good = float(batch.baseline[row]) >= PEERS_AS_GOOD * own - 1e-6
             if batch.explored[row] and batch.solved[row] and as_good:
                 oracle.append(first + row)
         while len(oracle) > CAPACITY:
@@ -72,7 +72,7 @@ def test_how_well_the_others_must_have_done():
     batch.rewards[:] = 0
     batch.rewards[:, 0] = 1
     # Of seven others: four, five, none and all.
-    batch.peer_return[:] = np.array([4 / 7, 5 / 7, 0, 1], np.float32)
+    batch.baseline[:] = np.array([4 / 7, 5 / 7, 0, 1], np.float32)
     replay = VerifiedReplay(np.random.default_rng(0))
     replay.add(batch)
     assert sorted(set(names(replay.sample(100)))) == [1, 3]
@@ -95,7 +95,7 @@ def test_episodes_are_drawn_evenly():
     replay = VerifiedReplay(np.random.default_rng(0))
     batch = random_batch(np.random.default_rng(1), 5)
     batch.explored[:] = batch.solved[:] = True
-    batch.peer_return[:] = 1
+    batch.baseline[:] = 1
     replay.add(batch)
     counts = np.bincount(names(replay.sample(10_000)), minlength=5)
     assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000)

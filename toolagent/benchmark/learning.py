@@ -32,7 +32,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "no explorers": ("training.explorer_share=0.0",),
     "no explorers, no replay": (
         "training.explorer_share=0.0",
-        "training.replay_coefficient=0.0",
+        "training.replay_coeff=0.0",
     ),
     **{
         f"{size:,} episodes an update": (

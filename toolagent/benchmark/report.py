@@ -56,7 +56,7 @@ def _run(run: Mapping[str, Any]) -> str:
 def _exploration(row: Mapping[str, Any]) -> str:
     """How much exploration there was in the measured blocks, as part of a sentence."""
     figures = row["exploration"]
-    if figures["replay_coefficient"] == 0:
+    if figures["replay_coeff"] == 0:
         return "no explorers, no replay"
     explorers = f"explorers {figures['explorer_env_steps_per_s']:,.0f} steps/s"
     replayed = figures["replayed_episodes_per_update"]

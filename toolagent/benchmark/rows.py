@@ -23,7 +23,7 @@ WORKLOAD = (
     f"curriculum.earlier_stage_share={EARLIER_STAGE_SHARE}",
     "training.lr=0.0",
 )
-NO_EXPLORATION = ("training.explorer_share=0.0", "training.replay_coefficient=0.0")
+NO_EXPLORATION = ("training.explorer_share=0.0", "training.replay_coeff=0.0")
 LOCAL = "env_runners.num_env_runners=0"
 # Row -> config and what is changed in it.
 RLLIB_ROWS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -153,7 +153,7 @@ class TrainedRow(RLlibRow):
         replay: the store of what explorers found begins empty.
         """
         config = self.algorithm.config
-        missing = config.replay_coefficient > 0 and config.replay_episodes > 0
+        missing = config.replay_coeff > 0 and config.replay_episodes > 0
         deadline = time.perf_counter() + WARM_UP_LIMIT_S
         while self.warm_up_updates < SETTLED_UPDATES or missing:
             if self.warm_up_updates and time.perf_counter() > deadline:
@@ -172,7 +172,7 @@ class TrainedRow(RLlibRow):
     @override(RLlibRow)
     def more_figures(self, sums: Mapping[str, float]) -> dict[str, Any]:
         config = self.algorithm.config
-        names = ("explorer_share", "replay_coefficient", "replay_episodes")
+        names = ("explorer_share", "replay_coeff", "replay_episodes")
         configured = {name: getattr(config, name) for name in names}
         return {
             "warm_up_updates": self.warm_up_updates,

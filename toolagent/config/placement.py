@@ -149,14 +149,14 @@ def _requests(config: Any) -> tuple[dict[str, float], dict[str, float]]:
 
 def _useful(config: Any, joined: bool) -> tuple[int, str]:
     """The most env runners that can be kept busy, and what sets the limit."""
-    if not hasattr(config, "max_policy_age"):  # stock RLlib: the env runners are the limit
+    if not hasattr(config, "max_staleness"):  # stock RLlib: the env runners are the limit
         return 1_000_000, ""
     learners = max(1, config.num_learners or 0)
     on_gpu = _number(config.num_gpus_per_learner) > 0
     in_cluster = _FOR_CPU_LEARNER_IN_CLUSTER if joined else _FOR_CPU_LEARNER
     each = _FOR_GPU_LEARNER if on_gpu else in_cluster
     fragments = math.ceil(config.episodes_per_update / config.num_envs_per_env_runner)
-    busy = fragments * (config.max_policy_age + 1)
+    busy = fragments * (config.max_staleness + 1)
     if busy < each * learners:
         return busy, "training.episodes_per_update keeps no more busy"
     kind = "GPU" if on_gpu else "CPU"

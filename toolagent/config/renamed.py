@@ -12,6 +12,9 @@ from toolagent.config.source import KeyPath, Source
 RENAMED: dict[str, str] = {
     "rollouts": "env_runners",  # of older RLlib versions
     "exploration": "env_runners",
+    "training.episodes_per_problem": "training.group_size",
+    "training.max_policy_age": "training.max_staleness",
+    "training.replay_coefficient": "training.replay_coeff",
 }
 
 # Old dotted key -> why it is gone and what to use instead.

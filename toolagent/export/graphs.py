@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 from torch.nn import functional
 
-from toolagent.models.base import AgentNetwork, Beginning
+from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.tasks import Task
 from toolagent.vocabulary import ANS, CTX, EOS, NUM_TOKENS
@@ -92,14 +92,14 @@ class Episode(nn.Module):
         return torch.where(place < lengths.unsqueeze(1), tokens, EOS), lengths
 
 
-def begin(network: AgentNetwork, context: Tensor, stage: Tensor) -> Beginning:
+def begin(network: AgentNetwork, context: Tensor, stage: Tensor) -> InitialState:
     """`network.begin` in operations that a graph of fixed shapes can hold."""
     if isinstance(network, EncoderDecoderNetwork):
         return _encode(network, context)
     return network.begin(context, stage)
 
 
-def _encode(network: EncoderDecoderNetwork, context: Tensor) -> Beginning:
+def _encode(network: EncoderDecoderNetwork, context: Tensor) -> InitialState:
     """The encoder over padded contexts: padding leaves a reader's state as it is."""
     shown = context != EOS
     seen = torch.where(context < 10, 0, context) if not network.sizes.sees_digits else context
@@ -132,7 +132,7 @@ def _encode(network: EncoderDecoderNetwork, context: Tensor) -> Beginning:
     coordinates, preference = network.attention.place_context(seen, shown)
     start = network.attention.start.expand(context.shape[0], -1)
     encoding = (torch.cat([encoded, named], -1), coordinates, preference)
-    return Beginning(encoding, torch.cat([summary, start], 1))
+    return InitialState(encoding, torch.cat([summary, start], 1))
 
 
 def write_graphs(network: AgentNetwork, task: Task, folder: Path) -> None:

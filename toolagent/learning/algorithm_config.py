@@ -58,7 +58,7 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         self.torch_skip_nan_gradients = True
 
         self.episodes_per_update = 512
-        self.episodes_per_problem = 1
+        self.group_size = 1
         self.advantage_estimator = "gae"
         self.failed_problem_share = 0.0
         self.practice_problems = False
@@ -70,11 +70,11 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         self.entropy_follows_return = False
         self.normalize_advantages = True
         self.clip_param: float | None = 0.2
-        self.max_policy_age = 1
+        self.max_staleness = 1
         self.explorer_share = 0.0
         self.explorer_kind = "trials"
         self.explore_until_solved = 0.9
-        self.replay_coefficient = 0.0
+        self.replay_coeff = 0.0
         self.replay_episodes = 128
         self.num_epochs = 1
         self.minibatch_size = None
@@ -84,7 +84,7 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         self,
         *,
         episodes_per_update: int = _UNSET,
-        episodes_per_problem: int = _UNSET,
+        group_size: int = _UNSET,
         advantage_estimator: Literal["gae", "leave_one_out"] = _UNSET,
         failed_problem_share: float = _UNSET,
         practice_problems: bool = _UNSET,
@@ -96,11 +96,11 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         entropy_follows_return: bool = _UNSET,
         normalize_advantages: bool = _UNSET,
         clip_param: float | None = _UNSET,
-        max_policy_age: int = _UNSET,
+        max_staleness: int = _UNSET,
         explorer_share: float = _UNSET,
         explorer_kind: Literal["trials", "detours"] = _UNSET,
         explore_until_solved: float = _UNSET,
-        replay_coefficient: float = _UNSET,
+        replay_coeff: float = _UNSET,
         replay_episodes: int = _UNSET,
         **kwargs: Any,
     ) -> Self:
@@ -108,10 +108,10 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
 
         Args:
             episodes_per_update: whole episodes in one gradient step (over all learners).
-            episodes_per_problem: how often each problem is played; the episodes of one problem are
+            group_size: how often each problem is played; the episodes of one problem are
                 a group.
             advantage_estimator: "gae" (with the value head), or "leave_one_out": against the
-                other episodes of the same problem; then episodes_per_problem is at least 2.
+                other episodes of the same problem; then group_size is at least 2.
             failed_problem_share: share of the current stage's problems that are drawn from those
                 that were mostly failed before (`FailedProblems`).
             practice_problems: train on the problems that the task recommends (`Task.practice`);
@@ -126,16 +126,16 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
                 (`Exploration`).
             normalize_advantages: mean 0, standard deviation 1 over the batch.
             clip_param: clip of the probability ratio that corrects older data; None: no
-                correction (plain A2C; then max_policy_age must be 0 and num_epochs 1).
-            max_policy_age: how many updates old the weights that played an episode may be when
+                correction (plain A2C; then max_staleness must be 0 and num_epochs 1).
+            max_staleness: how many updates old the weights that played an episode may be when
                 it is learned from; 0 is strictly on-policy (sampling waits for the learner).
             explorer_share: share of the episodes that explorers play (`Exploration`); 0: none.
             explorer_kind: "trials" of tokens that are known to do something (`TrialTable`), or
-                "detours" from the policy's own way (`Detours`); then episodes_per_problem is at
+                "detours" from the policy's own way (`Detours`); then group_size is at
                 least 2.
             explore_until_solved: explorers and replay end for a stage once the policy solves this
                 share of its training episodes: there is nothing left to find.
-            replay_coefficient: weight of the self-imitation loss on replayed solved episodes
+            replay_coeff: weight of the self-imitation loss on replayed solved episodes
                 (`SuccessReplay`; what explorers found on detours: `VerifiedReplay`); 0: none.
             replay_episodes: solved episodes replayed in an update.
             kwargs: those of `AlgorithmConfig.training()` (lr, gamma, grad_clip, num_epochs,
@@ -144,7 +144,7 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         super().training(**kwargs)
         for name, value in (
             ("episodes_per_update", episodes_per_update),
-            ("episodes_per_problem", episodes_per_problem),
+            ("group_size", group_size),
             ("advantage_estimator", advantage_estimator),
             ("failed_problem_share", failed_problem_share),
             ("practice_problems", practice_problems),
@@ -156,11 +156,11 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
             ("entropy_coeff", entropy_coeff),
             ("normalize_advantages", normalize_advantages),
             ("clip_param", clip_param),
-            ("max_policy_age", max_policy_age),
+            ("max_staleness", max_staleness),
             ("explorer_share", explorer_share),
             ("explorer_kind", explorer_kind),
             ("explore_until_solved", explore_until_solved),
-            ("replay_coefficient", replay_coefficient),
+            ("replay_coeff", replay_coeff),
             ("replay_episodes", replay_episodes),
         ):
             if value is not _UNSET:
@@ -179,7 +179,7 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
     def validate(self) -> None:
         super().validate()
         self._validate_parts()
-        for name in ("episodes_per_update", "episodes_per_problem", "updates_per_iteration"):
+        for name in ("episodes_per_update", "group_size", "updates_per_iteration"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.episodes_per_update > MOST_EPISODES:
@@ -189,9 +189,9 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
             )
         self._validate_groups()
         for name in (
-            "max_policy_age",
+            "max_staleness",
             "weight_decay",
-            "replay_coefficient",
+            "replay_coeff",
             "replay_episodes",
         ):
             if getattr(self, name) < 0:
@@ -206,9 +206,9 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
                 f"explore_until_solved is {self.explore_until_solved}; it must be above 0 and "
                 "below 1, or exploring would never end"
             )
-        if self.explorer_share > 0 and self.replay_coefficient == 0:
+        if self.explorer_share > 0 and self.replay_coeff == 0:
             raise ValueError(
-                "explorer_share needs replay_coefficient above 0: what explorers find is learned "
+                "explorer_share needs replay_coeff above 0: what explorers find is learned "
                 "from by replay only"
             )
         if self.episodes_per_update < max(1, self.num_learners or 0):
@@ -223,10 +223,10 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
                 f"minibatch_size is {self.minibatch_size}; a learner has {most} episodes in an "
                 "update (episodes_per_update)"
             )
-        if self.clip_param is None and (self.max_policy_age > 0 or self.num_epochs > 1):
+        if self.clip_param is None and (self.max_staleness > 0 or self.num_epochs > 1):
             raise ValueError(
                 "clip_param is None, so data of an older policy can't be corrected; set "
-                "max_policy_age to 0 and num_epochs to 1, or give a clip_param"
+                "max_staleness to 0 and num_epochs to 1, or give a clip_param"
             )
 
     def _validate_parts(self) -> None:
@@ -249,12 +249,11 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
 
     def _validate_groups(self) -> None:
         """Raises ValueError where episodes can't be played in groups as configured."""
-        group = self.episodes_per_problem
+        group = self.group_size
         for name in ("episodes_per_update", "num_envs_per_env_runner"):
             if getattr(self, name) % group:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be a multiple of "
-                    f"episodes_per_problem, {group}"
+                    f"{name} is {getattr(self, name)}; it must be a multiple of group_size, {group}"
                 )
         if self.advantage_estimator not in ADVANTAGE_ESTIMATORS:
             raise ValueError(
@@ -264,12 +263,12 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         if self.advantage_estimator == "leave_one_out" and group < 2:
             raise ValueError(
                 "advantage_estimator 'leave_one_out' compares episodes of one problem; set "
-                f"episodes_per_problem to 2 or more, not {group}"
+                f"group_size to 2 or more, not {group}"
             )
         if self.entropy_follows_return and group < 2:
             raise ValueError(
                 "entropy_follows_return looks at the other episodes of a problem; set "
-                f"episodes_per_problem to 2 or more, not {group}"
+                f"group_size to 2 or more, not {group}"
             )
         if self.explorer_kind not in EXPLORER_KINDS:
             raise ValueError(
@@ -279,7 +278,7 @@ class ToolAgentConfig(LoopbackLearnersMixin, AlgorithmConfig):
         if self.explorer_kind == "detours" and self.explorer_share > 0 and group < 2:
             raise ValueError(
                 "explorer_kind 'detours' tries a plan on several problems; set "
-                f"episodes_per_problem to 2 or more, not {group}"
+                f"group_size to 2 or more, not {group}"
             )
         if not 0 <= self.failed_problem_share <= 1:
             raise ValueError(

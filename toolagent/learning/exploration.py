@@ -13,7 +13,7 @@ from toolagent.learning.verified_replay import VerifiedReplay
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
 STEP_COLUMNS = ("actions", "rewards", "log_probabilities")  # (B, T)
-_EPISODE_COLUMNS = ("stage", "context", "lengths", "peer_return")
+_EPISODE_COLUMNS = ("stage", "context", "lengths", "baseline")
 
 REPLAY_SLOTS = 256  # programs; a stage's coincidences are about a hundred
 REPLAY_EXAMPLES = 64  # solved problems of each
@@ -44,7 +44,7 @@ class Exploration:
         self.explorer_share = config.explorer_share
         self.until_solved = config.explore_until_solved
         self.entropy_follows_return = config.entropy_follows_return
-        self.replay_episodes = config.replay_episodes if config.replay_coefficient > 0 else 0
+        self.replay_episodes = config.replay_episodes if config.replay_coeff > 0 else 0
         self.stage = 0  # the highest seen
         self.solved_share = np.zeros(num_stages)
         self.table = TrialTable(num_statuses, MIN_TRIES)
@@ -100,7 +100,7 @@ class Exploration:
         if not self.entropy_follows_return:
             return np.ones(len(batch), np.float32)
         least = max(0.0, 1 - 2 * self.solved_share[self.stage])
-        return np.maximum(batch.peer_return, least).astype(np.float32)
+        return np.maximum(batch.baseline, least).astype(np.float32)
 
     def _count(self, batch: EpisodeBatch) -> None:
         if self.explorer_share > 0 and self.trials:

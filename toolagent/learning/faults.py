@@ -9,7 +9,7 @@ import numpy as np
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
 MOST_SKIPPED_IN_A_ROW = 10  # gradient steps that were no numbers, then learning has failed
-_FLOAT_COLUMNS = ("rewards", "log_probabilities", "peer_return")
+_FLOAT_COLUMNS = ("rewards", "log_probabilities", "baseline")
 
 
 class LearningFailed(RuntimeError):

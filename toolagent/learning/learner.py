@@ -28,7 +28,7 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from toolagent.learning.losses import (
-    approximate_kl,
+    approx_kl,
     explained_variance,
     imitation_loss,
     policy_loss,
@@ -42,8 +42,8 @@ from toolagent.learning.returns import (
     step_mask,
 )
 
-APPROXIMATE_KL = "approximate_kl"
-CLIPPED_SHARE = "clipped_share"
+APPROX_KL = "approx_kl"
+CLIPFRAC = "clipfrac"
 EXPLAINED_VARIANCE = "vf_explained_var"  # as RLlib's PPO calls it
 IMITATION_LOSS = "imitation_loss"
 RANDOM_STREAMS = "random_streams"
@@ -55,7 +55,7 @@ class EpisodeColumnsLearner(TorchLearner):
     """A2C and PPO on `EpisodeBatch` columns.
 
     loss = policy loss + vf_loss_coeff * mean((V - target)^2) - entropy_coeff * mean(entropy)
-           + replay_coefficient * imitation loss of the replayed episodes
+           + replay_coeff * imitation loss of the replayed episodes
 
     Means are over actions taken; nothing after an episode's end has a loss or a gradient. PPO is
     the same loss with `num_epochs` and `minibatch_size` (in episodes) above one pass; advantages
@@ -142,11 +142,11 @@ class EpisodeColumnsLearner(TorchLearner):
             rewards, values, mask, config.gamma, config.lambda_
         )
         if config.advantage_estimator == "leave_one_out":
-            advantages = leave_one_out_advantages(rewards, batch["peer_return"], mask, config.gamma)
+            advantages = leave_one_out_advantages(rewards, batch["baseline"], mask, config.gamma)
         if config.normalize_advantages:
             advantages = normalize(advantages, mask)
         step = policy_step(logits, batch["actions"])
-        policy, clipped_share = policy_loss(
+        policy, clipfrac = policy_loss(
             step.log_probabilities,
             batch["log_probabilities"],
             advantages,
@@ -165,10 +165,8 @@ class EpisodeColumnsLearner(TorchLearner):
                 POLICY_LOSS_KEY: policy.detach(),
                 VF_LOSS_KEY: value_loss.detach(),
                 ENTROPY_KEY: entropy.detach(),
-                CLIPPED_SHARE: clipped_share,
-                APPROXIMATE_KL: approximate_kl(
-                    step.log_probabilities, batch["log_probabilities"], mask
-                ),
+                CLIPFRAC: clipfrac,
+                APPROX_KL: approx_kl(step.log_probabilities, batch["log_probabilities"], mask),
                 EXPLAINED_VARIANCE: explained_variance(values, targets, mask),
                 IMITATION_LOSS: imitation.detach(),
             },
@@ -179,7 +177,7 @@ class EpisodeColumnsLearner(TorchLearner):
             policy
             + config.vf_loss_coeff * value_loss
             - config.entropy_coeff * bonus
-            + config.replay_coefficient * imitation
+            + config.replay_coeff * imitation
         )
 
     @override(TorchLearner)

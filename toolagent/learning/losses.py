@@ -50,7 +50,7 @@ def policy_loss(
     return -masked_mean(torch.min(unclipped, clipped), mask), share
 
 
-def approximate_kl(
+def approx_kl(
     log_probabilities: Tensor, behaviour_log_probabilities: Tensor, mask: Tensor
 ) -> Tensor:
     """How far the policy has moved from the one that played: an estimate of KL(mu || pi) in nats.

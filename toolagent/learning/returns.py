@@ -59,7 +59,7 @@ def generalized_advantages(
 
 
 def leave_one_out_advantages(
-    rewards: Tensor, peer_return: Tensor, mask: Tensor, gamma: float
+    rewards: Tensor, baseline: Tensor, mask: Tensor, gamma: float
 ) -> Tensor:
     """How much better an episode went than the others of the same problem.
 
@@ -75,7 +75,7 @@ def leave_one_out_advantages(
 
     Args:
         rewards: (B, T) float.
-        peer_return: (B,) float, the mean return of the others, discounted likewise.
+        baseline: (B,) float, the mean return of the others, discounted likewise.
         mask: (B, T) bool.
         gamma: discount, 0..1.
 
@@ -84,7 +84,7 @@ def leave_one_out_advantages(
     """
     discount = gamma ** torch.arange(rewards.shape[1], device=rewards.device)  # (T,)
     returns = (rewards * mask * discount).sum(1)  # (B,)
-    return (returns - peer_return).unsqueeze(1) * mask
+    return (returns - baseline).unsqueeze(1) * mask
 
 
 def masked_mean(data: Tensor, mask: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class SamplingAlgorithm(Algorithm):
     """The half of `ToolAgent` that brings it episodes.
 
     With remote env runners, requests are kept in flight so that a fragment is ready when the
-    learner is: their number is bounded so that no episode is older than `max_policy_age` updates
+    learner is: their number is bounded so that no episode is older than `max_staleness` updates
     when it is learned from. Nothing is sent that could be refused, so nothing is dropped; what is
     dropped all the same (a runner's death, a fragment that came too late) is counted.
 
@@ -82,7 +82,7 @@ class SamplingAlgorithm(Algorithm):
         return EpisodeBatch.concatenate(batches)
 
     def _next_fragments(self, wanted: int, figures: PipelineFigures) -> list[Fragment] | None:
-        """Fragments with at least `wanted` episodes, none older than `max_policy_age`."""
+        """Fragments with at least `wanted` episodes, none older than `max_staleness`."""
         taken: list[Fragment] = []
         per_update = self._fragments_per_update()
         waiting_since = time.monotonic()
@@ -96,12 +96,12 @@ class SamplingAlgorithm(Algorithm):
                     return None
                 continue
             # Below 0: played before the algorithm was set back to an older state.
-            if not 0 <= self._age(fragment) <= self.config.max_policy_age:
+            if not 0 <= self._age(fragment) <= self.config.max_staleness:
                 figures.drop(fragment)
                 self._runner_metrics.append(fragment.metrics)  # it was sampled all the same
             else:
                 taken.append(fragment)
-        if not self.config.max_policy_age:
+        if not self.config.max_staleness:
             # Only this order depends on which runner was faster; each one's own are in order.
             taken.sort(key=lambda fragment: fragment.env_runner)
         # The next update's fragments are played while this one is learned from.
@@ -145,7 +145,7 @@ class SamplingAlgorithm(Algorithm):
             return None
         ages = [self._age(fragment) for fragment in self._fragments]
         oldest = ages.index(max(ages))
-        limit = self.config.max_policy_age
+        limit = self.config.max_staleness
         last_chance = sum(
             self._updates + 1 - number >= limit for number in self.requests.numbers_of_weights()
         )
@@ -162,11 +162,11 @@ class SamplingAlgorithm(Algorithm):
         """Keeps requests under way: as many as can be learned from before they are too old.
 
         What is requested now is learned from after everything requested before it, one update's
-        worth at a time. With `taken` fragments going into the present update, max_policy_age
+        worth at a time. With `taken` fragments going into the present update, max_staleness
         updates' worth more may be under way or waiting.
         """
         group, config = self.env_runner_group, self.config
-        allowed = self._fragments_per_update() * (config.max_policy_age + 1)
+        allowed = self._fragments_per_update() * (config.max_staleness + 1)
         missing = allowed - taken - len(self._fragments) - len(self.requests)
         runners = group.healthy_env_runner_ids()
         for _ in range(missing):
@@ -180,7 +180,7 @@ class SamplingAlgorithm(Algorithm):
             # The least busy one, in turn; in synchronous mode strictly in turn, so that who plays
             # what does not depend on who is faster.
             in_turn = {r: (r - self._next_runner) % (max(runners) + 1) for r in runners}
-            if self.config.max_policy_age:
+            if self.config.max_staleness:
                 runner = min(free, key=lambda r: (self.requests.of(r), in_turn[r]))
             else:
                 runner = min(runners, key=in_turn.__getitem__)

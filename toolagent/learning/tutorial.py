@@ -67,7 +67,7 @@ class TutorialConfig(ToolAgentConfig):
         self.updates_per_iteration = 1
         self.num_env_runners = 0
         self.lr = 3e-4
-        self.max_policy_age = 0
+        self.max_staleness = 0
         self.clip_param = None
 
     @override(ToolAgentConfig)

@@ -23,7 +23,7 @@ class VerifiedReplay:
 
     Args:
         rng: draws what is replayed.
-        gamma: the discount of `peer_return`.
+        gamma: the discount of `baseline`.
     """
 
     def __init__(self, rng: np.random.Generator, gamma: float = 1.0):
@@ -36,7 +36,7 @@ class VerifiedReplay:
 
     def add(self, batch: EpisodeBatch) -> None:
         """Keeps the explorers' verified successes of the batch."""
-        as_good = batch.peer_return >= PEERS_AS_GOOD * batch.discounted_returns(self.gamma)
+        as_good = batch.baseline >= PEERS_AS_GOOD * batch.discounted_returns(self.gamma)
         rows = np.flatnonzero(batch.explored & batch.solved & as_good)
         if not len(rows):
             return

@@ -17,7 +17,7 @@ from toolagent.vocabulary import CTX
 Encoding = tuple[Tensor, ...]  # each (B, ...): what a network keeps of the context it has read
 
 
-class Beginning(NamedTuple):
+class InitialState(NamedTuple):
     """A network that has read its problems and not acted yet."""
 
     encoding: Encoding
@@ -41,7 +41,7 @@ class AgentNetwork(nn.Module, abc.ABC):
         """S."""
 
     @abc.abstractmethod
-    def begin(self, context: Tensor, stage: Tensor) -> Beginning:
+    def begin(self, context: Tensor, stage: Tensor) -> InitialState:
         """Reads B problems.
 
         Args:

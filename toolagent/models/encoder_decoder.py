@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from toolagent.models.base import (
     AgentNetwork,
-    Beginning,
     Encoding,
+    InitialState,
     Packing,
     one_of_each_run,
     pack,
@@ -111,7 +111,7 @@ class EncoderDecoderNetwork(AgentNetwork):
 
     # Reading ----------------------------------------------------------------------------------
 
-    def begin(self, context: Tensor, stage: Tensor) -> Beginning:
+    def begin(self, context: Tensor, stage: Tensor) -> InitialState:
         """Reads B problems (see `AgentNetwork`); equal ones that stand side by side only once."""
         context, repeat = one_of_each_run(context)
         encoding, summary = self._encode(context)
@@ -119,7 +119,7 @@ class EncoderDecoderNetwork(AgentNetwork):
         parts = (*encoding, torch.cat([summary, start], 1))
         if repeat is not None:
             parts = tuple(part.index_select(0, repeat) for part in parts)
-        return Beginning(parts[:-1], parts[-1])
+        return InitialState(parts[:-1], parts[-1])
 
     def _encode(self, context: Tensor) -> tuple[Encoding, Tensor]:
         """What is kept of (P, L) contexts, and (P, D) the first hidden state.

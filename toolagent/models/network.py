@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolagent.models.base import AgentNetwork, Beginning, Encoding, pack, unpack
+from toolagent.models.base import AgentNetwork, Encoding, InitialState, pack, unpack
 from toolagent.models.packed_gru import PackedGRU
 from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
 
@@ -75,9 +75,9 @@ class StageGRUNetwork(AgentNetwork):
         """D."""
         return self.sizes.embedding_size
 
-    def begin(self, context: Tensor, stage: Tensor) -> Beginning:
+    def begin(self, context: Tensor, stage: Tensor) -> InitialState:
         """The context is summed up in the hidden state; nothing else is kept of it."""
-        return Beginning((), self.initial_hidden(context, stage))
+        return InitialState((), self.initial_hidden(context, stage))
 
     def initial_hidden(self, context: Tensor, stage: Tensor) -> Tensor:
         """The hidden state before the first step.

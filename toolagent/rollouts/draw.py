@@ -108,7 +108,7 @@ class ProblemDraw:
             end = len(batch) if isinstance(drawn.explorers, Detours) else groups * size
             returns = batch.discounted_returns(self.gamma)[:end].reshape(-1, size)
             others = (returns.sum(1, keepdims=True) - returns) / (size - 1)
-            batch.peer_return[:end] = others.reshape(-1)
+            batch.baseline[:end] = others.reshape(-1)
         if self.failed_share > 0:
             solved = batch.solved[: groups * size].reshape(groups, size).mean(1)
             played = drawn.problems.take(np.arange(groups) * size)

@@ -105,7 +105,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self._explorer_share = 0.0
         self._explorer_weights = torch.zeros(0)
         self._draw = ProblemDraw(  # stock algorithms have no such settings
-            int(getattr(config, "episodes_per_problem", 1)),
+            int(getattr(config, "group_size", 1)),
             float(getattr(config, "failed_problem_share", 0.0)),
             str(getattr(config, "explorer_kind", "trials")),
             float(config.gamma),

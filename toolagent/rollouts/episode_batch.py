@@ -47,8 +47,9 @@ class EpisodeBatch(Columns):
     solved: np.ndarray  # (B,) bool: the answer is exactly right
     explored: np.ndarray  # (B,) bool: played by an explorer, not by the policy
     retried: np.ndarray  # (B,) bool: the problem is one that was failed before
-    peer_return: np.ndarray  # (B,) float32: mean discounted return of the other episodes of the
-    # group (`draw.ProblemDraw`), 0 where there is none
+    # (B,) float32: the leave-one-out baseline, the mean discounted return of the other episodes of
+    # the group (`draw.ProblemDraw`); 0 where there is no other
+    baseline: np.ndarray
 
     def __iter__(self) -> Iterator[EpisodeLength]:
         """For RLlib's evaluation, which loops over episodes. Nothing of ours does."""
@@ -127,7 +128,7 @@ def arrow_schema(context_length: int, max_actions: int) -> pa.Schema:
             ("solved", pa.bool_()),
             ("explored", pa.bool_()),
             ("retried", pa.bool_()),
-            ("peer_return", pa.float32()),
+            ("baseline", pa.float32()),
         ]
     )
 
@@ -146,5 +147,5 @@ def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBa
         solved=np.zeros(len(stage), bool),
         explored=np.zeros(len(stage), bool),
         retried=np.zeros(len(stage), bool),
-        peer_return=np.zeros(len(stage), np.float32),
+        baseline=np.zeros(len(stage), np.float32),
     )

@@ -39,8 +39,8 @@ _PIPELINE_FIELDS = (
 # What it is called here: what this pipeline's and RLlib's own learners call it.
 _LEARNER_FIELDS = {
     "imitation_loss": ("imitation_loss",),
-    "approximate_kl": ("approximate_kl",),
-    "clipped_share": ("clipped_share",),
+    "approximate_kl": ("approx_kl",),
+    "clipped_share": ("clipfrac",),
     "explained_variance": ("vf_explained_var",),
     "learning_rate": ("default_optimizer_learning_rate",),
     "gradient_norm": ("gradients_default_optimizer_global_norm",),
