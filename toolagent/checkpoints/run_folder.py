@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolagent.checkpoints.mirror import Mirror
-from toolagent.errors import UserError
+from toolagent.errors import UserError, quoted
 from toolagent.files import write_atomically
 
 CONFIG = "config.yaml"
@@ -91,7 +91,7 @@ class RunFolder:
         Raises:
             UserError: it holds something already, or can't be read.
         """
-        return cls(new_folder(path, task, f"continue that run with --resume {path}"))
+        return cls(new_folder(path, task, f"continue that run with --resume {quoted(path or '')}"))
 
     @property
     def name(self) -> str:

@@ -106,8 +106,11 @@ def one_line(text: object) -> str:
 
 
 def console() -> Console:
-    """Standard output; text in [brackets] is printed as it is, numbers are not coloured."""
-    return Console(markup=False, highlight=False)
+    """Standard output; text in [brackets] is printed as it is, numbers are not coloured. Where it
+    is no terminal, lines stay whole, however narrow COLUMNS says it is."""
+    console = Console(markup=False, highlight=False)
+    console.soft_wrap = not console.is_terminal
+    return console
 
 
 def table(*columns: str, right: Iterable[str] = ()) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from toolagent import cli
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.stops import STOPPED_BY
 from toolagent.checkpoints.training_state import best_checkpoint, list_checkpoints
+from toolagent.errors import quoted
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
 from toolagent.run.faults import faults_line
@@ -102,9 +102,9 @@ def print_report(
     if settings.task == "tutorial":
         console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")
     _print_samples(console, samples, task)
-    name = shlex.quote(folder.name)
+    name = quoted(folder.name)
     console.print(
-        f"\nreport: {name}/report.html\n"
+        f"\nreport: {quoted(f'{folder.name}/{folder.report.name}')}\n"
         f"next: python -m toolagent.evaluate {name}\n"
         f"      python -m toolagent.explain {name} --stage {trained[-1]}\n"
         f"      python -m toolagent.serve {name}",

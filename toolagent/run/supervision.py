@@ -17,7 +17,7 @@ from toolagent.checkpoints.training_state import newest_checkpoint, set_aside_la
 from toolagent.cli.interrupt import Interrupt
 from toolagent.config import Settings
 from toolagent.curriculum.callback import CurriculumCallback
-from toolagent.errors import UserError
+from toolagent.errors import UserError, quoted
 from toolagent.learning.faults import LearningFailed, lost_learners
 from toolagent.run.display import Display
 from toolagent.run.keeper import CheckpointKeeper
@@ -156,7 +156,7 @@ class Supervision:
             newest_checkpoint(self.folder.checkpoints)
         except UserError:
             return "there is no checkpoint to continue from"
-        return f"continue with --resume {self.folder.name}"
+        return f"continue with --resume {quoted(self.folder.name)}"
 
     def _begin_again(self, start: Any) -> tuple[Any, list[dict[str, Any]]]:
         """Where the next attempt starts: the newest whole checkpoint, or the very beginning.

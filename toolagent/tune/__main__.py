@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,8 +17,12 @@ from toolagent.checkpoints.storage import is_uri
 from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.address import cluster_to_join
 from toolagent.cluster.ray_session import Cluster, listen_on_loopback, quiet, ray_session
-from toolagent.errors import UserError
+from toolagent.errors import UserError, quoted
 from toolagent.tune.folder import SearchFolder
+
+if TYPE_CHECKING:
+    from toolagent.tune.report import TrialRow
+    from toolagent.tune.search import Search
 
 _TIME = click.FloatRange(min=0, min_open=True)
 
@@ -91,18 +95,19 @@ def command(
         search = search_from_texts(
             read_config(folder.search), read_config(folder.base), f"--resume {resume}"
         )
-        if stop_time_s is not None:
-            settings = search.settings.model_copy(update={"stop_time_s": stop_time_s})
-            search = type(search)(settings, search.base, search.space)
+        # For this session; the search's own limit stays in its file.
+        stop_time_s = stop_time_s or search.settings.stop_time_s
     else:
         search = load_search(config, overrides, num_samples, stop_time_s)
+        stop_time_s = search.settings.stop_time_s
         if output_dir is None:
             folder = SearchFolder.new(None, search.base.task)
     check_searcher(search)
     base = search.base
     with ray_session(address, base.run.dashboard, base.sections) as cluster:
-        folder.make(search_yaml(search), search.base_yaml)
-        return _run(search, folder, cluster, resumed=resume is not None)
+        if resume is None:
+            folder.make(search_yaml(search), search.base_yaml)
+        return _run(search, folder, cluster, stop_time_s, resumed=resume is not None)
 
 
 def _check_path(flag: str, given: str) -> None:
@@ -118,7 +123,7 @@ def _check_path(flag: str, given: str) -> None:
 def _quiet_tune() -> None:
     """Keeps Tune to itself; to be called before Ray is imported."""
     for name, value in {
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_Interrupt` is ours
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `Interrupt` is ours
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
@@ -128,30 +133,20 @@ def _quiet_tune() -> None:
         os.environ.setdefault(name, value)
 
 
-class _Interrupt(Interrupt):
-    """Passed on as Tune's own wish to stop, which is SIGUSR1: Tune saves its state and ends its
-    trials. Its handler for Ctrl-C itself would not tell that it was used."""
-
-    def __enter__(self) -> _Interrupt:
-        super().__enter__()
-        if self._before:
-            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        return self
-
-    def first_request(self) -> None:
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-
-def _run(search: Any, folder: SearchFolder, cluster: Cluster, resumed: bool) -> int:
+def _run(
+    search: Search, folder: SearchFolder, cluster: Cluster, stop_time_s: float | None, resumed: bool
+) -> int:
+    from toolagent.tune.progress import SearchProgress
     from toolagent.tune.report import print_report, rows_of, summarize, write_report
     from toolagent.tune.resources import plan
     from toolagent.tune.trial import trial_class
-    from toolagent.tune.tuner import new_tuner, restored_tuner
+    from toolagent.tune.tuner import SearchEnd, earlier_trials, run_trials
 
     console = cli.console()
     settings = search.settings
     at_once, share, notes = plan(search, cluster)
     trainable = trial_class(search, share)
+    earlier = earlier_trials(search, folder) if resumed else None
     console.print(
         f"task {search.base.task}: {search.num_trials} trials, search {settings.search}, "
         f"scheduler {settings.scheduler}, objective {settings.objective}"
@@ -162,33 +157,49 @@ def _run(search: Any, folder: SearchFolder, cluster: Cluster, resumed: bool) -> 
     for note in notes:
         console.print(note)
     before = _wall_time_before(folder) if resumed else 0.0
+    nothing_left = bool(earlier) and _all_ended(rows_of(folder), search)
     start = time.monotonic()
-    with _Interrupt() as interrupt:
-        if resumed and folder.resumable():
-            tuner = restored_tuner(search, folder, trainable)
-        else:
-            tuner = new_tuner(search, folder, trainable, at_once)
-        results = tuner.fit()
+    with Interrupt() as interrupt:
+        end = SearchEnd(interrupt, stop_time_s)
+        progress = SearchProgress(console, search.num_trials, list(search.space))
+        run_trials(search, folder, trainable, at_once, earlier, [progress, end])
     wall_time_s = time.monotonic() - start
-    rows = rows_of(results, folder)
+    rows = rows_of(folder)
     stopped_by = "completed"
     if interrupt.requested:
         stopped_by = "interrupted"
-    elif settings.stop_time_s is not None and wall_time_s >= settings.stop_time_s:
-        stopped_by = "time"
+    elif end.reason is not None and not _all_ended(rows, search):
+        stopped_by = end.reason
     summary = summarize(search, rows, folder, stopped_by, before + wall_time_s)
     notes = write_report(search, rows, folder, summary)
     print_report(console, search, rows, folder, summary, notes)
-    if interrupt.requested:
+    if stopped_by != "completed":
+        why = {"interrupted": "interrupted", "time": "the time is up"}[stopped_by]
         console.print(
-            f"interrupted; continue with python -m toolagent.tune --resume {folder.path}",
+            f"{why}; continue with python -m toolagent.tune --resume {quoted(folder.path)}",
             soft_wrap=True,
         )
+    if interrupt.requested:
         return cli.EXIT_INTERRUPTED
     if summary["best"] is None:
         print("error: no trial came to a result; see the messages above", file=sys.stderr)
         return 1
+    if not nothing_left and not any(
+        row.ranked and row.trial_id in progress.reported for row in rows
+    ):
+        print(
+            "error: of the trials that ran now none came to a result; see the messages above",
+            file=sys.stderr,
+        )
+        return 1
     return 0
+
+
+def _all_ended(rows: Sequence[TrialRow], search: Search) -> bool:
+    """Whether there is nothing left to do."""
+    from toolagent.tune.report import UNFINISHED
+
+    return len(rows) == search.num_trials and all(row.status != UNFINISHED for row in rows)
 
 
 def _wall_time_before(folder: SearchFolder) -> float:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from toolagent.checkpoints.run_folder import new_folder
-from toolagent.errors import UserError
+from toolagent.errors import UserError, quoted
 from toolagent.files import write_atomically
 
 SEARCH, BASE, TRIALS = "search.yaml", "base.yaml", "trials"
@@ -35,8 +35,9 @@ class SearchFolder:
             UserError: it holds something already, or can't be used.
         """
         # os.path.exists: False, not an exception, for a path that can't be one.
-        resumable = path is not None and os.path.exists(path / SEARCH)
-        advice = f"continue with --resume {path}" if resumable else None
+        advice = None
+        if path is not None and os.path.exists(path / SEARCH):
+            advice = f"continue with --resume {quoted(path)}"
         return cls(new_folder(path, f"tune-{task}", advice))
 
     @classmethod
@@ -53,7 +54,9 @@ class SearchFolder:
             if not file.is_file():
                 hint = ""
                 if (path / "config.yaml").is_file():
-                    hint = f"; a run is continued by python -m toolagent.run --resume {path}"
+                    hint = (
+                        f"; a run is continued by python -m toolagent.run --resume {quoted(path)}"
+                    )
                 raise UserError(f"--resume {path}: holds no search (no {file.name}){hint}")
         if not os.access(path, os.W_OK):
             raise UserError(f"--resume {path}: can't be written")
@@ -73,10 +76,3 @@ class SearchFolder:
             raise UserError(
                 f"--output-dir {self.path}: can't be written ({error.strerror})"
             ) from None
-
-    def resumable(self) -> bool:
-        """Whether Tune has written its state; if not, the search begins anew."""
-        return (self.trials / "tuner.pkl").is_file() and any(
-            '"trial_data": []' not in state.read_text(encoding="utf-8")
-            for state in self.trials.glob("experiment_state-*.json")
-        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -20,18 +22,18 @@ _MOST_ROWS = 15
 
 
 class SearchProgress(Callback):
-    """Follows Tune's trials. Tune pickles it before it begins: the screen is opened in `setup`."""
+    """Follows Tune's trials, and notes which of them reported anything."""
 
-    def __init__(self, num_trials: int, keys: list[str]):
+    def __init__(self, console: Console, num_trials: int, keys: list[str]):
         self.num_trials = num_trials
         self.keys = keys
-        self._console: Console | None = None
+        self.reported: set[str] = set()  # ids of trials, since this process began
+        self._console = console
         self._live: Live | None = None
         self._start = self._shown = 0.0
 
     def setup(self, stop: Any = None, num_samples: Any = None, **info: Any) -> None:
-        """Tune begins, or begins again."""
-        self._console = cli.console()
+        """Tune begins."""
         self._start = self._shown = time.monotonic()
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -47,7 +49,13 @@ class SearchProgress(Callback):
             self._live.update(self._table(trials), refresh=True)
         else:
             self._print(self._counts(trials))
-            cli.print_table(self._screen, self._table(trials))
+            cli.print_table(self._console, self._table(trials))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial has made an iteration."""
+        self.reported.add(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended as it should."""
@@ -64,13 +72,8 @@ class SearchProgress(Callback):
             self._live.stop()
             self._live = None
 
-    @property
-    def _screen(self) -> Console:
-        assert self._console is not None  # `setup` comes first
-        return self._console
-
     def _print(self, text: str) -> None:
-        self._screen.print(text, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _label(self, trial: Any, trials: list[Any]) -> str:
         number = [other.trial_id for other in in_order(trials)].index(trial.trial_id) + 1
@@ -103,12 +106,9 @@ class SearchProgress(Callback):
 
 
 def in_order(trials: list[Any]) -> list[Any]:
-    """The trials in the order of their creation, as far as their ids tell it ('ab12c_00003'):
-    a resumed search has them in another."""
-    numbers = [trial.trial_id.rpartition("_")[2] for trial in trials]
-    if not all("_" in t.trial_id and n.isdecimal() for t, n in zip(trials, numbers, strict=True)):
-        return trials  # Optuna's have no number
-    return [trial for _, trial in sorted(zip(map(int, numbers), trials, strict=True), key=_first)]
+    """The trials in the order of their creation, which Tune's tag begins with ('3_lr=0.001'): a
+    resumed search has them in another."""
+    return sorted(trials, key=lambda trial: int(trial.experiment_tag.partition("_")[0]))
 
 
 def figure_cells(result: dict[str, Any]) -> list[str]:
@@ -137,15 +137,12 @@ def outcome_text(result: dict[str, Any]) -> str:
 
 def last_line(file: str | None) -> str:
     """The last line of a trial's error file: the exception and its message."""
-    if file is None:
-        return "no cause was reported"
-    with open(file, encoding="utf-8") as opened:
-        lines = [line.strip() for line in opened if line.strip()]
+    lines: list[str] = []
+    if file is not None:
+        with contextlib.suppress(OSError):  # nor could it be written
+            text = Path(file).read_text(encoding="utf-8", errors="replace")
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
     return cli.one_line(lines[-1]) if lines else "no cause was reported"
-
-
-def _first(pair: tuple[int, Any]) -> int:
-    return pair[0]
 
 
 def _result(trial: Any) -> dict[str, Any]:

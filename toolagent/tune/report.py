@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.tune import ExperimentAnalysis
+from ray.tune import ExperimentAnalysis, ResultGrid
+from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.table import Table
 
 from toolagent import cli
 from toolagent.checkpoints.policy import POLICY_FILE, write_atomically
+from toolagent.cluster.tune_state import has_trials
 from toolagent.config import to_yaml
+from toolagent.errors import quoted
 from toolagent.tune.folder import SearchFolder
+from toolagent.tune.history import reports_of
 from toolagent.tune.progress import figure_cells, in_order, outcome_text
 from toolagent.tune.search import ACCURACY, Search, trial_settings
 from toolagent.tune.space import short_names, value_text
@@ -36,6 +40,7 @@ class TrialRow:
     error: str | None = None
     checkpoint: Path | None = None
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    trial_id: str = ""  # Tune's
 
     @property
     def status(self) -> str:
@@ -69,27 +74,33 @@ class TrialRow:
         }
 
 
-def rows_of(results: Any, folder: SearchFolder) -> list[TrialRow]:
-    """The trials of a `ResultGrid`, in the order of their creation."""
+def rows_of(folder: SearchFolder) -> list[TrialRow]:
+    """The trials as Tune has written them down, in the order of their creation."""
+    if not has_trials(folder.trials):
+        return []
+    analysis = ExperimentAnalysis(str(folder.trials.resolve()))
     # A result knows the settings only of a trial that came to report something.
-    trials = in_order(ExperimentAnalysis(str(folder.trials.resolve())).trials or [])
-    found = {Path(result.path).name: result for result in results}
+    trials = in_order(analysis.trials or [])
+    found = {Path(result.path).name: result for result in ResultGrid(analysis)}
     rows = []
     for number, trial in enumerate(trials, start=1):
         result = found[Path(trial.path).name]
         checkpoint = Path(result.checkpoint.path) if result.checkpoint else None
         if checkpoint is not None and not (checkpoint / POLICY_FILE).is_file():
             checkpoint = None  # on another machine, or torn
-        frame = result.metrics_dataframe
+        error = None
+        if trial.status == Trial.ERROR:  # also where the file with the cause is lost
+            error = _cause(result.error) or "no cause was reported"
         rows.append(
             TrialRow(
                 number=number,
                 folder=Path(result.path),
                 settings=dict(trial.config),
                 metrics=dict(result.metrics or {}),
-                error=_cause(result.error),
+                error=error,
                 checkpoint=checkpoint,
-                history=[] if frame is None else frame.to_dict("records"),
+                history=reports_of(analysis, trial),
+                trial_id=trial.trial_id,
             )
         )
     return rows
@@ -192,12 +203,12 @@ def print_report(
     console.print(
         f"\nbest: trial {best.number}, {outcome_text(best.metrics)}\n"
         f"  {_settings_text(best.settings)}\n"
-        f"\nnext: python -m toolagent.run --config {folder.best_config}",
+        f"\nnext: python -m toolagent.run --config {quoted(folder.best_config)}",
         soft_wrap=True,
     )
     if best.checkpoint is not None:
         console.print(
-            f"      python -m toolagent.evaluate {_relative(best.checkpoint, None)}",
+            f"      python -m toolagent.evaluate {quoted(_from_here(best.checkpoint))}",
             soft_wrap=True,
         )
 
@@ -245,10 +256,17 @@ def _cause(error: Exception | None) -> str | None:
     return cli.one_line(lines[-1] if lines else type(error).__name__)
 
 
-def _relative(path: Path | None, folder: SearchFolder | None) -> str | None:
-    """The path as seen from the search's folder, or from here."""
-    if path is None:
-        return None
-    base = (folder.path if folder else Path()).resolve()
-    resolved = path.resolve()
-    return str(resolved.relative_to(base) if resolved.is_relative_to(base) else resolved)
+def _relative(path: Path | None, folder: SearchFolder) -> str | None:
+    """The path as seen from the search's folder."""
+    return None if path is None else str(_seen_from(folder.path, path))
+
+
+def _from_here(path: Path) -> Path:
+    """The path as seen from the current folder."""
+    return _seen_from(Path(), path)
+
+
+def _seen_from(base: Path, path: Path) -> Path:
+    """Relative, if it is in that folder."""
+    base, path = base.resolve(), path.resolve()
+    return path.relative_to(base) if path.is_relative_to(base) else path

@@ -1,28 +1,35 @@
-"""From a search to Tune's `Tuner`: searcher, scheduler, names, limits."""
+"""From a search to Tune: searcher, scheduler, names, limits."""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
+import signal
 import time
-from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.experiment import Trial
+from ray.tune import ExperimentAnalysis, ResumeConfig
+from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from toolagent.config import documents
+from toolagent.cli.interrupt import Interrupt
+from toolagent.cluster.tune_state import (
+    OptunaTrials,
+    SeededVariants,
+    TrialsAtOnce,
+    has_trials,
+    take_over,
+)
 from toolagent.errors import UserError
 from toolagent.tune.folder import SearchFolder
-from toolagent.tune.progress import SearchProgress
+from toolagent.tune.history import in_time
 from toolagent.tune.search import ASHA, GRID, OPTUNA, PBT, Search
 from toolagent.tune.space import short_names, value_text
 from toolagent.tune.trial import SCORE
@@ -30,80 +37,115 @@ from toolagent.tune.trial import SCORE
 _LONGEST_DIRECTORY = 120
 
 
-def new_tuner(search: Search, folder: SearchFolder, trainable: Any, at_once: int) -> tune.Tuner:
-    """A search from its beginning. Writes Tune's folder."""
-    settings = search.settings
+def earlier_trials(search: Search, folder: SearchFolder) -> ExperimentAnalysis | None:
+    """The trials of a search that is to be resumed; None if it has none yet.
+
+    Raises:
+        UserError: they can't be read, or are not of this search.
+    """
+    if not has_trials(folder.trials):
+        return None
+    earlier = take_over(folder.trials.resolve())
+    if any(trial.config.keys() != search.space.keys() for trial in earlier.trials or []):
+        raise UserError(
+            f"--resume {folder.path}: {folder.search.name} is not that of the trials in it; was "
+            "it changed?"
+        )
+    return earlier
+
+
+def run_trials(
+    search: Search,
+    folder: SearchFolder,
+    trainable: Any,
+    at_once: int,
+    earlier: ExperimentAnalysis | None,
+    callbacks: list[tune.Callback],
+) -> None:
+    """Runs trials until all have ended, or until a callback ends the search.
+
+    Everything is built from the search and from what is given here. Unfinished trials in
+    `earlier` go on from their last checkpoints, failed ones stay failed.
+    """
     names = functools.partial(_name, short_names(list(search.space)))
-    searcher = _searcher(search, at_once)
-    return tune.Tuner(
+    space = _param_space(search)
+    experiment = Experiment(
+        folder.trials.name,
         trainable,
-        param_space=_param_space(search),
-        tune_config=tune.TuneConfig(
-            metric=SCORE,
-            mode="max",
-            search_alg=searcher,
-            scheduler=_scheduler(search),
-            num_samples=settings.num_samples,
-            # A BasicVariantGenerator knows its own limit; Tune would refuse to wrap it.
-            max_concurrent_trials=at_once if settings.search == OPTUNA else None,
-            trial_name_creator=names,
-            trial_dirname_creator=functools.partial(_directory, names),
-        ),
-        run_config=tune.RunConfig(
-            name=folder.trials.name,
-            storage_path=str(folder.path.resolve()),
-            stop=SearchLimit(folder.search.resolve()),
-            callbacks=[SearchProgress(search.num_trials, list(search.space))],
-            # All are kept: PBT copies older ones, and the best trial's last is the result.
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
-            verbose=0,
-        ),
+        config=space,
+        num_samples=search.settings.num_samples,
+        storage_path=str(folder.path.resolve()),
+        # All are kept: PBT copies older ones, and the best trial's last is the result.
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+        trial_name_creator=names,
+        trial_dirname_creator=functools.partial(_directory, names),
+    )
+    searcher = _searcher(search, at_once)
+    if earlier is not None:
+        searcher.go_on_after(experiment, earlier.trials)
+    # Not a Tuner: that one can only be resumed with all that it was when it was made.
+    tune.run(
+        experiment,  # type: ignore[arg-type]  # its documentation says so, its hint does not
+        name=folder.trials.name,
+        config=space,
+        metric=SCORE,
+        mode="max",
+        search_alg=searcher,
+        scheduler=_scheduler(search, earlier),
+        resume_config=None if earlier is None else ResumeConfig(),
+        callbacks=callbacks,
+        raise_on_failed_trial=False,
+        verbose=0,
     )
 
 
-def restored_tuner(search: Search, folder: SearchFolder, trainable: Any) -> tune.Tuner:
-    """The search in the folder, to be continued: unfinished trials from their last checkpoints.
+class SearchEnd(tune.Callback):
+    """Ends the search when the user wishes it, or when its time is up, counted from the moment at
+    which this process began with it.
 
-    Tune restores searcher, names, limits and callbacks from its own state. A scheduler begins
-    anew: ASHA compares a trial with what it sees from here on.
-
-    Raises:
-        UserError: the search is not the one that Tune's state is about.
+    By the signal that Tune takes for it: Tune saves its state, and the trials under way can be
+    resumed. A `tune.Stopper` would mark them as ended.
     """
-    try:
-        return tune.Tuner.restore(
-            str(folder.trials.resolve()),
-            trainable=trainable,
-            resume_unfinished=True,
-            param_space=_param_space(search),
-        )
-    except ValueError:  # Tune compares the keys and the Algorithm's class with its own state
-        raise UserError(
-            f"--resume {folder.path}: {folder.search.name} or {folder.base.name} is not that of "
-            "the trials in it; was it changed?"
-        ) from None
+
+    def __init__(self, interrupt: Interrupt, stop_time_s: float | None):
+        self.interrupt = interrupt
+        self.stop_time_s = math.inf if stop_time_s is None else stop_time_s
+        self.reason: str | None = None  # "interrupted" or "time", once the search was ended
+        self._start = time.monotonic()
+
+    def setup(self, stop: Any = None, num_samples: Any = None, **info: Any) -> None:
+        """The clock begins."""
+        self._start = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Looks for a reason."""
+        if self.reason is not None:
+            return
+        if self.interrupt.requested:
+            self.reason = "interrupted"
+        elif time.monotonic() - self._start >= self.stop_time_s:
+            self.reason = "time"
+        if self.reason is not None:
+            signal.raise_signal(signal.SIGUSR1)
 
 
-class SearchLimit(tune.Stopper):
-    """Ends the search after `stop_time_s`, which is read from the search's file when it begins:
-    a resumed search may have been given another limit."""
+class ResumedASHA(ASHAScheduler):
+    """ASHA that is first told what the trials reported before, so that new ones are compared with
+    them: Tune keeps no scheduler's state."""
 
-    def __init__(self, search_file: Path):
-        self._file = search_file
-        self._end: float | None = None
+    def __init__(self, earlier: ExperimentAnalysis, **settings: Any):
+        super().__init__(**settings)
+        self._earlier = earlier
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Trials end themselves."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether the time is up."""
-        now = time.monotonic()
-        if self._end is None:
-            text = self._file.read_text(encoding="utf-8")
-            limit = documents.parse(text, self._file.name)["stop_time_s"]
-            self._end = now + (math.inf if limit is None else float(limit))
-        return now >= self._end
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Tune is about to begin, and says what is compared."""
+        accepted = super().set_search_properties(metric, mode, **spec)
+        controller: Any = None  # none of these methods looks at it
+        for trial in self._earlier.trials or []:
+            self.on_trial_add(controller, trial)
+        for trial, report, ended in in_time(self._earlier):
+            (self.on_trial_complete if ended else self.on_trial_result)(controller, trial, report)
+        return accepted
 
 
 def check_searcher(search: Search) -> None:
@@ -127,27 +169,28 @@ def _param_space(search: Search) -> dict[str, Any]:
     return {key: distribution.domain(grid) for key, distribution in search.space.items()}
 
 
-def _searcher(search: Search, at_once: int) -> Any:
+def _searcher(search: Search, at_once: int) -> SeededVariants | OptunaTrials:
     settings = search.settings
     if settings.search == OPTUNA:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return OptunaSearch(seed=settings.seed)
-    return BasicVariantGenerator(max_concurrent=at_once, random_state=settings.seed)
+        return OptunaTrials(TrialsAtOnce(OptunaSearch(seed=settings.seed), max_concurrent=at_once))
+    return SeededVariants(max_concurrent=at_once, random_state=settings.seed)
 
 
-def _scheduler(search: Search) -> TrialScheduler:
+def _scheduler(search: Search, earlier: ExperimentAnalysis | None) -> TrialScheduler:
     settings = search.settings
     time_attr, budget = settings.budget
     if settings.scheduler == ASHA:
-        return ASHAScheduler(
-            time_attr=time_attr,
-            max_t=budget,  # type: ignore[arg-type]  # any number; so is the next
-            grace_period=budget * settings.asha.grace_share,  # type: ignore[arg-type]
-            reduction_factor=settings.asha.reduction_factor,
-        )
+        rungs: dict[str, Any] = {
+            "time_attr": time_attr,
+            "max_t": budget,
+            "grace_period": budget * settings.asha.grace_share,
+            "reduction_factor": settings.asha.reduction_factor,
+        }
+        return ASHAScheduler(**rungs) if earlier is None else ResumedASHA(earlier, **rungs)
     if settings.scheduler == PBT:
         return PopulationBasedTraining(
             time_attr=time_attr,
