@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 import warnings
 
 import click
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolagent import cli
-from toolagent.errors import UserError
+from toolagent.errors import UserError, quoted
 
 
 def command_that(body):
@@ -179,3 +181,25 @@ def test_a_narrow_terminal_hides_no_figure(capsys, monkeypatch):
 
 def test_counts_are_shown_in_full():
     assert cli.solved_text(100_000, 100_000) == "solved 100,000/100,000"
+
+
+@pytest.mark.parametrize(
+    "path", ["t v", "n\u00e9", "a'b", '"$x`', "a\nb\\c'", "a\udcffb\n", "s3://b/c d", "\u200b1"]
+)
+def test_a_quoted_path_can_be_pasted_into_a_command(path):
+    word = quoted(path)
+    assert word.isprintable()
+    said = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)
+    assert os.fsdecode(said.stdout) == path
+
+
+def test_a_quoted_path_is_no_option():
+    assert quoted("-x y") == "'./-x y'"
+
+
+@pytest.mark.parametrize("columns", ["40", "1"])
+def test_lines_of_a_log_stay_whole(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    text = "word " * 50 + "end"
+    cli.console().print(text)
+    assert capsys.readouterr().out == f"{text}\n"

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import io
 import itertools
-import pickle
+from types import SimpleNamespace
 
+import pandas
 import pytest
 import yaml
+from ray.tune import Trainable
+from ray.tune.experiment import Experiment, Trial
+from ray.tune.registry import register_trainable
+from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 from trained import run_modules
 
 from toolagent import cli
 from toolagent.cluster.ray_session import Cluster
+from toolagent.cluster.tune_state import SeededVariants
 from toolagent.config import (
     build_algorithm_config,
     find_search,
@@ -23,6 +29,7 @@ from toolagent.config import (
 from toolagent.errors import UserError
 from toolagent.tune import __main__ as tune
 from toolagent.tune.folder import SearchFolder
+from toolagent.tune.history import in_time, reports_of
 from toolagent.tune.progress import SearchProgress
 from toolagent.tune.report import TrialRow, best_config, ranking, summarize
 from toolagent.tune.resources import plan
@@ -35,6 +42,7 @@ from toolagent.tune.search import (
 )
 from toolagent.tune.space import Distribution, parse_distribution, short_names, value_text
 from toolagent.tune.trial import score
+from toolagent.tune.tuner import ResumedASHA
 
 GOOD = {
     "space": {"training.lr": {"loguniform": [1e-3, 1e-2]}},
@@ -382,7 +390,8 @@ class FakeTrial:
     RUNNING, ERROR = "RUNNING", "ERROR"
 
     def __init__(self, number, status="RUNNING", result=None, error_file=None):
-        self.trial_id, self.status, self.last_result = str(number), status, result
+        self.trial_id, self.status, self.last_result = f"id{9 - number}", status, result
+        self.experiment_tag = f"{number}_lr={number / 1000}"
         self.config, self.error_file = {LR: number / 1000}, error_file
 
     def is_finished(self):
@@ -393,10 +402,9 @@ class FakeTrial:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_display_shows_running_trials_ended_ones_and_failures(tmp_path, monkeypatch, terminal):
+def test_the_display_shows_running_trials_ended_ones_and_failures(tmp_path, terminal):
     stream = io.StringIO()
     screen = Console(file=stream, force_terminal=terminal, width=100, markup=False, highlight=False)
-    monkeypatch.setattr(cli, "console", lambda: screen)
     (tmp_path / "error.txt").write_text("Traceback ...\nValueError: no such thing\n")
     done = {"score": 1.5, "stage": 2, "certified": True} | RESULT
     trials = [
@@ -404,10 +412,11 @@ def test_the_display_shows_running_trials_ended_ones_and_failures(tmp_path, monk
         FakeTrial(2),
         FakeTrial(3, "ERROR", None, str(tmp_path / "error.txt")),
     ]
-    progress = pickle.loads(pickle.dumps(SearchProgress(3, [LR])))  # as Tune does it
+    trials.reverse()  # Tune has those of a resumed search in another order
+    progress = SearchProgress(screen, 3, [LR])
     progress.setup()
-    progress.on_trial_complete(1, trials, trials[0])
-    progress.on_trial_error(1, trials, trials[2])
+    progress.on_trial_complete(1, trials, trials[2])
+    progress.on_trial_error(1, trials, trials[0])
     progress._shown = -1e9  # the last table is old
     progress.on_step_end(1, trials)
     progress.on_experiment_end(trials)
@@ -416,3 +425,115 @@ def test_the_display_shows_running_trials_ended_ones_and_failures(tmp_path, monk
     assert "trial 3/3: FAILED: ValueError: no such thing; lr=0.003" in shown
     assert "running" in shown and "failed" in shown and "100.0%" in shown
     assert progress._live is None
+
+
+# A resumed search ------------------------------------------------------------------------------
+
+
+def report(trial_number, iteration, score):
+    return {
+        "training_iteration": iteration,
+        "env_steps": 100 * iteration,
+        "score": score,
+        "timestamp": 10 * trial_number + iteration,
+    }
+
+
+def earlier_search(*trials):
+    """Trials as Tune reads them from a folder: (status, reports, iteration of the checkpoint)."""
+    found, frames = [], {}
+    for number, (status, reports, checkpoint) in enumerate(trials):
+        trial = Trial("PPO", trial_id=f"ab_{number:05d}", stub=True)
+        trial.status = status
+        if checkpoint:
+            trial._restore_checkpoint_result = SimpleNamespace(
+                metrics={"training_iteration": checkpoint}
+            )
+        found.append(trial)
+        frames[trial.trial_id] = pandas.DataFrame(reports)
+    return SimpleNamespace(trials=found, trial_dataframes=frames)
+
+
+RUNGS = {"time_attr": "env_steps", "max_t": 1000, "grace_period": 100, "reduction_factor": 3}
+
+
+def test_asha_goes_on_with_what_the_trials_reported_before_it_was_resumed():
+    reports = [
+        [report(0, iteration, 0.9) for iteration in range(1, 5)],
+        [report(1, iteration, 0.5) for iteration in range(1, 4)],
+    ]
+    uninterrupted = ASHAScheduler(**RUNGS)
+    uninterrupted.set_search_properties("score", "max")
+    earlier = earlier_search(("TERMINATED", reports[0], 4), ("PENDING", reports[1], 2))
+    for trial, of_trial in zip(earlier.trials, reports, strict=True):
+        uninterrupted.on_trial_add(None, trial)
+        for row in of_trial if trial.is_finished() else of_trial[:2]:
+            uninterrupted.on_trial_result(None, trial, row)
+    resumed = ResumedASHA(earlier, **RUNGS)
+    assert resumed.set_search_properties("score", "max")
+    new = Trial("PPO", trial_id="ab_00002", stub=True)
+    for scheduler in (uninterrupted, resumed):
+        for trial in (*earlier.trials[1:], new):
+            scheduler.on_trial_add(None, trial)
+    following = [
+        (new, report(2, 1, 0.7)),  # in the better third? no: 0.9 is
+        (earlier.trials[1], reports[1][2]),  # made again, from the checkpoint on
+        (earlier.trials[1], report(1, 4, 0.95)),
+    ]
+    decisions = [
+        [scheduler.on_trial_result(None, trial, row) for trial, row in following]
+        for scheduler in (uninterrupted, resumed)
+    ]
+    assert decisions[0] == decisions[1]
+    assert decisions[1][0] == "STOP"  # an ASHA that knows of no other trial goes on with any
+
+
+def test_iterations_that_were_made_again_count_once():
+    reports = [report(0, 1, 0.1), report(0, 2, 0.2), report(0, 3, 0.3)]
+    again = [report(1, 2, 0.4), report(1, 3, 0.5)]
+    earlier = earlier_search(("PENDING", reports + again, 2))
+    (trial,) = earlier.trials
+    assert reports_of(earlier, trial) == [reports[0], *again]
+    assert [row for _, row, _ in in_time(earlier)] == [reports[0], again[0]]
+    empty = earlier_search(("PENDING", [], None))
+    assert reports_of(empty, empty.trials[0]) == []
+
+
+@pytest.mark.parametrize("search", ["random", "grid"])
+def test_a_resumed_search_draws_what_it_would_have_drawn(tmp_path, search):
+    space = {
+        LR: {"choice": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]},
+        "training.gamma": {"choice": [0.9, 0.99]},
+    }
+
+    def draw(earlier=()):
+        generator = SeededVariants(max_concurrent=1, random_state=5)
+        samples = 10 if search == "random" else 1
+        domains = {
+            key: Distribution("choice", tuple(value["choice"])).domain(search == "grid")
+            for key, value in space.items()
+        }
+        experiment = Experiment(
+            "trials", "__fake", config=domains, num_samples=samples, storage_path=str(tmp_path)
+        )
+        if earlier:
+            generator.go_on_after(experiment, earlier)
+        else:
+            generator.add_configurations([experiment])
+        drawn = []
+        while (trial := generator.next_trial()) is not None:
+            generator.on_trial_complete(trial.trial_id)
+            drawn.append(trial)
+        return drawn
+
+    register_trainable("__fake", type("Fake", (Trainable,), {}))
+    whole = draw()
+    for trial in whole:
+        trial.status = "TERMINATED"
+    assert len(whole) == 10
+    rest = draw(whole[:4])
+    assert [trial.config for trial in rest] == [trial.config for trial in whole[4:]]
+    assert [trial.trial_id for trial in rest] == [trial.trial_id for trial in whole[4:]]
+    assert [trial.experiment_tag for trial in rest] == [t.experiment_tag for t in whole[4:]]
+    whole[3].status = "PENDING"  # goes on first: one trial at once
+    assert draw(whole[:4]) == []

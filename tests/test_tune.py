@@ -6,6 +6,8 @@ import csv
 import functools
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from processes import ROOT, own_environment
 
 from toolagent.checkpoints.policy import load_policy
 from toolagent.config import load_settings
+from toolagent.tune.folder import SearchFolder
+from toolagent.tune.report import rows_of
 
 SMALL = {
     "env_runners.num_env_runners": 0,
@@ -119,6 +123,70 @@ def test_a_failed_trial_is_reported_with_its_cause_and_has_no_score(tmp_path):
     assert failed["score"] is None
     assert "explorer_share needs replay_coeff above 0" in failed["error"]
     assert f"trial {failed['number']} failed: " in out
+    for lost in (tmp_path / "out" / failed["folder"]).glob("error.*"):
+        lost.unlink()  # what Tune says of the trial counts, not the files about it
+    rows = rows_of(SearchFolder(tmp_path / "out"))
+    assert [row.status for row in rows] == [trial["status"] for trial in summary["trials"]]
+
+
+@pytest.mark.slow
+def test_a_search_in_which_every_trial_failed_does_not_end_with_0(tmp_path):
+    space = {
+        "training.explorer_share": {"choice": [0.2]},
+        "training.replay_coefficient": {"choice": [0.0]},  # explorers need replay
+    }
+    base = yaml.safe_load((ROOT / "rllib_configs" / "default.yaml").read_text())
+    base["training"]["explorer_share"] = 0.0
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    write(tmp_path, base="base.yaml", space=space, search="grid", num_samples=1)
+    process = start("--config", "search.yaml", "--output-dir", "out", cwd=tmp_path)
+    _, err = processes.output_of(process)
+    assert process.returncode == 1
+    assert err.startswith("error: no trial came to a result")
+    assert summary_of(tmp_path / "out")["failed"] == 1
+
+
+def files_in(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_search_that_was_moved_and_copied_goes_on_where_it_is(tmp_path):
+    nothing_is_learned = {"training.lr": {"loguniform": [1e-9, 1e-8]}}
+    limits = {"max_env_steps": 100_000_000, "max_time_s": 8.0}
+    write(tmp_path, space=nothing_is_learned, trial=limits, num_samples=3, trials_at_once=1)
+    begun = tmp_path / "s"
+    process = start("--config", "search.yaml", "--output-dir", "s", cwd=tmp_path)
+    wait_for_results(process, begun, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    end(process, 130)
+    assert summary_of(begun)["stopped_by"] == "interrupted"
+    copy = tmp_path / "t v \u00e9" / str(begun).lstrip("/")  # ends with the path it comes from
+    shutil.copytree(begun, copy)
+    moved = tmp_path / "-moved"
+    begun.rename(moved)
+    before = files_in(moved)
+
+    # The clock is this process's. The search is not over, and says how it goes on.
+    resume = ["--resume", str(copy.relative_to(tmp_path))]
+    out, err = processes.output_of(start(*resume, "--stop-time-s", "0.5", cwd=tmp_path))
+    summary = summary_of(copy)
+    assert summary["stopped_by"] == "time"
+    assert "unfinished" in [trial["status"] for trial in summary["trials"]]
+    says = "the time is up; continue with python -m toolagent.tune "
+    command = shlex.split(out.splitlines()[-1].removeprefix(says))
+    assert command == resume
+    assert err.startswith("error: no trial came to a result in this session")  # nothing trained
+
+    out = tune(*command, cwd=tmp_path)
+    summary = check_folder(copy, trials=3)
+    assert (summary["stopped_by"], summary["failed"]) == ("completed", 0)
+    assert [trial["status"] for trial in summary["trials"]] == ["seconds"] * 3
+    for trial in summary["trials"]:
+        assert (copy / trial["checkpoint"] / "policy.json").is_file()
+    next_config = next(line for line in out.splitlines() if line.startswith("next: "))
+    assert shlex.split(next_config)[-1] == str(copy.relative_to(tmp_path) / "best_config.yaml")
+    assert not begun.exists()
+    assert files_in(moved) == before
 
 
 @pytest.mark.slow

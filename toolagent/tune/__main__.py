@@ -188,7 +188,7 @@ def _run(
         row.ranked and row.trial_id in progress.reported for row in rows
     ):
         print(
-            "error: of the trials that ran now none came to a result; see the messages above",
+            "error: no trial came to a result in this session; see the messages above",
             file=sys.stderr,
         )
         return 1
