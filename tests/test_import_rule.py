@@ -14,7 +14,7 @@ PACKAGE = ROOT / "toolagent"
 # layers: an entry may name only entries above it, so no two import each other.
 MAY_IMPORT = {
     "errors": "",
-    "files": "",
+    "files": "errors",
     "vocabulary": "",
     "tasks": "errors vocabulary",
     "models": "vocabulary",
@@ -28,18 +28,19 @@ MAY_IMPORT = {
     "cli": "errors rollouts tasks",
     "config": "__init__ curriculum envs errors models rollouts tasks",
     "trackers": "__init__ checkpoints cli errors files",
-    "evaluate": "checkpoints cli errors models rollouts tasks vocabulary",
-    "explain": "checkpoints cli errors evaluate models rollouts tasks vocabulary",
+    "evaluate": "checkpoints cli errors files models rollouts tasks vocabulary",
+    "explain": "checkpoints cli errors files models rollouts tasks vocabulary",
     "export": "checkpoints cli errors files models rollouts tasks vocabulary",
     "report": "__init__ checkpoints cli config errors files tasks vocabulary",
     "run": (
-        "__init__ checkpoints cli cluster config curriculum errors learning models report "
+        "__init__ checkpoints cli cluster config curriculum errors files learning models report "
         "rollouts tasks trackers vocabulary"
     ),
     "serve": "__init__ checkpoints cli cluster errors models rollouts tasks vocabulary",
     "tune": "checkpoints cli cluster config curriculum errors files rollouts",
     "benchmark": (
-        "checkpoints cli cluster config envs errors learning models rollouts run tasks vocabulary"
+        "checkpoints cli cluster config envs errors files learning models rollouts run tasks "
+        "vocabulary"
     ),
 }
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -380,3 +381,16 @@ def test_wrong_flags_are_refused(finished, broken, tmp_path, capsys):
         assert command(*arguments) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and message in error
+
+
+def test_a_page_written_to_a_pipe_has_no_charts_beside_it(finished, tmp_path):
+    os.mkfifo(tmp_path / "page")
+    found = []
+    reader = threading.Thread(
+        target=lambda: found.append((tmp_path / "page").read_text()), daemon=True
+    )
+    reader.start()
+    assert command(finished, "--output", tmp_path / "page") == 0
+    reader.join(10)
+    assert Page(found[0]).text
+    assert list(tmp_path.iterdir()) == [tmp_path / "page"] and (tmp_path / "page").is_fifo()

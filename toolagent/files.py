@@ -1,20 +1,37 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files: whole or not at all in folders of ours, and to whatever a user names."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import secrets
+import stat
+import sys
 from pathlib import Path
+
+from toolagent.errors import UserError
+
+# The file itself can be written, but no other put in its place: its folder is read-only or
+# sticky, or the file is a mount of its own, as containers have them.
+_NOT_REPLACEABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Puts a file in place whole or not at all, also if the machine stops in between.
 
+    What has that name is replaced, a link too; the mode of a regular file is kept.
+
     Raises:
         OSError: it cannot be written; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: names have a limit
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                before = path.lstat()
+                if stat.S_ISREG(before.st_mode):
+                    os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -27,3 +44,119 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_result(path: Path, data: bytes) -> None:
+    """Writes a file that a user named, leaving what the name stands for what it is.
+
+    A regular file is replaced atomically and keeps its mode; through a link, the file that it
+    leads to. A device, a FIFO or an open file of this process (`/dev/stdout`) is written to.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        if _is_stream(path):
+            _write_in_place(path, data)
+            return
+        target = Path(os.path.realpath(path))
+        try:
+            write_atomically(target, data)
+        except OSError as error:
+            if error.errno not in _NOT_REPLACEABLE or not target.exists():
+                raise
+            _write_in_place(target, data)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror})") from error
+
+
+def check_writable(path: Path, label: str) -> None:
+    """Refuses, before any work is done, a file that `write_result` could not write.
+
+    Args:
+        path: the file; need not exist.
+        label: the option that named it, such as `--json`.
+
+    Raises:
+        UserError: it is a folder, a socket or a disk, its folder is missing, or permission is.
+    """
+    if fault := _file_fault(path):
+        raise UserError(f"{label} {path}: {fault}")
+
+
+def folder_fault(path: Path) -> str | None:
+    """Why no file can be written into a folder, which is made if it is missing; None if it can.
+
+    Raises:
+        OSError: the path can't be one, or leads through a folder that can't be read.
+    """
+    nearest = path
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        what = "a link to nothing" if nearest.is_symlink() and not nearest.exists() else "a file"
+        return f"{nearest} is {what}; name a folder"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"can't be written (no permission to write in '{nearest}')"
+    return None
+
+
+def is_stream(path: Path) -> bool:
+    """Whether the name stands for something to write to that is no file of its own."""
+    try:
+        return _is_stream(path)
+    except OSError:
+        return False
+
+
+def _is_stream(path: Path) -> bool:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(found.st_mode):
+        return True
+    # A name of an open file. Another file in its place would part it from who writes to it.
+    descriptors = os.path.realpath(path.parent).startswith("/proc/")
+    return descriptors or _standard_stream(found) is not None
+
+
+def _standard_stream(found: os.stat_result) -> int | None:
+    """The descriptor of standard output or error, if that is the file; else None."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), found):
+                return descriptor
+    return None
+
+
+def _write_in_place(path: Path, data: bytes) -> None:
+    descriptor = _standard_stream(path.stat())
+    if descriptor is None:
+        path.write_bytes(data)
+        return
+    # Opened anew it would be cut, and overwritten by what is printed later.
+    (sys.stdout if descriptor == 1 else sys.stderr).flush()
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+
+
+def _file_fault(path: Path) -> str | None:
+    try:
+        if path.is_dir():
+            return "is a folder; name a file"
+        if not path.exists():
+            path = Path(os.path.realpath(path))  # a link to a file that is not there yet
+            if os.path.lexists(path):
+                return "is a link to itself; name a file"
+            if not path.parent.is_dir():
+                return f"there is no folder '{path.parent}'"
+            return folder_fault(path.parent)
+        mode = path.stat().st_mode
+    except OSError as error:
+        return f"can't be written ({error.strerror})"
+    if stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
+        return f"is a {'socket' if stat.S_ISSOCK(mode) else 'disk'}; name a file"
+    if not os.access(path, os.W_OK):
+        return "can't be written (permission denied)"
+    return None

@@ -33,6 +33,7 @@ import click
 from toolagent import cli
 from toolagent.cluster.ray_session import quiet, ray_session
 from toolagent.errors import UserError, nearest
+from toolagent.files import check_writable, write_result
 
 # `toolagent.benchmark.rows.ROWS`, which can't be imported before `quiet()`.
 _DEFAULT_ROWS = ("bare_loop", "stock_rllib", "batched_local", "batched_runners")
@@ -96,11 +97,14 @@ def command(
         raise UserError("--plot: only with --learning")
     if plot is not None and Path(plot).suffix.lower() != ".png":
         raise UserError(f"--plot {plot}: expected the name of a PNG, such as record.png")
-    output = _writable(json_file)
+    output = Path(json_file) if json_file is not None else None
+    for flag, file in (("--json", json_file), ("--plot", plot)):
+        if file is not None:
+            check_writable(Path(file), flag)
     if learning or ablations:
         if run_folder is not None:
             raise UserError("--run: can't be given with --learning or --ablations")
-        _write(output, _learning(ablations, _writable(plot)))
+        _write(output, _learning(ablations, Path(plot) if plot is not None else None))
         return 0
     import torch
 
@@ -142,7 +146,7 @@ def _learning(ablations: bool, plot: Path | None) -> dict[str, Any]:
 
 def _write(output: Path | None, result: dict[str, Any]) -> None:
     if output is not None:
-        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(output, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def _chosen(text: str | None, of_run: bool) -> tuple[str, ...]:
@@ -160,19 +164,6 @@ def _chosen(text: str | None, of_run: bool) -> tuple[str, ...]:
     if not names:
         raise UserError(f"--rows: names none; choose from {', '.join(possible)}")
     return tuple(name for name in _ROWS if name in names)
-
-
-def _writable(json_file: str | None) -> Path | None:
-    """The file to write, tried before minutes of measuring."""
-    if json_file is None:
-        return None
-    path = Path(json_file)
-    existed = path.exists()
-    with path.open("a", encoding="utf-8"):
-        pass
-    if not existed:
-        path.unlink()
-    return path
 
 
 def _shipped_rows(names: Sequence[str]) -> dict[str, RowMaker]:

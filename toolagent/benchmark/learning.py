@@ -5,6 +5,7 @@ Every run is the real command in a process of its own, so what is measured is wh
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 import subprocess
@@ -13,6 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from toolagent.files import write_result
 
 # Seeds 100 to 107 were used for tuning; these were not.
 RECORD_SEEDS = tuple(range(1000, 1020))
@@ -143,4 +146,6 @@ def plot_record(runs: list[LearningRun], path: Path) -> None:
     )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    write_result(path, png.getvalue())

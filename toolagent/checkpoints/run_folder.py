@@ -13,7 +13,7 @@ from typing import Any
 
 from toolagent.checkpoints.mirror import Mirror
 from toolagent.errors import UserError, quoted
-from toolagent.files import write_atomically
+from toolagent.files import folder_fault, write_atomically
 
 CONFIG = "config.yaml"
 PROGRESS = "progress.jsonl"
@@ -49,14 +49,8 @@ def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:
         if path.is_dir() and any(path.iterdir()):
             advice = f", or {otherwise}" if otherwise else ""
             raise UserError(f"--output-dir {path}: is not empty; name a new folder{advice}")
-        nearest = path
-        while not os.path.lexists(nearest) and nearest != nearest.parent:
-            nearest = nearest.parent
-        if not nearest.is_dir():
-            what = "a link to nothing" if nearest.is_symlink() else "a file"
-            raise UserError(f"--output-dir {path}: {nearest} is {what}; name a new folder")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"--output-dir {path}: can't be written")
+        if fault := folder_fault(path):
+            raise UserError(f"--output-dir {path}: {fault}")
     except OSError as error:
         raise UserError(f"--output-dir {path}: can't be used ({error.strerror})") from None
     return path
@@ -132,8 +126,8 @@ class RunFolder:
             raise UserError(f"--resume {path}: there is no such folder")
         if not folder.config.is_file():
             raise UserError(f"--resume {path}: holds no run (no {CONFIG})")
-        if not os.access(path, os.W_OK):
-            raise UserError(f"--resume {path}: can't be written")
+        if fault := folder_fault(path):
+            raise UserError(f"--resume {path}: {fault}")
         return folder
 
     @classmethod

@@ -9,7 +9,6 @@ the file that is uploaded last is there: `manifest.json` if it has one, or else 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from toolagent.errors import UserError
+from toolagent.files import folder_fault
 
 CHECKPOINTS = "checkpoints"
 LAST_FILES = ("manifest.json", "policy.json")  # the first of them that a checkpoint has
@@ -249,7 +249,8 @@ class Storage:
 
     def _try_to_write(self) -> None:
         if self.local is not None:
-            _check_local(self.local)
+            if fault := folder_fault(self.local):
+                raise StorageError(fault)
             return
         self.write(_PROBE, b"")
         with _in_words():
@@ -282,16 +283,6 @@ def renamed(folder: str | Path, storage: Storage) -> Iterator[None]:
     except UserError as error:
         text = local.sub(lambda match: storage.name_of(match[1]), str(error))
         raise UserError(text) from error.__cause__
-
-
-def _check_local(folder: Path) -> None:
-    """`file://`: nothing has to be written to know."""
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise StorageError(f"{folder} is a file")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise StorageError(f"no permission to write in {folder}")
 
 
 def _within(seconds: float, function: Callable[[], Result]) -> Result:

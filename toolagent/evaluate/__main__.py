@@ -36,10 +36,11 @@ from rich.console import Console
 from rich.table import Table
 
 from toolagent import cli
-from toolagent.checkpoints.policy import Policy, load_policy, write_atomically
+from toolagent.checkpoints.policy import Policy, load_policy
 from toolagent.errors import UserError
 from toolagent.evaluate.problem_files import read_problems
 from toolagent.evaluate.reasoning_gym import DATASETS, MAX_SEED, Score, draw, score
+from toolagent.files import check_writable, write_result
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.certification import CHUNK, StageAccuracy, certify
 from toolagent.rollouts.play import play
@@ -110,7 +111,7 @@ def command(
     CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint).
     """
     if json_file is not None:
-        check_writable(Path(json_file))
+        check_writable(Path(json_file), "--json")
         if problem_file is not None and _same(json_file, problem_file):
             raise UserError(f"--json {json_file}: is the file of --problems")
     if dataset is None:
@@ -131,7 +132,7 @@ def command(
     else:
         document = _certified(console, policy)
     if json_file is not None:
-        _write(Path(json_file), _json_text(document).encode())
+        write_result(Path(json_file), _json_text(document).encode())
 
 
 def _certified(console: Console, policy: Policy) -> dict[str, Any]:
@@ -275,24 +276,6 @@ def answer_problems(
     return stages, answered
 
 
-def check_writable(file: Path) -> None:
-    """Refuses, before any work is done, a file that could not be written.
-
-    Raises:
-        UserError: its folder is missing or not writable, or it is a folder itself.
-    """
-    if file.is_dir():
-        raise UserError(f"{file} is a folder; expected the name of a file to write")
-    if not file.parent.is_dir():
-        raise UserError(f"cannot write {file}: there is no folder '{file.parent}'")
-    try:
-        there = file.stat() is not None
-    except FileNotFoundError:
-        there = False
-    if not os.access(file if there else file.parent, os.W_OK):
-        raise UserError(f"cannot write {file}: permission denied")
-
-
 def _same(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
@@ -344,14 +327,6 @@ def _json_text(document: dict[str, Any]) -> str:
             text = f"[\n{entries}\n  ]"
         parts.append(f"  {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Atomically, unless the name is a link or a device, which is to stay what it is."""
-    if file.is_symlink() or (file.exists() and not file.is_file()):
-        file.write_bytes(data)
-    else:
-        write_atomically(file, data)
 
 
 if __name__ == "__main__":

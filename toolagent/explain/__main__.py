@@ -22,12 +22,12 @@ import torch
 from rich.table import Table
 
 from toolagent import cli
-from toolagent.checkpoints.policy import load_policy, write_atomically
+from toolagent.checkpoints.policy import load_policy
 from toolagent.errors import UserError
-from toolagent.evaluate.__main__ import check_writable
 from toolagent.explain import views
 from toolagent.explain.microscope import Look, look_at, record
 from toolagent.explain.probes import ProbeReport, run_probes
+from toolagent.files import check_writable, write_result
 from toolagent.rollouts.trajectory import Trajectory, probability_text, trajectory, verdict
 from toolagent.tasks import TASKS, Task
 from toolagent.tasks.oracle import shortest_programs
@@ -71,9 +71,11 @@ def command(
 
     CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint).
     """
-    files = [Path(file) for file in (html_file, parquet_file, json_file) if file is not None]
-    for file in files:
-        check_writable(file)
+    named = {"--html": html_file, "--parquet": parquet_file, "--json": json_file}
+    files = [Path(file) for file in named.values() if file is not None]
+    for flag, file in named.items():
+        if file is not None:
+            check_writable(Path(file), flag)
     if len({os.path.realpath(file) for file in files}) < len(files):
         raise UserError("--html, --parquet and --json: name a file for each")
     policy = load_policy(checkpoint)
@@ -128,15 +130,15 @@ def command(
     if html_file is not None:
         shown = f"task {task.name}, checkpoint {cli.one_line(policy.place)}"
         page = views.page(heading, [*notes, *told], looks, report, shown)
-        write_atomically(Path(html_file), page.encode())
+        write_result(Path(html_file), page.encode())
     if parquet_file is not None:
         rows = [about | record(look) for look in looks]
         with pa.BufferOutputStream() as stream:
             pq.write_table(pa.Table.from_pylist(rows, schema(looks)), stream, compression="zstd")
-            write_atomically(Path(parquet_file), stream.getvalue().to_pybytes())
+            write_result(Path(parquet_file), stream.getvalue().to_pybytes())
     if json_file is not None:
         document = json_document(about, recorded, told, looks, report)
-        write_atomically(Path(json_file), (json.dumps(document, indent=1) + "\n").encode())
+        write_result(Path(json_file), (json.dumps(document, indent=1) + "\n").encode())
 
 
 def schema(looks: list[Look]) -> pa.Schema:

@@ -72,7 +72,7 @@ def command(checkpoint: str, output_dir: str) -> int:
 
 
 def export(policy: Policy, output_dir: Path, console: Console) -> int:
-    """Writes the folder, which appears whole; prints what is in it and how it compares.
+    """Writes the folder, `policy.json` as its last file; prints what is in it and how it compares.
 
     Returns:
         The exit code: 1 if an artefact writes other tokens than the checkpoint.
@@ -85,8 +85,9 @@ def export(policy: Policy, output_dir: Path, console: Console) -> int:
 
     torch.set_num_threads(1)  # the network is small
     try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+        # Inside of a folder that is there: it may be a link or a mount, which nothing replaces.
+        output_dir.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".", dir=output_dir))
     except OSError as error:
         raise UserError(f"--output-dir {output_dir}: can't be written ({error.strerror})") from None
     try:
@@ -101,8 +102,9 @@ def export(policy: Policy, output_dir: Path, console: Console) -> int:
         compared = compare(policy.network, policy.task, temporary)
         shutil.rmtree(temporary / "__pycache__", ignore_errors=True)
         _write_card(temporary, card | {"compared": compared.record()})
-        temporary.chmod(0o755)
-        os.replace(temporary, output_dir)  # an empty folder may be there
+        files = sorted(temporary.iterdir(), key=lambda file: file.name == POLICY_FILE)
+        for file in files:  # `policy.json` last: a folder that has one is complete
+            os.replace(file, output_dir / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

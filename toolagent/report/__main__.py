@@ -15,6 +15,7 @@ import click
 
 from toolagent import cli
 from toolagent.errors import UserError
+from toolagent.files import check_writable
 
 
 @click.command()
@@ -28,7 +29,7 @@ from toolagent.errors import UserError
 def command(runs: tuple[str, ...], output: str | None) -> None:
     """Write one HTML page on what the runs in DIR... learned, several of them side by side."""
     from toolagent.checkpoints.run_folder import REPORT
-    from toolagent.report.page import write_report
+    from toolagent.report.page import charts_folder, write_report
     from toolagent.report.run_files import read_run
 
     paths = [Path(run) for run in runs]
@@ -40,7 +41,10 @@ def command(runs: tuple[str, ...], output: str | None) -> None:
         raise UserError("several runs: name the page to write with --output FILE")
     records = [read_run(path) for path in paths]
     file = Path(output) if output is not None else paths[0] / REPORT
-    _check_writable(file)
+    check_writable(file, "--output")
+    charts = charts_folder(file)
+    if charts is not None and charts.exists() and not charts.is_dir():
+        raise UserError(f"{charts}: is a file; the page's charts go into a folder of that name")
     _check_own_files(file, paths)
     written = write_report(records, file)
     console = cli.console()
@@ -51,19 +55,6 @@ def command(runs: tuple[str, ...], output: str | None) -> None:
     if len(written) > 1:
         folder = cli.one_line(written[1].parent)
         console.print(f"      {len(written) - 1} charts in {folder}", soft_wrap=True)
-
-
-def _check_writable(file: Path) -> None:
-    """Refuses, before anything is drawn, a page that could not be written."""
-    if file.is_dir():
-        raise UserError(f"--output {file}: is a folder; name a file")
-    if not file.parent.is_dir():
-        raise UserError(f"--output {file}: there is no folder '{file.parent}'")
-    if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
-        raise UserError(f"{file}: can't be written")
-    charts = file.with_suffix("")
-    if charts != file and charts.exists() and not charts.is_dir():
-        raise UserError(f"{charts}: is a file; the page's charts go into a folder of that name")
 
 
 def _check_own_files(file: Path, runs: list[Path]) -> None:

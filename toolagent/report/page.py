@@ -8,7 +8,7 @@ from typing import Any
 
 from toolagent import __version__
 from toolagent.errors import UserError
-from toolagent.files import write_atomically
+from toolagent.files import is_stream, write_result
 from toolagent.report import charts, facts
 from toolagent.report.run_files import RunRecord, Sample
 
@@ -26,8 +26,8 @@ def write_report(runs: list[RunRecord], file: Path) -> list[Path]:
         The files written, the page first.
 
     Raises:
-        UserError: the runs are of different tasks.
-        OSError: they can't be written.
+        UserError: the runs are of different tasks, or a file can't be written.
+        OSError: the folder of the charts can't be made.
     """
     tasks = {run.task: run for run in runs}
     if len(tasks) > 1:
@@ -48,15 +48,22 @@ def write_report(runs: list[RunRecord], file: Path) -> list[Path]:
         samples_open=SAMPLES_OPEN,
         series=charts.SERIES,
     )  # fmt: skip
-    folder = file.with_suffix("")
-    if folder == file:  # a file without a suffix
-        folder = file.with_name(f"{file.name}-charts")
-    folder.mkdir(parents=True, exist_ok=True)
     written = [file]
-    for chart in (*accuracy, *itertools.chain(*tools), *training):
-        written.append(_write_png(folder, chart.key, chart.png))
-    write_atomically(file, page.encode())
+    folder = charts_folder(file)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for chart in (*accuracy, *itertools.chain(*tools), *training):
+            written.append(folder / f"{chart.key}.png")
+            write_result(written[-1], chart.png)
+    write_result(file, page.encode())
     return written
+
+
+def charts_folder(file: Path) -> Path | None:
+    """Where the charts of a page lie as PNGs; None for a page written to a device or a pipe."""
+    if is_stream(file):
+        return None
+    return file.with_suffix("") if file.suffix else file.with_name(f"{file.name}-charts")
 
 
 def _run(run: RunRecord, tool_charts: list[charts.Chart]) -> dict[str, Any]:
@@ -115,9 +122,3 @@ def _verdict(sample: Sample) -> str:
     if sample.answer is not None:
         return f"wrong: {sample.answer}, not {sample.target}"
     return "wrong: an empty register" if sample.answered else "wrong: no answer"
-
-
-def _write_png(folder: Path, name: str, data: bytes) -> Path:
-    path = folder / f"{name}.png"
-    path.write_bytes(data)
-    return path

@@ -18,6 +18,7 @@ from toolagent.cluster.spread import spread_env_runners
 from toolagent.config import add_callbacks, config_sha256, documents, resolve_resources, to_yaml
 from toolagent.config.placement import check_placement, is_auto, with_auto_runners
 from toolagent.curriculum.callback import CurriculumCallback
+from toolagent.errors import UserError
 from toolagent.report.page import write_report
 from toolagent.report.run_files import read_run
 from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
@@ -183,5 +184,5 @@ def _write_report(folder: RunFolder) -> None:
     """The page beside the results; they are whole without it, so a full disk ends nothing."""
     try:
         write_report([read_run(folder.path)], folder.report)
-    except OSError as error:
-        print(f"warning: {folder.report}: {error.strerror}", file=sys.stderr)
+    except (OSError, UserError) as error:
+        print(f"warning: no {folder.report.name}: {error}", file=sys.stderr)

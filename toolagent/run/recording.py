@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import uuid
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from toolagent.checkpoints.storage import without_secret
 from toolagent.errors import UserError
+from toolagent.files import folder_fault
 
 FINISH_WITHIN_S = 30.0  # for the last file of every env runner
 
@@ -31,13 +31,9 @@ def check_recording(folder: str | None) -> None:
             "AWS_SECRET_ACCESS_KEY"
         )
     if "://" not in folder:
-        nearest = Path(folder)
-        while not nearest.exists() and nearest != nearest.parent:
-            nearest = nearest.parent
-        if not nearest.is_dir():
-            raise UserError(f"--record-episodes {folder}: {nearest} is a file; name a folder")
-        if not os.access(nearest, os.W_OK):
-            raise UserError(f"--record-episodes {folder}: can't be written")
+        fault = folder_fault(Path(folder))
+        if fault is not None:
+            raise UserError(f"--record-episodes {folder}: {fault}")
     try:
         check_recording_folder(folder)
     except UserError as error:

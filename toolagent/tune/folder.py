@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolagent.checkpoints.run_folder import new_folder
 from toolagent.errors import UserError, quoted
-from toolagent.files import write_atomically
+from toolagent.files import folder_fault, write_atomically
 
 SEARCH, BASE, TRIALS = "search.yaml", "base.yaml", "trials"
 
@@ -58,8 +58,8 @@ class SearchFolder:
                         f"; a run is continued by python -m toolagent.run --resume {quoted(path)}"
                     )
                 raise UserError(f"--resume {path}: holds no search (no {file.name}){hint}")
-        if not os.access(path, os.W_OK):
-            raise UserError(f"--resume {path}: can't be written")
+        if fault := folder_fault(path):
+            raise UserError(f"--resume {path}: {fault}")
         return folder
 
     def make(self, search: str, base: str) -> None:
