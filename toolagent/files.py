@@ -146,9 +146,10 @@ def _file_fault(path: Path) -> str | None:
         if path.is_dir():
             return "is a folder; name a file"
         if not path.exists():
-            path = Path(os.path.realpath(path))  # a link to a file that is not there yet
-            if os.path.lexists(path):
-                return "is a link to itself; name a file"
+            if path.is_symlink():  # to a file that is not there yet
+                path = Path(os.path.realpath(path))
+                if path.is_symlink():
+                    return "is a link to itself; name a file"
             if not path.parent.is_dir():
                 return f"there is no folder '{path.parent}'"
             return folder_fault(path.parent)
