@@ -1,8 +1,8 @@
 """The pipeline on a real, small Ray: overlap, ages, seeds, failures, learners, checkpoints."""
 
 import functools
+import inspect
 import os
-import re
 import signal
 import sys
 import time
@@ -19,9 +19,9 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.envs.registration import env_id, register_with_rllib
-from toolagent.learning.algorithm import _learner_batch
-from toolagent.learning.algorithm_config import ToolAgentConfig
+from toolagent.learning.algorithm import ToolAgentConfig, _learner_batch
 from toolagent.learning.exploration import Exploration
+from toolagent.learning.options import PipelineOptions
 from toolagent.learning.returns import leave_one_out_advantages, step_mask
 from toolagent.models.rl_module import EncoderDecoderModule, StageGRUModule
 from toolagent.rollouts.env_runner import BatchedEnvRunner
@@ -491,62 +491,68 @@ def test_shares_have_the_advantages_of_the_whole(shards):
 # Settings ------------------------------------------------------------------------------------
 
 
+def beyond(field):
+    """Values just beyond each of the field's bounds, and one of a type that it does not take."""
+    found = [object()]
+    for bound in field.metadata:
+        below = getattr(bound, "ge", getattr(bound, "gt", None))
+        limit = below if below is not None else getattr(bound, "le", getattr(bound, "lt", None))
+        inside = hasattr(bound, "ge") or hasattr(bound, "le")
+        found.append(limit + (0 if not inside else -1 if below is not None else 1))
+    return found
+
+
 @pytest.mark.parametrize(
-    ("training", "message"),
-    [
-        ({"episodes_per_update": 0}, "episodes_per_update is 0; it must be at least 1"),
-        ({"updates_per_iteration": 0}, "updates_per_iteration is 0; it must be at least 1"),
-        ({"max_staleness": -1}, "max_staleness is -1; it must be at least 0"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
-        ({"clip_param": None}, "clip_param is None, so data of an older policy"),
-        (
-            {"clip_param": None, "max_staleness": 0, "num_epochs": 2},
-            "set max_staleness to 0 and num_epochs to 1",
-        ),
-    ],
+    ("name", "value"),
+    [(name, v) for name, f in PipelineOptions.model_fields.items() for v in beyond(f)],
 )
-def test_wrong_settings_are_refused_with_what_would_be_right(training, message):
-    with pytest.raises(ValueError, match=message):
-        config_of(**training).validate()
+def test_a_wrong_value_of_an_option_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is .*; it must be "):
+        config_of(**{name: value}).validate()
 
 
 @pytest.mark.parametrize(
-    ("training", "message"),
+    ("training", "names"),
     [
-        ({"group_size": 0}, "group_size is 0; it must be at least 1"),
+        ({"clip_param": None}, "clip_param max_staleness"),
+        ({"clip_param": None, "max_staleness": 0, "num_epochs": 2}, "clip_param num_epochs"),
+        ({"explorer_share": 0.2}, "explorer_share replay_coeff"),
         (
             {"group_size": 8, "episodes_per_update": 100},
-            "episodes_per_update is 100; it must be a multiple of group_size, 8",
+            "episodes_per_update group_size",
         ),
         (
             {"group_size": 5, "episodes_per_update": 100},
-            "num_envs_per_env_runner is 64; it must be a multiple of group_size, 5",
-        ),
-        (
-            {"advantage_estimator": "rloo"},
-            "advantage_estimator is 'rloo'; expected one of gae, leave_one_out",
+            "num_envs_per_env_runner group_size",
         ),
         (
             {"advantage_estimator": "leave_one_out"},
-            "'leave_one_out' compares episodes of one problem; set group_size to 2 or more, not 1",
+            "advantage_estimator group_size",
         ),
-        (
-            {"entropy_follows_return": True},
-            "entropy_follows_return looks at the other episodes of a problem; set "
-            "group_size to 2 or more, not 1",
-        ),
-        ({"explorer_kind": "scouts"}, "explorer_kind is 'scouts'; expected one of trials, detours"),
+        ({"entropy_follows_return": True}, "entropy_follows_return group_size"),
         (
             {"explorer_kind": "detours", "explorer_share": 0.2, "replay_coeff": 0.5},
-            "'detours' tries a plan on several problems; set group_size to 2 or more, not 1",
+            "explorer_kind group_size",
         ),
-        ({"failed_problem_share": 1.5}, "failed_problem_share is 1.5; it must be in 0..1"),
-        ({"failed_problem_share": -0.1}, "failed_problem_share is -0.1; it must be in 0..1"),
     ],
 )
-def test_settings_of_groups_that_cannot_work_are_refused(training, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+def test_options_that_do_not_go_together_are_refused(training, names):
+    first, second = names.split()
+    with pytest.raises(ValueError, match=rf"^{first} .*{second}"):
         config_of(**training).validate()
+
+
+def test_an_option_is_declared_once_and_is_everywhere():
+    """In the signature, in the documentation, as an attribute, and set by `training()`."""
+    parameters = inspect.signature(ToolAgentConfig.training).parameters
+    for name, field in PipelineOptions.model_fields.items():
+        assert name in parameters
+        assert f"{name}: {field.description}" in ToolAgentConfig.training.__doc__
+        assert getattr(ToolAgentConfig(), name) == field.default
+        assert getattr(ToolAgentConfig().training(**{name: 7}), name) == 7
+    assert ToolAgentConfig().training(lr=0.5, lambda_=0.5).lr == 0.5
+    with pytest.raises(TypeError, match="no_such_option"):
+        ToolAgentConfig().training(no_such_option=1)
 
 
 def test_settings_of_groups_that_work_are_accepted():

@@ -14,7 +14,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from toolagent.envs.registration import env_id, register_with_rllib
 from toolagent.envs.single import ToolEnv
-from toolagent.learning.algorithm_config import ToolAgentConfig
+from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch

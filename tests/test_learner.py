@@ -19,7 +19,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from toolagent.envs.registration import env_id, register_with_rllib
 from toolagent.envs.spaces import action_space, observation_space
-from toolagent.learning.algorithm_config import ToolAgentConfig
+from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.play import play

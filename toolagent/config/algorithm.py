@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Name in the YAML -> 'module:class' of the AlgorithmConfig; imported when it is needed.
 ALGORITHMS: dict[str, str] = {
-    "toolagent": "toolagent.learning.algorithm_config:ToolAgentConfig",
+    "toolagent": "toolagent.learning.algorithm:ToolAgentConfig",
     "PPO": "toolagent.learning.stock:StockPPOConfig",
     "tutorial": "toolagent.learning.tutorial:TutorialConfig",
     "BC": "toolagent.learning.offline:OfflineBCConfig",

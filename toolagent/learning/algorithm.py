@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import (
     COMPONENT_ENV_RUNNER,
     COMPONENT_LEARNER,
@@ -17,6 +18,7 @@ from ray.rllib.core import (
     DEFAULT_MODULE_ID,
 )
 from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -26,7 +28,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from toolagent.learning.algorithm_config import ToolAgentConfig
+from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.exploration import STEP_COLUMNS, Exploration
 from toolagent.learning.faults import (
@@ -34,7 +36,8 @@ from toolagent.learning.faults import (
     LearningFailed,
     check_learners,
 )
-from toolagent.learning.learner import SKIPPED_IN_A_ROW, SKIPPED_UPDATES
+from toolagent.learning.learner import SKIPPED_IN_A_ROW, SKIPPED_UPDATES, EpisodeColumnsLearner
+from toolagent.learning.options import OptionsMixin, PipelineOptions, check_enough_episodes
 from toolagent.learning.pipeline_figures import PipelineFigures
 from toolagent.learning.pipeline_state import (
     DRAIN_S,
@@ -44,10 +47,108 @@ from toolagent.learning.pipeline_state import (
     runner_states,
 )
 from toolagent.learning.sampling import SamplingAlgorithm
+from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
 PIPELINE = "pipeline"  # where the pipeline's own figures stand in a result
+
+_CONNECTORS = "episodes are columns from end to end, and no connector sees them"
+_NO_RECORDS = "nothing recorded is learned from; use evaluation_interval"
+# Attributes of RLlib's own sampling and learning that have no place here, and what there is
+# instead: a setting that changes nothing is refused. The option's name is without the underscore.
+_NOT_READ = {
+    "train_batch_size": "use episodes_per_update",
+    "_train_batch_size_per_learner": "use episodes_per_update",
+    "rollout_fragment_length": "episodes are played whole; use num_envs_per_env_runner",
+    "batch_mode": "episodes are played whole",
+    "clip_rewards": "rewards are learned from as the environment gives them",
+    "_env_to_module_connector": _CONNECTORS,
+    "_module_to_env_connector": _CONNECTORS,
+    "_learner_connector": _CONNECTORS,
+    "num_aggregator_actors_per_learner": "batches come whole, and there is nothing to aggregate",
+    "num_offline_eval_runners": _NO_RECORDS,
+    "offline_evaluation_interval": _NO_RECORDS,
+}
+
+
+class ToolAgentConfig(
+    OptionsMixin, LoopbackLearnersMixin, AlgorithmConfig, options=PipelineOptions
+):
+    """Settings of `ToolAgent`: AlgorithmConfig's own, and `PipelineOptions` in `training()`."""
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class or ToolAgent)
+        self.env_runner_cls = BatchedEnvRunner
+        self.num_env_runners = 1
+        self.num_envs_per_env_runner = 512
+        self.batch_mode = "complete_episodes"
+        self.lr = 3e-3
+        self.grad_clip = 1.0
+        self.grad_clip_by = "global_norm"
+        self.gamma = 1.0
+        self.num_epochs = 1
+        self.minibatch_size = None  # in episodes
+        self.min_time_s_per_iteration = 0.0
+        # Connector states are all that RLlib would sync by itself, and there are none.
+        self._dont_auto_sync_env_runner_states = True
+        # RLlib's two looks at every gradient; the learner looks once, at their norm.
+        self.torch_skip_nan_gradients = True
+
+    @override(AlgorithmConfig)
+    def get_default_learner_class(self) -> type:
+        return EpisodeColumnsLearner
+
+    @override(AlgorithmConfig)
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=StageGRUModule)
+
+    @override(AlgorithmConfig)
+    def validate(self) -> None:
+        super().validate()
+        self._validate_parts()
+        config: Any = self  # the options are attributes, declared by their model
+        if self.num_envs_per_env_runner % config.group_size:
+            raise ValueError(
+                f"num_envs_per_env_runner is {self.num_envs_per_env_runner}; it must be a multiple "
+                f"of group_size, {config.group_size}"
+            )
+        check_enough_episodes(self)
+        most = config.episodes_per_update // max(1, self.num_learners or 0)
+        if self.minibatch_size is not None and self.minibatch_size > most:
+            # RLlib would go round and round in a batch until a minibatch is full.
+            raise ValueError(
+                f"minibatch_size is {self.minibatch_size}; a learner has {most} episodes in an "
+                "update (episodes_per_update)"
+            )
+        if config.clip_param is None and self.num_epochs > 1:
+            raise ValueError(
+                "clip_param is None, so data of an older policy can't be corrected; set "
+                "num_epochs to 1, or give a clip_param"
+            )
+
+    def _validate_parts(self) -> None:
+        """Raises ValueError where a part of RLlib's own pipeline is asked for."""
+        for name, base in (
+            ("env_runner_cls", BatchedEnvRunner),
+            ("learner_class", EpisodeColumnsLearner),
+        ):
+            if not issubclass(getattr(self, name), base):
+                raise ValueError(
+                    f"{name} is {getattr(self, name).__name__}; it must be a subclass of "
+                    f"{base.__module__}:{base.__name__}"
+                )
+        if self.in_evaluation:  # RLlib sets some of them there
+            return
+        untouched = type(self)()
+        for name, instead in _NOT_READ.items():
+            if getattr(self, name) != getattr(untouched, name):
+                raise ValueError(f"{name.removeprefix('_')} would change nothing here: {instead}")
+
+    @property
+    @override(AlgorithmConfig)
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return {}
 
 
 class ToolAgent(CallbackStateMixin, SamplingAlgorithm):

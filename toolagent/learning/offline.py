@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Any
 
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.marwil import MARWIL, MARWILConfig
 from ray.rllib.algorithms.marwil.torch.marwil_torch_learner import MARWILTorchLearner
 from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
@@ -28,11 +28,10 @@ from torch import Tensor
 from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.learner import EpisodeColumnsLearner
+from toolagent.learning.options import OfflineOptions, OptionsMixin, check_enough_episodes
 from toolagent.learning.recorded_data import RecordedEpisodesData
 from toolagent.learning.returns import generalized_advantages, step_mask
 from toolagent.models.rl_module import StageGRUModule
-
-_UNSET: Any = NotProvided
 
 
 class OfflineLearner(EpisodeColumnsLearner, MARWILTorchLearner):
@@ -68,8 +67,10 @@ class OfflineLearner(EpisodeColumnsLearner, MARWILTorchLearner):
         )
 
 
-class OfflineMARWILConfig(LoopbackLearnersMixin, MARWILConfig):
-    """RLlib's MARWIL settings for `OfflineMARWIL`, and those of `training()` below."""
+class OfflineMARWILConfig(
+    OptionsMixin, LoopbackLearnersMixin, MARWILConfig, options=OfflineOptions
+):
+    """RLlib's MARWIL settings for `OfflineMARWIL`, and `OfflineOptions` in `training()`."""
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or OfflineMARWIL)
@@ -85,50 +86,6 @@ class OfflineMARWILConfig(LoopbackLearnersMixin, MARWILConfig):
         self.moving_average_sqd_adv_norm_update_rate = 0.05
         self.min_time_s_per_iteration = 0.0
 
-        self.episodes_per_update = 512
-        self.updates_per_iteration = 20
-        self.solved_only = False
-        self.min_program_success = 0.0
-        self.max_episodes: int | None = None
-        self.weight_decay = 0.0
-
-    @override(MARWILConfig)
-    def training(
-        self,
-        *,
-        episodes_per_update: int = _UNSET,
-        updates_per_iteration: int = _UNSET,
-        solved_only: bool = _UNSET,
-        min_program_success: float = _UNSET,
-        max_episodes: int | None = _UNSET,
-        weight_decay: float = _UNSET,
-        **kwargs: Any,
-    ) -> Self:
-        """What `MARWILConfig.training()` does not know.
-
-        Args:
-            episodes_per_update: whole episodes in one gradient step (over all learners).
-            updates_per_iteration: gradient steps in one `train()` call.
-            solved_only: learn from the solved episodes among the recorded ones.
-            min_program_success: learn from episodes whose actions solved at least this share of
-                the recorded episodes of their stage; see `record_choice.program_success`.
-            max_episodes: as if only so many had been recorded, drawn at random; None: all.
-            weight_decay: added to the gradient, times the weights.
-            kwargs: those of `MARWILConfig.training()` (beta, vf_coeff, lr, gamma, grad_clip, ...).
-        """
-        super().training(**kwargs)
-        for name, value in (
-            ("episodes_per_update", episodes_per_update),
-            ("updates_per_iteration", updates_per_iteration),
-            ("solved_only", solved_only),
-            ("min_program_success", min_program_success),
-            ("max_episodes", max_episodes),
-            ("weight_decay", weight_decay),
-        ):
-            if value is not _UNSET:
-                setattr(self, name, value)
-        return self
-
     @override(MARWILConfig)
     def get_default_learner_class(self) -> type:
         return OfflineLearner
@@ -140,23 +97,7 @@ class OfflineMARWILConfig(LoopbackLearnersMixin, MARWILConfig):
     @override(MARWILConfig)
     def validate(self) -> None:
         super().validate()
-        for name in ("episodes_per_update", "updates_per_iteration"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_episodes is not None and self.max_episodes < 1:
-            raise ValueError(f"max_episodes is {self.max_episodes}; it must be at least 1")
-        if not 0 <= self.min_program_success < 1:
-            raise ValueError(
-                f"min_program_success is {self.min_program_success}; it must be at least 0 and "
-                "less than 1"
-            )
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
-        if self.episodes_per_update < max(1, self.num_learners or 0):
-            raise ValueError(
-                f"episodes_per_update is {self.episodes_per_update}; {self.num_learners} learners "
-                "need at least one each"
-            )
+        check_enough_episodes(self)
         if self.num_env_runners:
             raise ValueError(
                 f"num_env_runners is {self.num_env_runners}; recorded episodes are played "

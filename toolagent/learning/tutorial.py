@@ -14,7 +14,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.annotations import override
 from torch import Tensor
 
-from toolagent.learning.algorithm_config import ToolAgentConfig
+from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.learning.losses import policy_step
 from toolagent.learning.returns import step_mask
