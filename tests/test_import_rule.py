@@ -15,6 +15,7 @@ PACKAGE = ROOT / "toolagent"
 MAY_IMPORT = {
     "errors": "",
     "files": "errors",
+    "installation": "",
     "vocabulary": "",
     "tasks": "errors vocabulary",
     "models": "vocabulary",
@@ -27,17 +28,19 @@ MAY_IMPORT = {
     "curriculum": "models rollouts tasks",
     "cli": "errors rollouts tasks",
     "config": "__init__ curriculum envs errors models rollouts tasks",
-    "trackers": "__init__ checkpoints cli errors files",
-    "evaluate": "checkpoints cli errors files models rollouts tasks vocabulary",
+    "trackers": "__init__ checkpoints cli errors files installation",
+    "evaluate": "checkpoints cli errors files installation models rollouts tasks vocabulary",
     "explain": "checkpoints cli errors files models rollouts tasks vocabulary",
-    "export": "checkpoints cli errors files models rollouts tasks vocabulary",
+    "export": "checkpoints cli errors files installation models rollouts tasks vocabulary",
     "report": "__init__ checkpoints cli config errors files tasks vocabulary",
     "run": (
         "__init__ checkpoints cli cluster config curriculum errors files learning models report "
         "rollouts tasks trackers vocabulary"
     ),
-    "serve": "__init__ checkpoints cli cluster errors models rollouts tasks vocabulary",
-    "tune": "checkpoints cli cluster config curriculum errors files rollouts",
+    "serve": (
+        "__init__ checkpoints cli cluster errors installation models rollouts tasks vocabulary"
+    ),
+    "tune": "checkpoints cli cluster config curriculum errors files installation rollouts",
     "benchmark": (
         "checkpoints cli cluster config envs errors files learning models rollouts run tasks "
         "vocabulary"
@@ -50,6 +53,7 @@ OUTSIDE = {
     "vocabulary": {"numpy"},
     "errors": set(),
     "files": set(),
+    "installation": set(),
     "tasks": {"numpy"},
     "models": {"numpy", "torch", "ray"},
     "__init__": set(),

@@ -19,6 +19,7 @@ from toolagent.errors import UserError
 from toolagent.evaluate import reasoning_gym
 from toolagent.evaluate.__main__ import command
 from toolagent.evaluate.reasoning_gym import DATASETS, draw, score
+from toolagent.installation import install_command
 from toolagent.tasks import get_task
 
 EXPRESSION = get_task("expression")
@@ -122,7 +123,7 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: policy)
     message = refusal(capsys, "checkpoint", "--reasoning-gym", "chain_sum")
     assert "not installed" in message
-    assert "pip install 'toolagent[reasoning-gym]'" in message
+    assert install_command("reasoning-gym") in message
 
 
 def test_what_does_not_fit_is_refused(monkeypatch, capsys, tmp_path):

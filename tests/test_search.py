@@ -27,6 +27,7 @@ from toolagent.config import (
     shipped_searches,
 )
 from toolagent.errors import UserError
+from toolagent.installation import install_command
 from toolagent.tune import __main__ as tune
 from toolagent.tune.folder import SearchFolder
 from toolagent.tune.history import in_time, reports_of
@@ -261,7 +262,7 @@ def test_the_command_refuses_as_a_process(tmp_path):
 
 def test_optuna_is_asked_for_where_it_is_missing(monkeypatch, command):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    assert "pip install 'toolagent[tune]'" in command("--config", "tune_optuna")
+    assert install_command("tune") in command("--config", "tune_optuna")
 
 
 # Distributions and names ------------------------------------------------------------------

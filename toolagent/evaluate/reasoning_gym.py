@@ -1,6 +1,6 @@
 """Problems of the package reasoning-gym, as far as an agent can be posed them, and its own scoring.
 
-The package is an optional extra: `pip install 'toolagent[reasoning-gym]'`. Its datasets are
+The package is an optional extra: `pip install -e '.[reasoning-gym]'`. Its datasets are
 restricted to what the task has: single digits, `+ - *`, parentheses, and as many operands as there
 are stages. A problem that even so can't be posed is passed over and counted.
 
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.errors import UserError, nearest
+from toolagent.installation import install_command
 from toolagent.tasks import Task
 
 PACKAGE = "reasoning-gym"
@@ -181,8 +182,7 @@ def _package() -> Any:
         return importlib.import_module("reasoning_gym")
     except ImportError:
         raise UserError(
-            f"--reasoning-gym: the package {PACKAGE} is not installed; "
-            f"pip install 'toolagent[{PACKAGE}]', or '.[{PACKAGE}]' in a clone"
+            f"--reasoning-gym: the package {PACKAGE} is not installed; {install_command(PACKAGE)}"
         ) from None
 
 

@@ -35,6 +35,7 @@ from toolagent.errors import UserError
 from toolagent.export import player
 from toolagent.export.card import model_card
 from toolagent.files import write_atomically
+from toolagent.installation import install_command
 from toolagent.rollouts.certification import certify
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
@@ -64,7 +65,7 @@ def command(checkpoint: str, output_dir: str) -> int:
     policy.check_outside(folder)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)}: not installed; pip install 'toolagent[export]'")
+        raise UserError(f"{', '.join(missing)}: not installed; {install_command('export')}")
     kind = type(policy.network).__name__
     if policy.task.name not in player.TASKS or kind not in player.NETWORKS:
         raise UserError(f"there is no player for a {kind} on task '{policy.task.name}'")

@@ -14,6 +14,7 @@ from typing import Any
 from toolagent.checkpoints.policy import Policy
 from toolagent.cluster.ray_session import quiet
 from toolagent.errors import UserError
+from toolagent.installation import install_command
 from toolagent.serve.agents import Agents, load_agents
 
 APPLICATION = "playground"
@@ -97,7 +98,7 @@ def require_serve() -> None:
         from ray import serve  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"the playground needs Ray Serve ({error.name} is missing): pip install '.[serve]'"
+            f"the playground needs Ray Serve ({error.name} is missing): {install_command('serve')}"
         ) from None
 
 

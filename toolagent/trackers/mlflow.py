@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from toolagent.cli import one_line
 from toolagent.errors import UserError
+from toolagent.installation import install_command
 from toolagent.trackers.base import (
     FAILED,
     FINISHED,
@@ -51,7 +52,7 @@ class MLflow(Tracker):
             from mlflow.tracking import get_tracking_uri
         except ImportError:
             raise UserError(
-                "run.trackers: mlflow is not installed; pip install 'toolagent[mlflow]'"
+                f"run.trackers: mlflow is not installed; {install_command('mlflow')}"
             ) from None
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)

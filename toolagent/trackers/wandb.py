@@ -14,6 +14,7 @@ from typing import Any
 
 from toolagent.cli import one_line
 from toolagent.errors import UserError
+from toolagent.installation import install_command
 from toolagent.trackers.base import FINISHED, INTERRUPTED, RunDescription, Tracker
 
 DEFAULT_PROJECT = "toolagent"
@@ -35,7 +36,7 @@ class WeightsAndBiases(Tracker):
             import wandb
         except ImportError:
             raise UserError(
-                "run.trackers: wandb is not installed; pip install 'toolagent[wandb]'"
+                f"run.trackers: wandb is not installed; {install_command('wandb')}"
             ) from None
         mode = os.environ.get("WANDB_MODE", "online")
         if mode not in _MODES:

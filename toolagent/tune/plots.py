@@ -6,13 +6,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from toolagent.installation import install_command
 from toolagent.tune.report import TrialRow
 from toolagent.tune.search import SECONDS, Search
 from toolagent.tune.space import CHOICE, Distribution, short_names, value_text
 from toolagent.tune.trial import SCORE
 
 _MOST_NAMED = 8  # curves with an entry in the legend
-_NO_OPTUNA = "optuna is not installed; pip install 'toolagent[tune]'"
 _TOO_FEW = "it takes two trials with different scores"
 
 
@@ -73,7 +73,7 @@ def _plot(function: str, search: Search, ranked: list[TrialRow], path: Path) -> 
     try:
         import optuna
     except ImportError:
-        return _NO_OPTUNA
+        return f"optuna is not installed; {install_command('tune')}"
     if len({row.metrics[SCORE] for row in ranked}) < 2:
         return _TOO_FEW
     import matplotlib

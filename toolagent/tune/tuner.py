@@ -28,6 +28,7 @@ from toolagent.cluster.tune_state import (
     take_over,
 )
 from toolagent.errors import UserError
+from toolagent.installation import install_command
 from toolagent.tune.folder import SearchFolder
 from toolagent.tune.history import in_time
 from toolagent.tune.search import ASHA, GRID, OPTUNA, PBT, Search
@@ -159,7 +160,7 @@ def check_searcher(search: Search) -> None:
             import optuna  # noqa: F401
         except ImportError:
             raise UserError(
-                "search: optuna is not installed; pip install 'toolagent[tune]', or use "
+                f"search: optuna is not installed; {install_command('tune')}, or use "
                 "'search: random'"
             ) from None
 
