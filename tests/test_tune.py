@@ -133,7 +133,7 @@ def test_a_failed_trial_is_reported_with_its_cause_and_has_no_score(tmp_path):
 def test_a_search_in_which_every_trial_failed_does_not_end_with_0(tmp_path):
     space = {
         "training.explorer_share": {"choice": [0.2]},
-        "training.replay_coefficient": {"choice": [0.0]},  # explorers need replay
+        "training.replay_coeff": {"choice": [0.0]},  # explorers need replay
     }
     base = yaml.safe_load((ROOT / "rllib_configs" / "default.yaml").read_text())
     base["training"]["explorer_share"] = 0.0
