@@ -233,6 +233,7 @@ COMMAND = [
     ("--output-dir file", "--output-dir file: is a file"),
     ("--output-dir file/below", "--output-dir file/below: "),
     ("--output-dir /proc/new", "--output-dir /proc/new: can't be "),
+    ("--output-dir new\udcff", "is not UTF-8"),
     ("--resume missing", "--resume missing: there is no such folder"),
     ("--resume empty", "--resume empty: holds no search (no search.yaml)"),
     ("--resume run", "a run is continued by python -m toolagent.run --resume run"),

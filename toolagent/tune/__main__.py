@@ -102,6 +102,7 @@ def command(
         stop_time_s = search.settings.stop_time_s
         if output_dir is None:
             folder = SearchFolder.new(None, search.base.task)
+            _check_path("--output-dir", str(folder.path))
     check_searcher(search)
     base = search.base
     with ray_session(address, base.run.dashboard, base.sections) as cluster:
@@ -118,6 +119,10 @@ def _check_path(flag: str, given: str) -> None:
         raise UserError(
             f"{flag} {given}: a search needs a path; on a cluster, a path that all nodes mount"
         )
+    try:
+        os.path.realpath(given).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{flag} {given}: is not UTF-8, as Ray Tune needs it") from None
 
 
 def _quiet_tune() -> None:
