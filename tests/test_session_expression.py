@@ -12,6 +12,7 @@ from trained import untrained_expression_network
 
 from toolagent.checkpoints.policy import load_policy
 from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.cli.interrupt import Interrupt
 from toolagent.config import load_settings
 from toolagent.rollouts import certification
 from toolagent.rollouts.certification import certify, measure
@@ -68,7 +69,7 @@ class Events:
 def note_solved(settings, network, state, display):
     measured = measure(network, EXPRESSION, (2, 4), np.random.default_rng(0), 20)
     callback = SimpleNamespace(network=network, task=EXPRESSION, measured=measured)
-    return training._note_solved(settings, callback, state, {"measured": True}, display)
+    return training._note_solved(settings, callback, state, True, display, {}, Interrupt())
 
 
 # When a stage is solved ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from toolagent.learning.faults import (
     LearningFailed,
     check_learners,
 )
+from toolagent.learning.iteration import IterationMixin, take_learner_metrics
 from toolagent.learning.learner import SKIPPED_IN_A_ROW, SKIPPED_UPDATES, EpisodeColumnsLearner
 from toolagent.learning.options import OptionsMixin, PipelineOptions, check_enough_episodes
 from toolagent.learning.pipeline_figures import PipelineFigures
@@ -43,6 +45,8 @@ from toolagent.learning.pipeline_state import (
     DRAIN_S,
     fragment_of,
     fragment_state,
+    metrics_of,
+    metrics_state,
     restore_runners,
     runner_states,
 )
@@ -184,26 +188,31 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
         check_learners(self)
         if self._stage() != self._published_stage:
             self.publish_weights()
-        figures, self._drained = self._drained, PipelineFigures()
+        figures = self._figures
         figures.lost_requests += self.lost_at_restore
         self.lost_at_restore = 0
-        self._runner_metrics = []
-        for update in range(self.config.updates_per_iteration):
+        updates = self.config.updates_per_iteration
+        while self.updates_done < updates and self._may_update():
             started = time.perf_counter()
             batch = self._next_batch(figures)
-            if batch is None:  # there is nothing to learn from, and the caller wants to go on
+            if batch is None:  # the iteration ends early
                 break
             sampled = time.perf_counter()
-            last = update + 1 == self.config.updates_per_iteration
+            last = self.updates_done + 1 == updates
             figures.trained_env_steps += self._update(batch, figures, reduce_metrics=last)
             learned = time.perf_counter()
             self.publish_weights()
             figures.wait_s += sampled - started
             figures.learn_s += learned - sampled
             figures.sync_s += time.perf_counter() - learned
+            self.updates_done += 1
+        if 0 < self.updates_done < updates:
+            self._take_learner_metrics()
         if self._runner_metrics:
             self.metrics.aggregate(self._runner_metrics, key=ENV_RUNNER_RESULTS)
         figures.log(self.metrics, PIPELINE)
+        self._figures, self._runner_metrics = PipelineFigures(), []
+        self._end_updates()
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise LearningFailed(
                 f"the gradients of {self._skipped_in_a_row} updates in a row were no finite "
@@ -239,10 +248,24 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
         )
         self._updates += 1
         if reduce_metrics:
-            figures.skipped_updates += _of_learner(results, SKIPPED_UPDATES)
-            self._skipped_in_a_row = _of_learner(results, SKIPPED_IN_A_ROW)
-            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+            self._note_learners(results, figures)
         return sum(part.env_steps() for part in batches)
+
+    def _note_learners(self, results: list[dict[str, Any]], figures: PipelineFigures) -> None:
+        """Takes in what the learners have logged."""
+        figures.skipped_updates += _of_learner(results, SKIPPED_UPDATES)
+        self._skipped_in_a_row = _of_learner(results, SKIPPED_IN_A_ROW)
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    def _take_learner_metrics(self) -> None:
+        """In the middle of an iteration: as its last update does it."""
+        results = take_learner_metrics(self.learner_group)
+        if results:  # else they died, which is seen when they are to learn
+            self._note_learners(results, self._figures)
+
+    @override(IterationMixin)
+    def _env_steps_not_counted(self) -> int:
+        return self._figures.env_steps
 
     def publish_weights(self) -> None:
         """Puts the learner's weights, numbered, into every request from now on.
@@ -282,7 +305,10 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
 
         Env runners finish what they were asked for; those episodes are part of the state. What
         does not come within `DRAIN_S` is counted in it instead, as lost to whoever restores it.
+        In the middle of an iteration, what it has come to so far is part of the state too.
         """
+        if self.updates_done:
+            self._take_learner_metrics()
         state = super().get_state(components, not_components=not_components, **kwargs) | {
             "updates": self._updates,
             "exploration": self._exploration.get_state(),
@@ -293,11 +319,12 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
 
     def _drain(self) -> None:
         """Takes in what is under way, as far as it comes in time."""
-        deadline = time.perf_counter() + DRAIN_S
+        deadline, lost = time.perf_counter() + DRAIN_S, self._figures.lost_requests
         while len(self.requests) and time.perf_counter() < deadline:
-            self._fetch(self._drained)
-        self.lost_at_restore += self._drained.lost_requests  # of runners that died just now
-        self._drained.lost_requests = 0
+            self._fetch(self._figures)
+        # Of runners that died just now.
+        self.lost_at_restore += self._figures.lost_requests - lost
+        self._figures.lost_requests = lost
 
     def _pipeline_state(self) -> dict[str, Any]:
         self._drain()
@@ -310,6 +337,11 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
             "env_runners": runner_states(group, quiet),
             "next_runner": self._next_runner,
             "lost_requests": self.lost_at_restore + len(self.requests),
+            "iteration": {
+                "updates_done": self.updates_done,
+                "figures": asdict(self._figures),
+                "metrics": [metrics_state(metrics) for metrics in self._runner_metrics],
+            },
         }
 
     @override(Algorithm)
@@ -322,6 +354,8 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
             self._exploration.set_state(state["exploration"])
             self._drain()
             self._fragments.clear()  # played with the weights before
+            self._end_updates()
+            self._figures, self._runner_metrics = PipelineFigures(), []
             # (By name, RLlib would not reach the local one.)
             self.env_runner_group.foreach_env_runner(_expect_any_weights)
             self.publish_weights()
@@ -333,6 +367,10 @@ class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
         self._fragments.extend(fragment_of(saved, classes) for saved in state["fragments"])
         self._next_runner = state["next_runner"]
         self.lost_at_restore = state["lost_requests"]
+        under_way = state["iteration"]
+        self.updates_done = under_way["updates_done"]
+        self._figures = PipelineFigures(**under_way["figures"])
+        self._runner_metrics = [metrics_of(saved, classes) for saved in under_way["metrics"]]
         stage = self.env_runner_group.local_env_runner.env.stage
         restore_runners(self.env_runner_group, state["env_runners"], stage, self._updates)
 

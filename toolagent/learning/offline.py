@@ -27,6 +27,7 @@ from torch import Tensor
 
 from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.learning.callback_state import CallbackStateMixin
+from toolagent.learning.iteration import IterationMixin, take_learner_metrics
 from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.learning.options import OfflineOptions, OptionsMixin, check_enough_episodes
 from toolagent.learning.recorded_data import RecordedEpisodesData
@@ -110,13 +111,14 @@ class OfflineMARWILConfig(
         return {}
 
 
-class OfflineMARWIL(CallbackStateMixin, MARWIL):
+class OfflineMARWIL(CallbackStateMixin, IterationMixin, MARWIL):
     """MARWIL on recorded episodes, without env runners."""
 
     # RLlib types these as their base classes, or as what they are before `setup`.
     config: Any
     learner_group: Any
     offline_data: Any
+    _steps = 0  # env steps learned from in the iteration under way
 
     @classmethod
     @override(MARWIL)
@@ -125,11 +127,10 @@ class OfflineMARWIL(CallbackStateMixin, MARWIL):
 
     @override(MARWIL)
     def training_step(self) -> None:
-        config, steps = self.config, 0
+        config, updates = self.config, self.config.updates_per_iteration
         lifetime = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
-        before = self.metrics.peek(lifetime, default=0)
-        for update in range(config.updates_per_iteration):
-            last = update + 1 == config.updates_per_iteration
+        while self.updates_done < updates and self._may_update():
+            last = self.updates_done + 1 == updates
             batches = self.offline_data.sample(
                 config.episodes_per_update, num_shards=config.num_learners
             )
@@ -137,14 +138,29 @@ class OfflineMARWIL(CallbackStateMixin, MARWIL):
                 training_data=TrainingData(batch_refs=[ray.put(part) for part in batches])
                 if config.num_learners
                 else TrainingData(batch=batches[0]),
-                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: before + steps},
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps},
                 _no_metrics_reduce=not last,
             )
-            steps += sum(part.env_steps() for part in batches)
+            self._steps += sum(part.env_steps() for part in batches)
+            self.updates_done += 1
             if last:
                 self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        if 0 < self.updates_done < updates:
+            self._take_learner_metrics()
         # As RLlib does it offline: what is drawn from the records counts as sampled.
-        self.metrics.log_value(lifetime, steps, reduce="lifetime_sum", with_throughput=True)
+        self.metrics.log_value(lifetime, self._steps, reduce="lifetime_sum", with_throughput=True)
+        self._steps = 0
+        self._end_updates()
+
+    @override(IterationMixin)
+    def _env_steps_not_counted(self) -> int:
+        return self._steps
+
+    def _take_learner_metrics(self) -> None:
+        """In the middle of an iteration: as its last update does it."""
+        results = take_learner_metrics(self.learner_group)
+        if results:
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
     @override(Algorithm)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule:
@@ -165,7 +181,12 @@ class OfflineMARWIL(CallbackStateMixin, MARWIL):
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return super().get_state(*args, **kwargs) | {"records": self.offline_data.get_state()}
+        if self.updates_done:
+            self._take_learner_metrics()
+        return super().get_state(*args, **kwargs) | {
+            "records": self.offline_data.get_state(),
+            "iteration": {"updates_done": self.updates_done, "env_steps": self._steps},
+        }
 
     @override(Algorithm)
     def set_state(self, state: dict[str, Any]) -> None:
@@ -177,6 +198,9 @@ class OfflineMARWIL(CallbackStateMixin, MARWIL):
         )
         if "records" in state:
             self.offline_data.set_state(state["records"])
+            self._end_updates()
+            self.updates_done = state["iteration"]["updates_done"]
+            self._steps = state["iteration"]["env_steps"]
 
 
 class OfflineBCConfig(OfflineMARWILConfig):

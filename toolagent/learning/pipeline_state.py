@@ -21,7 +21,7 @@ def fragment_state(fragment: Fragment) -> dict[str, Any]:
     times = fragment.times
     return {name: getattr(fragment, name) for name in _PLAIN} | {
         "times": [times.inference_s, times.machine_s],
-        "metrics": [[path, stats.get_state()] for path, stats in _leaves(fragment.metrics)],
+        "metrics": metrics_state(fragment.metrics),
     }
 
 
@@ -32,18 +32,28 @@ def fragment_of(state: Mapping[str, Any], stats_classes: Mapping[str, Any]) -> F
         state: of the fragment.
         stats_classes: RLlib's classes of metrics, by the name in their states.
     """
-    metrics: dict[str, Any] = {}
-    for path, saved in state["metrics"]:
-        place = metrics
-        for name in path[:-1]:
-            place = place.setdefault(name, {})
-        place[path[-1]] = stats_classes[saved["stats_cls_identifier"]].from_state(state=saved)
     return Fragment(
         **{name: state[name] for name in _PLAIN},
         request=0,
         times=PlayTimes(*state["times"]),
-        metrics=metrics,
+        metrics=metrics_of(state["metrics"], stats_classes),
     )
+
+
+def metrics_state(metrics: Mapping[str, Any]) -> list[Any]:
+    """An env runner's metrics as plain values: a list of [path, state]."""
+    return [[path, stats.get_state()] for path, stats in _leaves(metrics)]
+
+
+def metrics_of(state: list[Any], stats_classes: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `metrics_state`; `stats_classes` as for `fragment_of`."""
+    metrics: dict[str, Any] = {}
+    for path, saved in state:
+        place = metrics
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+        place[path[-1]] = stats_classes[saved["stats_cls_identifier"]].from_state(state=saved)
+    return metrics
 
 
 def _leaves(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -13,6 +12,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.annotations import override
 
 from toolagent.learning.faults import LearningFailed, fault_in
+from toolagent.learning.iteration import IterationMixin
 from toolagent.learning.pipeline_figures import PipelineFigures
 from toolagent.learning.requests import Requests
 from toolagent.rollouts.env_runner import Fragment
@@ -23,11 +23,11 @@ _PING = "ping"
 # RLlib's fetch waits until *all* requests are done or its time is up: a short time, asked again.
 _POLL_S = 0.001
 _NOBODY_THERE_S = 0.05  # between two looks for a runner that is alive
-_PATIENCE_S = 1.0  # with nothing to learn from, until `give_way` is asked
+_PATIENCE_S = 1.0  # with nothing to learn from, until `between_updates` is called
 _REJECTED_IN_A_ROW = 3  # fragments, then their runner is restarted
 
 
-class SamplingAlgorithm(Algorithm):
+class SamplingAlgorithm(IterationMixin, Algorithm):
     """The half of `ToolAgent` that brings it episodes.
 
     With remote env runners, requests are kept in flight so that a fragment is ready when the
@@ -38,10 +38,10 @@ class SamplingAlgorithm(Algorithm):
     A runner that is killed, raises, is at one request for longer than `sample_timeout_s`, or sends
     what can't have been played again and again is replaced, while the others play on.
 
+    While there is nothing to learn from, `between_updates` is called too.
+
     Attributes:
         requests: for fragments, those that are under way.
-        give_way: asked while there is nothing to learn from; once it is True, `train()` comes back
-            with what it has.
     """
 
     # RLlib types these as their base classes, or as what they are before `setup`.
@@ -55,18 +55,17 @@ class SamplingAlgorithm(Algorithm):
         self._updates = 0  # gradient steps so far; weights are numbered by it
         self._fragments: deque[Fragment] = deque()  # ready, not learned from yet
         self.requests = Requests()
-        self.give_way: Callable[[], bool] = lambda: False
         self._next_runner = 0
         # Requests whose loss was seen outside an iteration; counted in the next one.
         self.lost_at_restore = 0
-        self._drained = PipelineFigures()  # what was counted since the last iteration
         self._processes: dict[int, int] = {}  # runner id -> the number of its present process
         self._rejected: Counter[int] = Counter()  # runner id -> fragments, in a row
-        self._runner_metrics: list[Any] = []  # of the fragments of this iteration
+        self._figures = PipelineFigures()  # of this iteration
+        self._runner_metrics: list[Any] = []  # of its fragments
         super().setup(config)
 
     def _next_batch(self, figures: PipelineFigures) -> EpisodeBatch | None:
-        """The episodes of the next update; None if there are none and `give_way()`."""
+        """The episodes of the next update; None if the iteration is to end instead."""
         wanted = self.config.episodes_per_update
         group = self.env_runner_group
         if group.num_remote_env_runners() == 0:
@@ -91,9 +90,15 @@ class SamplingAlgorithm(Algorithm):
             fragment = self._next_waiting(per_update - len(taken))
             if fragment is None:
                 self._fetch(figures)
-                if not self._fragments and not self._wait_on(waiting_since):
+                if not self._fragments:
+                    self._bring_back_runners()
+                if time.monotonic() - waiting_since >= _PATIENCE_S:
+                    # They wait for the update in any state that is saved now.
                     self._fragments.extendleft(reversed(taken))
-                    return None
+                    taken.clear()
+                    self.between_updates()
+                    if self._ends_early:
+                        return None
                 continue
             # Below 0: played before the algorithm was set back to an older state.
             if not 0 <= self._age(fragment) <= self.config.max_staleness:
@@ -108,8 +113,8 @@ class SamplingAlgorithm(Algorithm):
         self._request_fragments(len(taken))
         return taken
 
-    def _wait_on(self, since: float) -> bool:
-        """Brings runners back where all are gone; False if waiting any longer is not wanted."""
+    def _bring_back_runners(self) -> None:
+        """Looks for runners that answer again, where none does."""
         if not self.env_runner_group.healthy_env_runner_ids():
             restored = self.restore_env_runners(self.env_runner_group)
             if restored:
@@ -119,9 +124,6 @@ class SamplingAlgorithm(Algorithm):
                     restored_env_runner_indices=restored,
                 )
             time.sleep(_NOBODY_THERE_S)
-        # An iteration is cut short only where it would take long: its end is then no longer where
-        # another run of the same seed has it.
-        return time.monotonic() - since < _PATIENCE_S or not self.give_way()
 
     def _play_here(self, wanted: int, figures: PipelineFigures) -> Fragment:
         """A fragment of the local env runner."""
@@ -249,7 +251,7 @@ class SamplingAlgorithm(Algorithm):
         runners = group._worker_manager.actor_ids()
         if restored:  # what they were asked for before they died
             others = [runner for runner in runners if runner not in restored]
-            self._drained.lost_requests += self.requests.lose_all_but(others)
+            self._figures.lost_requests += self.requests.lose_all_but(others)
         for runner in runners:
             if runner not in healthy and runner not in restored:  # at most two pings each
                 group.foreach_env_runner_async(

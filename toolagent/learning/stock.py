@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.utils.annotations import override
 
 from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.learning.callback_state import CallbackStateMixin
+from toolagent.learning.iteration import IterationMixin
 
 
-class StockPPO(CallbackStateMixin, PPO):
-    """PPO as RLlib ships it; the only addition is the curriculum's state in its checkpoints."""
+class StockPPO(CallbackStateMixin, IterationMixin, PPO):
+    """PPO as RLlib ships it, with the curriculum's state in its checkpoints.
+
+    RLlib's training step, one batch of samples and the epochs on it, is the unit between which
+    `between_updates` is called: an iteration has several where `reporting` asks for more.
+    """
+
+    @override(PPO)
+    def training_step(self) -> None:
+        self._may_update()
+        super().training_step()
 
 
 class StockPPOConfig(LoopbackLearnersMixin, PPOConfig):

@@ -6,6 +6,7 @@ A stage whose problems can be listed is *certified*: every one of them is played
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,16 +106,39 @@ def certify_stage(network: AgentNetwork, task: Task, stage: int) -> StageAccurac
     return replace(first, other_splits=tuple(others))
 
 
-def is_solved(network: AgentNetwork, task: Task, stage: int) -> bool:
-    """Whether all problems are solved that `certify_stage` counts; stops at the first that is not.
+def is_solved(
+    network: AgentNetwork, task: Task, stage: int, failed: dict[int, Any] | None = None
+) -> bool:
+    """Whether all problems are solved that `certify_stage` counts; stops where one is not.
 
     Where the problems can't be listed that is no certificate: all of a sample are right.
+
+    Args:
+        network: the agent.
+        task: the machine and its problems.
+        stage: of the task.
+        failed: stage -> problems of which the agent failed one when it was asked before; kept by
+            the caller, changed here. They are played first: an agent in training often fails at
+            the same ones some updates later, and asking it again and again then costs little.
     """
+    failed = {} if failed is None else failed
     if task.num_problems(stage) is not None:
         parts = _listed(task, stage)
     else:
         parts = fixed_sample(task, stage, task.splits_of(stage)[0])
-    return all(play(network, task, part).solved.all() for part in parts)
+    for part in itertools.chain([failed[stage]] if stage in failed else [], parts):
+        if not play(network, task, part).solved.all():
+            failed[stage] = part
+            return False
+    return True
+
+
+def are_solved(
+    network: AgentNetwork, task: Task, stages: Iterable[int], failed: dict[int, Any]
+) -> bool:
+    """Whether each of the stages `is_solved`; those that were failed before come first."""
+    ordered = sorted(stages, key=lambda stage: (stage not in failed, stage))
+    return all(is_solved(network, task, stage, failed) for stage in ordered)
 
 
 def fixed_sample(task: Task, stage: int, split: str) -> Iterator[Any]:

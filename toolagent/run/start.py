@@ -114,14 +114,14 @@ def take_up(console: Any, folder: RunFolder, start: Start, state: Any) -> list[d
     folder.summary.unlink(missing_ok=True)  # of the session before
     # First of all: a kill in between must leave no checkpoint whose rows are gone.
     aside = set_aside_later(folder.checkpoints, state.iteration)
-    rows = folder.cut_progress(state.iteration)
+    rows = folder.cut_progress(state.finished_iterations)
     if start.checkpoint is None:
         console.print("there is no checkpoint yet: begins anew")
         return rows
     for path in aside:
         console.print(f"set aside as {path.name}: later than the checkpoint, or not whole")
-    if len(rows) < state.iteration:
-        console.print(f"progress.jsonl lacks {state.iteration - len(rows)} rows")
+    if len(rows) < state.finished_iterations:
+        console.print(f"progress.jsonl lacks {state.finished_iterations - len(rows)} rows")
     console.print(f"continues from {start.checkpoint.name} at {state.env_steps:,} env steps")
     return rows
 

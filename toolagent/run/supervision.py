@@ -182,7 +182,7 @@ class Supervision:
         try:
             # Those passed over would take the places of newer ones that are whole.
             set_aside_later(self.folder.checkpoints, self._state.iteration)
-            return start, self.folder.cut_progress(self._state.iteration)
+            return start, self.folder.cut_progress(self._state.finished_iterations)
         except OSError as error:
             raise RunFailed(
                 f"{self.folder.progress} can't be written ({error.strerror or error}), which a "

@@ -27,7 +27,7 @@ from toolagent.config import (
     resolve_resources,
 )
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback, env_steps_of
-from toolagent.rollouts.certification import certify, is_solved
+from toolagent.rollouts.certification import are_solved, certify
 from toolagent.tune.search import ACCURACY, ENV_STEPS, Search, SearchSettings, trial_settings
 
 SCORE = "score"  # what Tune maximises
@@ -177,6 +177,7 @@ class TrialReport(RLlibCallback):
         self.settings = settings
         self.search = search
         self.stages: list[Any] = []  # certified at the end of the trial
+        self._failed: dict[int, Any] = {}  # of `is_solved`
         self._seconds = 0.0  # of training, before this process began to count
         self._start = time.perf_counter()
         self._checkpointed_s = 0.0
@@ -186,6 +187,20 @@ class TrialReport(RLlibCallback):
         """Finds the curriculum; the clock begins here."""
         self.curriculum = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
         self._start = time.perf_counter()
+        algorithm.between_updates = lambda: self._end_at_limit(algorithm)
+
+    def _end_at_limit(self, algorithm: Any) -> None:
+        """A limit of the trial does not wait for the end of an iteration."""
+        if self._limit_reached(algorithm.env_steps):
+            algorithm.end_iteration()
+
+    def _limit_reached(self, env_steps: int) -> str | None:
+        limits = self.search.trial
+        if limits.max_env_steps and env_steps >= limits.max_env_steps:
+            return "env_steps"
+        if limits.max_time_s and self.seconds >= limits.max_time_s:
+            return "seconds"
+        return None
 
     @property
     def seconds(self) -> float:
@@ -196,12 +211,7 @@ class TrialReport(RLlibCallback):
         """Certifies where a measurement was faultless, and decides whether the trial is over."""
         self._env_steps = max(env_steps_of(result), self._env_steps)
         certified = bool(result[CURRICULUM]["measured"]) and self._certified()
-        limits = self.search.trial
-        ended = CERTIFIED if certified else None
-        if not ended and limits.max_env_steps and self._env_steps >= limits.max_env_steps:
-            ended = "env_steps"
-        if not ended and limits.max_time_s and self.seconds >= limits.max_time_s:
-            ended = "seconds"
+        ended = CERTIFIED if certified else self._limit_reached(self._env_steps)
         if ended:
             network = self.curriculum.refresh_network(algorithm)
             self.stages = certify(network, self.curriculum.task, self._wanted())
@@ -262,6 +272,6 @@ class TrialReport(RLlibCallback):
         faultless = {row.stage for row in self.curriculum.measured if row.faultless}
         network = self.curriculum.network
         assert network is not None
-        return set(self._wanted()) <= faultless and all(
-            is_solved(network, self.curriculum.task, stage) for stage in self._wanted()
+        return set(self._wanted()) <= faultless and are_solved(
+            network, self.curriculum.task, self._wanted(), self._failed
         )
