@@ -220,6 +220,38 @@ def test_cloning_an_expert_certifies_every_stage_and_survives_a_checkpoint(tmp_p
         other.stop()
 
 
+@pytest.mark.parametrize("learners", [0, 2])
+def test_an_iteration_is_continued_from_its_middle(tmp_path, learners):
+    record(tmp_path)
+    options = (f"learners.num_learners={learners}", "training.updates_per_iteration=3")
+
+    def figures(result):
+        learner = result["learners"][DEFAULT_MODULE_ID]
+        steps = result["env_runners"]["num_env_steps_sampled_lifetime"]
+        return result["training_iteration"], steps, learner["policy_loss"], learner["vf_loss"]
+
+    def leave():
+        if cut.updates_done == 2:
+            raise InterruptedError
+
+    whole, _ = built("marwil", tmp_path, *options)
+    expected = [figures(whole.train()) for _ in range(2)]
+    whole.stop()
+    cut, _ = built("marwil", tmp_path, *options)
+    cut.between_updates = leave
+    with pytest.raises(InterruptedError):
+        cut.train()
+    state, steps = cut.get_state(), cut.env_steps
+    cut.stop()
+    assert 0 < steps < expected[0][1]
+    again, _ = built("marwil", tmp_path, *options)
+    again.train()
+    again.set_state(state)
+    assert (again.updates_done, again.env_steps) == (2, steps)
+    assert [figures(again.train()) for _ in range(2)] == expected
+    again.stop()
+
+
 def test_marwil_tells_what_went_well_from_what_did_not(tmp_path):
     """Four episodes in five answer too early: cloning all of them clones that."""
     experts(tmp_path, 1200, wrong=4800)

@@ -113,6 +113,11 @@ def differing(one, two):
     return sorted(path for path in one.keys() | two.keys() if one.get(path) != two.get(path))
 
 
+def env_steps_of(algorithm):
+    """What RLlib has counted, which is up to the last whole iteration."""
+    return algorithm.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime"))
+
+
 def rows(results):
     """What an iteration's result says that no clock decides."""
     kept = []
@@ -130,6 +135,23 @@ def rows(results):
     return kept
 
 
+class Left(Exception):
+    """Leaves `train()`."""
+
+
+def leave_in_the_middle(algorithm, updates):
+    """Leaves the next iteration after so many of its updates."""
+
+    def leave():
+        if algorithm.updates_done == updates:
+            raise Left
+
+    algorithm.between_updates = leave
+    with pytest.raises(Left):
+        algorithm.train()
+    del algorithm.between_updates
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "iterations"),
     [
@@ -144,6 +166,8 @@ def test_every_part_of_the_state_is_restored(address, tmp_path, name, overrides,
     first = build(name, overrides)
     for _ in range(iterations):
         first.train()
+    leave_in_the_middle(first, 3)
+    assert first.env_steps > env_steps_of(first)
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     for file, content in encode_state(first.get_state()).items():
@@ -156,6 +180,7 @@ def test_every_part_of_the_state_is_restored(address, tmp_path, name, overrides,
     second = build(name, overrides)
     second.train()  # what it was before does not matter
     second.set_state(read_state(folder))
+    assert second.updates_done == 3
     assert differing(leaves(second), saved) == []
     assert rows([second.train() for _ in range(4)]) == expected
     assert differing(leaves(second), end) == []
@@ -372,6 +397,25 @@ def test_a_finished_run_goes_on_when_its_limits_are_raised(address, reference, t
     read.Reload()
     steps = [event.step for event in read.Scalars("losses/policy_loss")]
     assert steps == [row["env_steps"] for row in rows_of(folder)]
+
+
+def test_a_run_stopped_in_the_middle_of_an_iteration_ends_as_one_that_was_not(
+    address, reference, tmp_path
+):
+    folder, before = tmp_path / "run", rows_of(reference)
+    stop = sets(f"run.stop_env_steps={before[4]['env_steps'] + 1}")
+    limits = sets(*COMMON, *CALCULATOR, "run.stop_iterations=12")
+    end(start("--output-dir", folder, *limits, *stop, address=address, cwd=ROOT))
+    *whole, last = rows_of(folder)
+    assert without_clock(whole) == without_clock(before[:5])
+    assert before[4]["env_steps"] < last["env_steps"] < before[5]["env_steps"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["stopped_by"] == "env_steps"
+    assert (summary["env_steps"], summary["iterations"]) == (last["env_steps"], 6)
+    go_on = sets("run.stop_env_steps=null")
+    out = end(start("--resume", folder, *go_on, address=address, cwd=ROOT))
+    assert f"continues from checkpoint_000006 at {last['env_steps']:,} env steps" in out
+    same_end(reference, folder)
 
 
 @pytest.mark.slow

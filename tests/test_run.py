@@ -101,6 +101,12 @@ def check_folder(folder, task, seed=0):
 
 
 def check_rows(rows):
+    nothing = {"env_steps": 0, "time_s": 0.0}
+    for before, after in itertools.pairwise([nothing, *rows]):
+        # Whatever was done beside training takes its time in the rate too.
+        seconds = after["time_s"] - before["time_s"]
+        steps = after["env_steps"] - before["env_steps"]
+        assert after["env_steps_per_s"] == pytest.approx(steps / seconds)
     for before, after in itertools.pairwise(rows):
         assert after["iteration"] == before["iteration"] + 1
         assert after["env_steps"] > before["env_steps"]
@@ -191,6 +197,28 @@ def test_an_interrupted_run_can_be_resumed_and_records_its_episodes(tmp_path):
     assert resumed["env_steps"] > interrupted["env_steps"]
     assert resumed["iterations"] > interrupted["iterations"]
     assert resumed["wall_time_s"] > interrupted["wall_time_s"]
+
+
+def test_signals_limits_and_checkpoints_do_not_wait_for_the_end_of_an_iteration(tmp_path):
+    folder = tmp_path / "run"
+    process = start(
+        *("--output-dir", folder, *QUICK, "--set", "run.checkpoint_every_s=0.5"),
+        *("--set", "env_runners.num_env_runners=0", "--set", "run.keep_checkpoints=1"),
+        *("--set", "training.updates_per_iteration=1000000"),
+        cwd=tmp_path,
+    )
+    wait_for(lambda: process.poll() is not None or list_checkpoints(folder / "checkpoints"))
+    process.send_signal(signal.SIGTERM)
+    end(process, 130)
+    interrupted = check_folder(folder, "calculator")
+    assert (interrupted["stopped_by"], interrupted["iterations"]) == ("interrupted", 1)
+
+    seconds = interrupted["wall_time_s"] + 1
+    run("--resume", folder, "--stop-time-s", seconds, cwd=tmp_path)
+    resumed = check_folder(folder, "calculator")
+    assert (resumed["stopped_by"], resumed["iterations"]) == ("time", 1)
+    assert resumed["env_steps"] > interrupted["env_steps"]
+    assert seconds <= resumed["wall_time_s"] < seconds + 5
 
 
 def check_recorded(episodes, env_steps):

@@ -66,10 +66,12 @@ class Events:
         self.texts.append(text)
 
 
-def note_solved(settings, network, state, display):
+def note_solved(settings, network, state, display, interrupt=None):
     measured = measure(network, EXPRESSION, (2, 4), np.random.default_rng(0), 20)
     callback = SimpleNamespace(network=network, task=EXPRESSION, measured=measured)
-    return training._note_solved(settings, callback, state, True, display, {}, Interrupt())
+    return training._note_solved(
+        settings, callback, state, True, display, {}, interrupt or Interrupt()
+    )
 
 
 # When a stage is solved ------------------------------------------------------------------------
@@ -90,6 +92,59 @@ def test_a_listed_stage_is_certified_and_another_solved_on_the_sample(settings):
     assert display.texts[1:] == [
         "    2,345 env steps: stage 4 solved, all 10,000 problems of the sample (5.0 s)"
     ]
+
+
+def test_what_was_solved_is_played_again_only_where_that_ends_the_run(settings, monkeypatch):
+    played = []
+    is_solved = certification.is_solved
+
+    def noted(network, task, stage, failed):
+        played.append(stage)
+        return is_solved(network, task, stage, failed)
+
+    monkeypatch.setattr(training, "is_solved", noted)
+    monkeypatch.setattr(certification, "is_solved", noted)
+    state, display = RunState(), Events()
+    go_on = settings.model_copy(
+        update={"run": settings.run.model_copy(update={"stop_when_solved": False})}
+    )
+    assert not note_solved(go_on, up_to(4), state, display)
+    assert played == [2, 4] and set(state.first_solved) == {"2", "4"}
+    assert not note_solved(go_on, up_to(4), state, display)
+    assert played == [2, 4]
+    assert note_solved(settings, up_to(4), state, display)
+    assert played == [2, 4, 2, 4]
+
+
+def test_what_was_failed_is_played_first(monkeypatch):
+    """One of the last problems of the sample is failed, again and again."""
+    *_, part = certification.fixed_sample(EXPRESSION, 4, "seen")
+    text = EXPRESSION.read(part.context[-1:])["expression"][0]
+    played, play = [], certification.play
+
+    def noted(network, task, problems):
+        played.append(len(problems))
+        return play(network, task, problems)
+
+    def all_but_one(task, problems, row):
+        one = task.read(problems.context[row : row + 1])["expression"][0] == text
+        return (silent if one else shortest)(task, problems, row)
+
+    monkeypatch.setattr(certification, "play", noted)
+    failed = {}
+    assert not certification.is_solved(Planner(all_but_one), EXPRESSION, 4, failed)
+    assert sum(played) == certification.SAMPLE_SIZE
+    played.clear()
+    assert not certification.is_solved(Planner(all_but_one), EXPRESSION, 4, failed)
+    assert played == [len(part)]
+    assert certification.is_solved(Planner(), EXPRESSION, 4, failed)
+
+
+def test_a_signal_ends_certifying(settings):
+    interrupt = Interrupt()
+    interrupt.requested = True
+    with pytest.raises(KeyboardInterrupt):
+        note_solved(settings, up_to(4), RunState(), Events(), interrupt)
 
 
 def test_a_faultless_measurement_is_not_enough(settings):

@@ -96,6 +96,14 @@ def test_a_search_with_asha_ends_with_a_config_that_runs(tmp_path):
     subprocess.run(run, cwd=tmp_path, env=own_environment(), check=True, capture_output=True)
 
 
+def test_a_limit_does_not_wait_for_the_end_of_an_iteration(tmp_path):
+    settings = SMALL | {"training.updates_per_iteration": 1_000_000}
+    write(tmp_path, settings=settings, num_samples=1)
+    tune("--config", "search.yaml", "--output-dir", "out", cwd=tmp_path)
+    (trial,) = check_folder(tmp_path / "out", trials=1)["trials"]
+    assert trial["status"] == "env_steps" and 20_000 <= trial["env_steps"] < 25_000
+
+
 def test_a_failed_trial_is_reported_with_its_cause_and_has_no_score(tmp_path):
     space = {
         "training.explorer_share": {"choice": [0.0, 0.2]},
