@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from toolagent.config import load_settings, shipped_configs
-from toolagent.tune.search import load_search, shipped_searches
+from toolagent.config import load_settings, shipped_configs, shipped_searches
+from toolagent.tune.search import load_search
 
 
 def schedules(value, path=""):
@@ -13,9 +13,12 @@ def schedules(value, path=""):
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from schedules(inner, f"{path}.{name}")
-    elif isinstance(value, list | tuple) and value:
-        if all(isinstance(point, list | tuple) and len(point) == 2 for point in value):
-            yield path, value[-1][0]
+    elif isinstance(value, list | tuple) and value and all(map(is_point, value)):
+        yield path, value[-1][0]
+
+
+def is_point(value):
+    return isinstance(value, list | tuple) and len(value) == 2
 
 
 @pytest.mark.parametrize("name", shipped_configs())
