@@ -105,9 +105,7 @@ def test_what_was_solved_is_played_again_only_where_that_ends_the_run(settings, 
     monkeypatch.setattr(training, "is_solved", noted)
     monkeypatch.setattr(certification, "is_solved", noted)
     state, display = RunState(), Events()
-    go_on = settings.model_copy(
-        update={"run": settings.run.model_copy(update={"stop_when_solved": False})}
-    )
+    go_on = load_settings(None, (*LEVELS, "run.stop_when_solved=false"), check_sections=False)
     assert not note_solved(go_on, up_to(4), state, display)
     assert played == [2, 4] and set(state.first_solved) == {"2", "4"}
     assert not note_solved(go_on, up_to(4), state, display)
@@ -118,6 +116,7 @@ def test_what_was_solved_is_played_again_only_where_that_ends_the_run(settings, 
 
 def test_what_was_failed_is_played_first(monkeypatch):
     """One of the last problems of the sample is failed, again and again."""
+    monkeypatch.setattr(certification, "CHUNK", 20)
     *_, part = certification.fixed_sample(EXPRESSION, 4, "seen")
     text = EXPRESSION.read(part.context[-1:])["expression"][0]
     played, play = [], certification.play
@@ -136,7 +135,7 @@ def test_what_was_failed_is_played_first(monkeypatch):
     assert sum(played) == certification.SAMPLE_SIZE
     played.clear()
     assert not certification.is_solved(Planner(all_but_one), EXPRESSION, 4, failed)
-    assert played == [len(part)]
+    assert played == [20]
     assert certification.is_solved(Planner(), EXPRESSION, 4, failed)
 
 
