@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from program_search import best_program, shortest_lengths
 from reference_machines import ANS, REFERENCES
 
 from toolagent.tasks import get_task, oracle
@@ -68,7 +69,7 @@ def test_shortest_lengths_are_those_of_a_plain_search(name, monkeypatch):
     monkeypatch.setattr(oracle, "CHUNK", 32)  # several chunks, the last one not full
     task, rng = get_task(name), np.random.default_rng(5)
     problems = task.sample(rng, rng.integers(0, 3, 75).astype(np.int8))
-    lengths = oracle.shortest_lengths(task, problems)
+    lengths = shortest_lengths(task, problems)
     assert lengths.shape == (75,) and lengths.dtype == np.int8
     expected = [
         plain_length(name, int(stage), digits)
@@ -100,23 +101,23 @@ def test_no_problem_needs_more_than_its_stage_does():
     task = get_task("calculator")
     for stage, most in ((0, 3), (1, 4)):
         problems = task.problems(stage, 0, task.num_problems(stage))
-        lengths = oracle.shortest_lengths(task, problems)
+        lengths = shortest_lengths(task, problems)
         assert lengths.min() >= 2 and lengths.max() == most
     # c = 0 makes a*b+c the product, whatever a and b; nothing else is solved by MUL ANS.
     problems = task.problems(0, 0, 1000)
-    assert np.array_equal(oracle.shortest_lengths(task, problems) == 2, problems.digits[:, 2] == 0)
+    assert np.array_equal(shortest_lengths(task, problems) == 2, problems.digits[:, 2] == 0)
 
 
 def test_without_memory_the_best_of_the_calculator_is_right_where_its_formula_is_by_chance():
     task = get_task("calculator")
-    program, share = oracle.best_program(task, 2, max_length=6)
+    program, share = best_program(task, 2, max_length=6)
     # a*b+c = a*b+c-d*e where d*e = 0: 19 of the 100 pairs. `MUL ADD SUB ANS` has as many.
     assert (names(program), share) == ("MUL ADD ANS", 0.19)
-    assert oracle.best_program(task, 2) == ((11, 12, 15, 11, 16, 13, 14), 1.0)
+    assert best_program(task, 2) == ((11, 12, 15, 11, 16, 13, 14), 1.0)
 
 
 def test_the_best_the_tutorial_machine_can_do_on_its_last_stage():
-    program, share = oracle.best_program(get_task("tutorial"), 2)
+    program, share = best_program(get_task("tutorial"), 2)
     # (a*b - e)*d + c = a*b+c-d*e exactly where a*b*d = a*b: d = 1, or a*b = 0.
     digits = np.indices((10,) * 5).reshape(5, -1)
     a, b, _, d, _ = digits
@@ -133,10 +134,10 @@ def test_the_best_of_a_small_stage_is_the_best_of_all_programs():
         for tools in itertools.product([11, 12, 13, 15, 16], repeat=length - 1)
     )
     # Two tokens cannot add: only c = 0 is right.
-    assert oracle.best_program(task, 0, max_length=2) == ((11, 14), best) == ((11, 14), 0.1)
+    assert best_program(task, 0, max_length=2) == ((11, 14), best) == ((11, 14), 0.1)
 
 
-@pytest.mark.parametrize("search", [oracle.shortest_programs, oracle.best_program])
+@pytest.mark.parametrize("search", [oracle.shortest_programs, best_program])
 def test_arguments_out_of_range_are_refused(search):
     task = get_task("calculator")
     for length in (0, 8):
@@ -146,7 +147,7 @@ def test_arguments_out_of_range_are_refused(search):
         search(task, 3)
 
 
-@pytest.mark.parametrize("search", [oracle.shortest_programs, oracle.best_program])
+@pytest.mark.parametrize("search", [oracle.shortest_programs, best_program])
 def test_a_stage_that_cannot_be_listed_is_refused(search):
     with pytest.raises(ValueError, match="stage 4 of task 'expression' cannot be listed"):
         search(get_task("expression"), 4)

@@ -1,14 +1,13 @@
 """The batched rollout against one episode at a time, and what is counted from it."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from toolagent.envs.single import ToolEnv
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.rollouts.certification import certify, certify_stage, measure
-from toolagent.rollouts.episode_batch import EpisodeBatch, arrow_schema
+from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play, sample_tokens
 from toolagent.tasks import get_task
 from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
@@ -202,7 +201,7 @@ def test_each_row_is_sampled_from_its_own_probabilities():
     assert tokens.tolist() == list(range(NUM_TOKENS))
 
 
-# Columns and Arrow ---------------------------------------------------------------------------
+# Columns -------------------------------------------------------------------------------------
 
 
 def played(seed, size=60):
@@ -219,27 +218,6 @@ def compared(seed, size=60):
     batch.baseline[:] = np.random.default_rng(seed).random(size)
     batch.explored[::3], batch.retried[1::3] = True, True
     return batch
-
-
-def test_a_batch_travels_through_arrow_unchanged():
-    batch = compared(1)
-    record = batch.to_arrow()
-    assert record.schema == arrow_schema(6, 7)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, record.schema) as writer:
-        writer.write_batch(record)
-    received = pa.ipc.open_stream(sink.getvalue()).read_next_batch()
-    again = EpisodeBatch.from_arrow(received)
-    for (name, one), (_, other) in zip(batch.columns(), again.columns(), strict=True):
-        assert one.dtype == other.dtype and one.shape == other.shape, name
-        assert np.array_equal(one, other), name
-
-
-def test_a_slice_of_an_arrow_batch_is_those_episodes():
-    batch = compared(2)
-    again = EpisodeBatch.from_arrow(batch.to_arrow().slice(7, 20))
-    for (name, one), (_, other) in zip(batch.columns(), again.columns(), strict=True):
-        assert np.array_equal(one[7:27], other), name
 
 
 def test_batches_are_joined_in_order():

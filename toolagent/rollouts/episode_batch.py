@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from toolagent.tasks import Task
 from toolagent.tasks.columns import Columns
@@ -85,52 +84,6 @@ class EpisodeBatch(Columns):
     def nbytes(self) -> int:
         """Bytes of all columns."""
         return sum(column.nbytes for _, column in self.columns())
-
-    def to_arrow(self) -> pa.RecordBatch:
-        """The batch under its declared schema (`arrow_schema`); flat columns are not copied."""
-        arrays = []
-        for field, (_, column) in zip(self._schema(), self.columns(), strict=True):
-            if column.ndim == 1:
-                arrays.append(pa.array(column, type=field.type))
-            else:
-                flat = pa.array(column.reshape(-1))
-                arrays.append(pa.FixedSizeListArray.from_arrays(flat, column.shape[1]))
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema())
-
-    @classmethod
-    def from_arrow(cls, batch: pa.RecordBatch) -> EpisodeBatch:
-        """The inverse of `to_arrow`."""
-        columns = {}
-        for field in batch.schema:
-            array = batch.column(field.name)
-            if isinstance(field.type, pa.FixedSizeListType):
-                flat = array.flatten().to_numpy(zero_copy_only=False)
-                columns[field.name] = flat.reshape(len(batch), field.type.list_size)
-            else:
-                columns[field.name] = array.to_numpy(zero_copy_only=False)
-        return cls(**columns)
-
-    def _schema(self) -> pa.Schema:
-        return arrow_schema(self.context.shape[1], self.actions.shape[1])
-
-
-def arrow_schema(context_length: int, max_actions: int) -> pa.Schema:
-    """The one schema of episode batches, for L context tokens and T actions."""
-    return pa.schema(
-        [
-            ("stage", pa.int8()),
-            ("context", pa.list_(pa.int8(), context_length)),
-            ("actions", pa.list_(pa.int8(), max_actions)),
-            ("lengths", pa.int8()),
-            ("rewards", pa.list_(pa.float32(), max_actions)),
-            ("log_probabilities", pa.list_(pa.float32(), max_actions)),
-            ("status", pa.list_(pa.int8(), max_actions)),
-            ("solved", pa.bool_()),
-            ("explored", pa.bool_()),
-            ("retried", pa.bool_()),
-            ("baseline", pa.float32()),
-        ]
-    )
 
 
 def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBatch:

@@ -19,12 +19,12 @@ from toolagent.config import add_callbacks, config_sha256, documents, resolve_re
 from toolagent.config.placement import check_placement, is_auto, with_auto_runners
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.errors import UserError
+from toolagent.report.charts import accuracy_charts
 from toolagent.report.page import write_report
 from toolagent.report.run_files import read_run
 from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
 from toolagent.run.display import Display
 from toolagent.run.environment import describe_environment
-from toolagent.run.learning_curve import plot_learning_curve
 from toolagent.run.recording import described_records, finish_recording, recording_of
 from toolagent.run.results import behaviour, print_report, sample_trajectories, summarize
 from toolagent.run.start import Start, load_weights, state_losses, take_up
@@ -137,12 +137,10 @@ def execute(
     unwritten = None
     try:
         folder.write_summary(summary)
-        plot_learning_curve(
-            outcome.rows,
-            folder.learning_curve,
-            f"{settings.task}, {settings.algorithm}, seed {settings.seed}",
-        )
         folder.write_behaviour(behaviour(outcome, samples, outcome.task))
+        if outcome.rows:
+            (accuracy,) = accuracy_charts([read_run(folder.path)])
+            folder.learning_curve.write_bytes(accuracy.png)
     except OSError as error:  # what the run came to is on the screen all the same
         unwritten = f"{error.strerror or error}"
     print_report(console, settings, outcome, samples, outcome.task, folder)

@@ -20,8 +20,6 @@ from toolagent.vocabulary import ANS, NUM_TOKENS
 Program = tuple[int, ...]
 
 PROBES = 256  # problems that tell programs apart before the survivors see all of them
-RACE_PROBES = 4096  # more, where a share of problems is estimated on them
-RACE_FAILURE = 1e-9  # probability that the race in `best_program` drops the best behaviour
 CHUNK = 8192  # problems stepped at once: more are no faster, and take more memory
 
 _TOOLS = [token for token in range(NUM_TOKENS) if token != ANS]
@@ -67,7 +65,7 @@ def shortest_programs(
         ValueError: not a stage of the task, one that cannot be enumerated, or `max_length` is not
             in 1..`task.max_actions`.
     """
-    stage, length, _ = _checked(task, stage, max_length)
+    stage, length = _checked(task, stage, max_length)
     probes = _probes(task, stage, PROBES)
     while True:
         survivors = _solving_all(task, probes, length, prefix)
@@ -83,111 +81,30 @@ def shortest_programs(
         probes = type(probes).concatenate([probes, *found])
 
 
-def best_program(task: Task, stage: int, max_length: int | None = None) -> tuple[Program, float]:
-    """The program that solves the largest share of the stage's problems, and that share.
-
-    Behaviours are told apart, and their shares estimated, on n probe problems. They are then
-    counted on all problems in descending order of the estimate, until an estimate p is so low
-    that the best exact share s cannot be reached: p + m < s, where by Hoeffding's inequality
-    m = sqrt(ln(behaviours / 1e-9) / 2n) errs with probability 1e-9. In a stage of up to n
-    problems the probes are all of them. The share returned is exact, counted on every problem;
-    of equal shares the shorter program wins, then the one with the lower tokens.
-
-    Raises:
-        ValueError: as for `shortest_programs`.
-    """
-    stage, length, total = _checked(task, stage, max_length)
-    probes = (
-        task.problems(stage, 0, total)
-        if total <= RACE_PROBES
-        else _probes(task, stage, RACE_PROBES)
-    )
-    entries: list[tuple[float, Program]] = []
-    for layer in _walk(task, probes, length, prune=True):
-        for behaviour in layer:
-            share = float(_answered(task, probes, behaviour.registers).mean())
-            entries.append((share, (*min(behaviour.programs()), ANS)))
-    entries.sort(key=lambda entry: (-entry[0], len(entry[1]), entry[1]))
-
-    margin = np.sqrt(np.log(len(entries) / RACE_FAILURE) / (2 * len(probes)))
-    best: tuple[float, int, Program] | None = None  # (-share, length, program)
-    for estimate, program in entries:
-        if best is not None and estimate + margin < -best[0]:
-            break
-        solved = sum(int(_play(task, chunk, program).sum()) for chunk in _chunks(task, stage))
-        contender = (-solved / total, len(program), program)
-        best = contender if best is None else min(best, contender)
-    assert best is not None  # the empty program with ANS is always an entry
-    return best[2], -best[0]
-
-
-def shortest_lengths(task: Task, problems: Problems) -> np.ndarray:
-    """The least number of actions, `ANS` included, that solves each problem on its own.
-
-    Coincidences count: 0*7+0 is solved by `MUL ANS`. It is a lower bound on what an agent that
-    reads can do, where `shortest_programs` is what one that does not read can do.
-
-    Args:
-        task: any task.
-        problems: (B,) problems of that task.
-
-    Returns:
-        (B,) int8: 0 where no program of up to `task.max_actions` tokens solves the problem.
-    """
-    lengths = np.zeros(len(problems), np.int8)
-    for start in range(0, len(problems), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(problems)))
-        unsolved = problems.take(rows)
-        layer = [_Behaviour(task.start(unsolved))]
-        earlier: list[_Behaviour] = []
-        for length in range(1, task.max_actions + 1):
-            solved = np.zeros(len(rows), bool)
-            for behaviour in layer:
-                solved |= _answered(task, unsolved, behaviour.registers)
-            lengths[rows[solved]] = length
-            going = np.flatnonzero(~solved)
-            if not len(going) or length == task.max_actions:
-                break
-            # What is solved leaves, so the later and larger layers are played on few problems.
-            rows, unsolved = rows[going], unsolved.take(going)
-            for behaviour in (*earlier, *layer):
-                behaviour.registers = behaviour.registers.take(going)
-            earlier += layer
-            layer = _longer(task, unsolved, layer, {_key(b.registers) for b in earlier})
-    return lengths
-
-
 def _walk(
-    task: Task, problems: Problems, length: int, prune: bool, prefix: Program = ()
+    task: Task, problems: Problems, length: int, prefix: Program = ()
 ) -> Iterator[list[_Behaviour]]:
     """The behaviours of 0, 1, ... `length` - 1 tokens behind the prefix, a list for each.
 
-    `prune` leaves out what a shorter program does as well. That is exact only where `problems` are
-    all that matters: on probes, two programs of different length may be alike by chance, and the
-    shorter one wrong elsewhere.
+    What a shorter program does as well is kept: `problems` are a sample, and two programs of
+    different length may be alike in it by chance, and the shorter one wrong elsewhere.
     """
     layer = [_Behaviour(_after(task, problems, prefix))]
-    seen: set[bytes] = set()
     for depth in range(length):
         yield layer
         if depth + 1 < length:
-            if prune:
-                seen.update(_key(behaviour.registers) for behaviour in layer)
-            layer = _longer(task, problems, layer, seen)
+            layer = _longer(task, problems, layer)
 
 
-def _longer(
-    task: Task, problems: Problems, layer: list[_Behaviour], known: set[bytes]
-) -> list[_Behaviour]:
-    """The behaviours of all programs one token longer, without the known ones."""
+def _longer(task: Task, problems: Problems, layer: list[_Behaviour]) -> list[_Behaviour]:
+    """The behaviours of all programs one token longer."""
     found: dict[bytes, _Behaviour] = {}
     for prefix in layer:
         for token in _TOOLS:
             actions = np.full(len(problems), token)
             registers = task.step(problems, prefix.registers, actions).registers
             key = _key(registers)
-            if key not in known:
-                found.setdefault(key, _Behaviour(registers)).parents.append((prefix, token))
+            found.setdefault(key, _Behaviour(registers)).parents.append((prefix, token))
     return list(found.values())
 
 
@@ -218,7 +135,7 @@ def _solving_all(
     task: Task, problems: Problems, length: int, prefix: Program = ()
 ) -> list[Program]:
     """All shortest programs of up to `length` tokens that solve all of the given problems."""
-    for layer in _walk(task, problems, length - len(prefix), prune=False, prefix=prefix):
+    for layer in _walk(task, problems, length - len(prefix), prefix=prefix):
         programs = [
             (*prefix, *program, ANS)
             for behaviour in layer
@@ -256,8 +173,8 @@ def _total(task: Task, stage: int) -> int:
     return total
 
 
-def _checked(task: Task, stage: int, max_length: int | None) -> tuple[int, int, int]:
-    """The stage, the most tokens and the number of the stage's problems."""
+def _checked(task: Task, stage: int, max_length: int | None) -> tuple[int, int]:
+    """The stage, whose problems can be listed, and the most tokens."""
     length = task.max_actions if max_length is None else max_length
     if not 1 <= length <= task.max_actions:
         raise ValueError(
@@ -265,4 +182,5 @@ def _checked(task: Task, stage: int, max_length: int | None) -> tuple[int, int, 
             f"1..{task.max_actions} actions"
         )
     stage = int(task.check_stage(stage))
-    return stage, length, _total(task, stage)
+    _total(task, stage)
+    return stage, length
