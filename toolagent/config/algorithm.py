@@ -226,7 +226,7 @@ def _env_options() -> dict[str, Option]:
     from toolagent.envs.vector import ToolVectorEnv
 
     options = options_of(ToolEnv.__init__) | options_of(ToolVectorEnv.__init__)
-    for name in ("task", "num_envs", "stream"):  # given by 'task' and by RLlib
+    for name in ("task", "num_envs", "stream", "render_mode"):  # given by 'task' and by RLlib
         options.pop(name, None)
     return options | {"seed": Option("seed", int), "evaluation": Option("evaluation", bool)}
 

@@ -164,7 +164,8 @@ def _set_stage(group: Any, stage: int, remote_ids: list[int] | None = None) -> N
 
     def apply(env_runner: Any) -> None:
         if env_runner.env is not None:
-            env_runner.env.unwrapped.set_stage(stage)
+            # Gymnasium's own vectorization has no `set_stage`, its environments have.
+            env_runner.env.unwrapped.call("set_stage", stage)
 
     # Sent and not waited for: a runner does what it is asked in turn, and one that hangs would keep
     # all others waiting.

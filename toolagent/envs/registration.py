@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,7 @@ import gymnasium as gym
 
 from toolagent.tasks import TASKS
 
-_SINGLE = "toolagent.envs.single:ToolEnv"
-_VECTOR = "toolagent.envs.vector:ToolVectorEnv"
+_ENTRY_POINTS = "toolagent.envs.entry_points"
 
 
 def env_id(task: str) -> str:
@@ -24,18 +24,43 @@ def register_with_gymnasium() -> None:
         if env_id(name) not in gym.registry:
             gym.register(
                 id=env_id(name),
-                entry_point=_SINGLE,
-                vector_entry_point=_VECTOR,
-                kwargs={"task": name},
+                entry_point=f"{_ENTRY_POINTS}:single_{name}",
+                vector_entry_point=f"{_ENTRY_POINTS}:vector_{name}",
                 disable_env_checker=True,  # checked once by the tests, not in every process
             )
 
 
-def create_for_rllib(env_config: Mapping[str, Any]) -> Any:
+def task_of_env_id(registered: Any) -> str | None:
+    """The task whose id that is, None for anything else: the inverse of `env_id`."""
+    return next((name for name in TASKS if env_id(name) == registered), None)
+
+
+def settings_of_task(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an environment's constructor with the task that its id stands for.
+
+    Raises:
+        ValueError: the settings name another task.
+    """
+    given = settings.get("task", task)
+    if given != task:
+        right = f"; {env_id(given)} is" if given in TASKS else ""
+        raise ValueError(f"{env_id(task)} is not an environment of task '{given}'{right}")
+    return {**settings, "task": task}
+
+
+def create_for_rllib(env_config: Mapping[str, Any], task: str | None = None) -> Any:
     """RLlib's env creator: the vector env where RLlib asks for `num_envs`, else the single one.
 
-    `env_config` (an RLlib `EnvContext`) holds `task` and the constructor's arguments. RLlib seeds
-    the env of runner i with `seed + i`, and Gymnasium env j in it with j more: sums that coincide.
+    Args:
+        env_config: the constructor's arguments (RLlib gives an `EnvContext`), `task` among them
+            where the next argument is None.
+        task: what the registered id stands for; `env_config` may repeat it.
+
+    Raises:
+        ValueError: no task, or two; or an argument that the environment refuses.
+
+    RLlib seeds the env of runner i with `seed + i`, and Gymnasium env j in it with j more: sums
+    that coincide.
     `env_config["seed"]`, the runner's index and `evaluation` therefore become the `stream` that is
     mixed into that seed. Where RLlib asks for `num_envs` the index is lost (`EnvContext | dict` is
     a plain dict); there seed and sum together still name the runner.
@@ -47,6 +72,10 @@ def create_for_rllib(env_config: Mapping[str, Any]) -> Any:
     # Behind the action limit nothing comes; with that value an agent that never answers is
     # content with its own expectations, and stock PPO unlearns `ANS`.
     settings: dict[str, Any] = {"limit_terminates": True} | dict(env_config)
+    if task is not None:
+        settings = settings_of_task(task, settings)
+    elif "task" not in settings:
+        raise ValueError("env_config names no task, and neither does the environment's id")
     settings.pop("recording", None)  # for the runner, which knows whole episodes
     seed = settings.pop("seed", None)
     evaluation = settings.pop("evaluation", False)
@@ -64,4 +93,4 @@ def register_with_rllib() -> None:
     from ray.tune import register_env
 
     for name in TASKS:
-        register_env(env_id(name), create_for_rllib)
+        register_env(env_id(name), functools.partial(create_for_rllib, task=name))

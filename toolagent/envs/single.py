@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from toolagent.envs.seeding import problem_stream
 from toolagent.envs.spaces import (
     action_space,
+    check_one_stage,
+    check_render_mode,
     observation_space,
     observe,
-    pose_or_sample,
-    start_stage,
+    pose,
 )
 from toolagent.tasks import get_task
 from toolagent.vocabulary import CTX, check_actions
@@ -34,9 +36,9 @@ class ToolEnv(gym.Env):
     `Discrete(18)`: the tokens of `toolagent.vocabulary`. All are legal everywhere.
 
     ## Observation space
-    `Dict(context, stage, previous_token)`: the problem's tokens, the stage and the agent's own
-    last token (`CTX` at the first step). The registers are not observed: what the agent did is
-    in its hidden state or nowhere.
+    `Dict(context, stage, previous_token)`, all int64: the problem's tokens, the stage and the
+    agent's own last token (`CTX` at the first step). The registers are not observed: what the
+    agent did is in its hidden state or nowhere.
 
     ## Rewards
     0 until `ANS`; then 1 for the right answer plus the task's shaping (see the machine).
@@ -54,12 +56,11 @@ class ToolEnv(gym.Env):
     report the last allowed action as termination, not truncation, for learners that would go on
     with the value of the state behind it (RLlib's do): the limit is a rule of the task, nothing
     comes after it. `stream`: integers mixed into every seed, as in `ToolVectorEnv`.
+    `render_mode`: None; there is nothing to render.
 
     ## Version history
     v0: first version.
     """
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(
         self,
@@ -67,15 +68,32 @@ class ToolEnv(gym.Env):
         stage: int | None = None,
         limit_terminates: bool = False,
         stream: tuple[int, ...] = (),
+        render_mode: str | None = None,
     ):
+        check_render_mode(render_mode)
+        # Gymnasium's vectorization writes its autoreset mode into this.
+        self.metadata = {"render_modes": []}
         self.task = get_task(task)
         self.limit_terminates = limit_terminates
-        self.stage = start_stage(self.task, stage)
+        self.stage = self.task.first_stage if stage is None else stage
         self.observation_space = observation_space(self.task)
         self.action_space = action_space()
         self._stream = tuple(stream)
         self._problem: Any = None
         self._registers: Any = None
+
+    @property
+    def stage(self) -> int:
+        """The stage of the episodes to come. Setting it raises ValueError for any other value."""
+        return self._stage
+
+    @stage.setter
+    def stage(self, stage: int) -> None:
+        self._stage = check_one_stage(self.task, stage)
+
+    def set_stage(self, stage: int) -> None:
+        """Episodes that start from now on are of this stage."""
+        self.stage = stage
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -90,13 +108,14 @@ class ToolEnv(gym.Env):
         Raises:
             ValueError: an option that is unknown or out of range, or a stage that is not the
                 expression's.
+            gymnasium.error.Error: a seed that is not a non-negative integer.
         """
-        super().reset(seed=seed)
-        if seed is not None and self._stream:
-            self._np_random = np.random.default_rng(np.random.SeedSequence([seed, *self._stream]))
+        if seed is not None:
+            self._np_random, self._np_random_seed = problem_stream(seed, self._stream)
         options = options or {}
         stage = np.atleast_1d(self.task.check_stage(options.get("stage", self.stage)))
-        self._problem = pose_or_sample(self.task, self.np_random, stage, options)
+        posed = pose(self.task, stage, options)
+        self._problem = self.task.sample(self.np_random, stage) if posed is None else posed
         self._registers = self.task.start(self._problem)
         return self._observation(CTX), self._info()
 
@@ -116,6 +135,9 @@ class ToolEnv(gym.Env):
         if self.limit_terminates:
             terminated, truncated = terminated or truncated, False
         return observation, float(transition.rewards[0]), terminated, truncated, info
+
+    def render(self) -> None:
+        """Renders nothing: there is no render mode."""
 
     def _observation(self, previous_token: int) -> dict[str, Any]:
         batch = observe(self._problem, np.array([previous_token]))

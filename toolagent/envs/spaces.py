@@ -13,10 +13,15 @@ from toolagent.vocabulary import NUM_TOKENS
 
 
 def observation_space(task: Task) -> Dict:
-    """What the agent sees: the context, the stage and its own previous token. Never a register."""
+    """What the agent sees: the context, the stage and its own previous token. Never a register.
+
+    Other libraries encode such spaces one-hot. They compute with `nvec` in its own dtype, so that
+    is int64, and take the observed number for the index, so the stage's space begins at 0 even
+    where the task's first stage is 1.
+    """
     return Dict(
-        context=MultiDiscrete(np.full(task.context_length, task.context_vocabulary), dtype=np.int8),
-        stage=Discrete(task.num_stages, start=task.first_stage),
+        context=MultiDiscrete(np.full(task.context_length, task.context_vocabulary, np.int64)),
+        stage=Discrete(task.stages.stop),
         previous_token=Discrete(NUM_TOKENS),
     )
 
@@ -27,34 +32,22 @@ def action_space() -> gym.spaces.Discrete:
 
 
 def observe(problems: Problems, previous_token: np.ndarray) -> dict[str, np.ndarray]:
-    """The observation of B episodes, (B, ...) each; a copy, so that a caller may keep it."""
+    """The observation of B episodes, int64 (B, ...) each; a copy: a caller may keep it."""
     return {
-        "context": problems.context.copy(),
+        "context": problems.context.astype(np.int64),
         "stage": problems.stage.astype(np.int64),
         "previous_token": previous_token.astype(np.int64),
     }
 
 
-def start_stage(task: Task, stage: int | None) -> int:
-    """The stage an environment begins with: the one asked for, else the task's first.
-
-    Raises:
-        ValueError: not a stage of the task.
-    """
-    return task.first_stage if stage is None else int(task.check_stage(stage))
-
-
-def pose_or_sample(
-    task: Task, rng: np.random.Generator, stage: np.ndarray, options: dict[str, Any]
-) -> Problems:
-    """As many problems as `stage` (B,) has: those given in `options`, else fresh ones.
+def pose(task: Task, stage: np.ndarray, options: dict[str, Any]) -> Problems | None:
+    """The problems that the options of `reset` hold, None if they hold none.
 
     Args:
         task: the task.
-        rng: the stream of fresh problems.
-        stage: (B,) the stages. Given problems that tell theirs need not be of it, unless it was
-            asked for: unless `options` has 'stage' too.
-        options: of `reset`; 'stage' and what `task.pose` takes.
+        stage: (B,) the stages of B problems. Those that tell theirs need not be of it, unless it
+            was asked for: unless `options` has 'stage' too.
+        options: 'stage' and what `task.pose` takes.
 
     Raises:
         ValueError: an option that the task does not know, a value out of range, a problem of
@@ -62,9 +55,27 @@ def pose_or_sample(
     """
     given = {key: value for key, value in options.items() if key != "stage"}
     if not given:
-        return task.sample(rng, stage)
+        return None
     told = task.problem_tells_stage and "stage" not in options
     problems = task.pose(None if told else stage, **given)
     if len(problems) != len(stage):
         raise ValueError(f"{len(problems)} problems were given; expected {len(stage)}")
     return problems
+
+
+def check_one_stage(task: Task, stage: Any) -> int:
+    """The stage as a plain integer.
+
+    Raises:
+        ValueError: not one integer, or not a stage of the task.
+    """
+    checked = task.check_stage(stage)
+    if checked.shape != ():
+        raise ValueError(f"stage is {stage}; expected one integer")
+    return int(checked)
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """Raises ValueError for a render mode: the environments have none."""
+    if render_mode is not None:
+        raise ValueError(f"render_mode is '{render_mode}'; there is none to choose, only None")

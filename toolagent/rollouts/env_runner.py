@@ -44,7 +44,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from toolagent.envs.registration import create_for_rllib
+from toolagent.envs.registration import create_for_rllib, task_of_env_id
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.rollouts.draw import ProblemDraw
 from toolagent.rollouts.episode_batch import EpisodeBatch
@@ -131,7 +131,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         settings: dict[str, Any] = dict(self.config.env_config) | {"num_envs": self.num_envs}
         settings.pop("seed", None)
         settings.pop("evaluation", None)
-        self.env = create_for_rllib(settings)
+        self.env = create_for_rllib(settings, task_of_env_id(self.config.env))
         self.recorder: EpisodeRecorder | None = recorder_of(self, self.env.task)
         self.renew_streams(self._process)  # else it would play its predecessor's episodes again
         self._call_back("on_environment_created", env=self.env, env_context=settings)
@@ -150,7 +150,9 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             place = (int(self.worker_index or 0), int(bool(self.config.in_evaluation)))
             entropy = (int(self.config.seed), *place, *((number,) if number else ()))
         streams = np.random.SeedSequence(entropy).spawn(2)
-        self.env.reset(seed=[int(word) for word in streams[0].generate_state(4)])
+        words = [int(word) for word in streams[0].generate_state(4)]
+        self.env.np_random = np.random.default_rng(np.random.SeedSequence(words))
+        self.env.reset()
         self._generator.manual_seed(int(streams[1].generate_state(1, np.uint64)[0] >> 1))
 
     @override(EnvRunner)
