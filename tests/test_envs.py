@@ -466,12 +466,6 @@ def test_the_single_env_too():
     assert env.reset()[0]["context"].tolist() != first[0]
 
 
-def test_a_list_of_seeds_is_one_stream():
-    envs = ToolVectorEnv(2, "calculator", stage=2)
-    a, b, c = (envs.reset(seed=s)[0]["context"].tolist() for s in ([3, 4], [3, 4], [4, 3]))
-    assert a == b != c
-
-
 def test_no_two_runners_of_rllib_share_a_problem_stream():
     """RLlib seeds runner i with `seed + i`, evaluation with a million more (`EnvRunner`)."""
     starts = {}

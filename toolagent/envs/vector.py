@@ -361,7 +361,7 @@ class ToolVectorEnv(VectorEnv):
         """What the seed of `reset` makes: the batch's stream and seed, or those of some rows."""
         if seed is None:
             return {}
-        if isinstance(seed, (int, np.integer)):
+        if np.ndim(seed) == 0:
             if mask.all():
                 return problem_stream(seed, self._stream)
             seed = [seed + row for row in range(self.num_envs)]
