@@ -266,7 +266,7 @@ def test_a_stage_is_checked_wherever_it_is_set(stage):
         envs.earlier_stage_share = 2.0
 
 
-# Making, copying, wrapping, closing ----------------------------------------------------------------
+# Making, copying, wrapping, closing ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])
