@@ -48,10 +48,10 @@ _BUSY = 0.5  # load per core from which the figures are not to be trusted
 
 @click.command()
 @click.option("--json", "json_file", metavar="FILE", type=cli.PATH, help="Write all figures there.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, help="Blocks of each row.")
+@click.option("--repeats", type=cli.IntRange(min=1), default=5, help="Blocks of each row.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=cli.FloatRange(min=0, min_open=True),
     default=2.5,
     help="Least length of a block.",
 )

@@ -1,15 +1,22 @@
 """What every command shares: how it ends when something is wrong, and how it shows accuracies.
 
-| what happened                                  | stderr                  | exit code |
-|------------------------------------------------|-------------------------|-----------|
-| the command ran                                | nothing                 | its own, or 0 |
-| the user got something wrong                   | one line, `error: ...`  | 2         |
-| Ctrl-C                                         | an empty line at most   | 130       |
-| a bug                                          | the traceback           | 1         |
+| what happened                                  | stderr                   | exit code |
+|------------------------------------------------|--------------------------|-----------|
+| the command ran                                | nothing                  | its own, or 0 |
+| the user got something wrong                   | one line, `error: ...`   | 2         |
+| Ctrl-C, SIGTERM, SIGHUP                        | an empty line at most    | 130       |
+| a bug                                          | the traceback            | 1         |
+| the reader of standard output went (`\| head`) | nothing                  | as ever   |
+| standard output can't be written otherwise     | one line, `warning: ...` | as ever   |
+| ... and it would have been the only result     | one line more, `error:`  | 2         |
+| stderr can't be written                        |                          | as ever   |
+
+SIGHUP that was ignored when the command began, as under `nohup`, stays ignored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -22,6 +29,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from toolagent.cli.interrupt import interruptible
+from toolagent.cli.streams import keep_streams_alive, output_fault
 from toolagent.errors import UserError, nearest
 
 if TYPE_CHECKING:  # `rollouts` imports torch, which not every command needs
@@ -63,6 +72,28 @@ class PathType(click.ParamType):
 PATH = PathType()
 
 
+class _AsciiNumber:
+    """For click's types of numbers, which also take other digits than those of ASCII."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The number; a file's reader and this take the same."""
+        if isinstance(value, str) and not value.isascii():
+            self.fail(f"{value!r} is not a valid {self.name}", param, ctx)  # type: ignore[attr-defined]
+        return super().convert(value, param, ctx)  # type: ignore[misc]
+
+
+class IntRange(_AsciiNumber, click.IntRange):
+    """click's, of ASCII digits."""
+
+    name = "integer"
+
+
+class FloatRange(_AsciiNumber, click.FloatRange):
+    """click's, of ASCII digits."""
+
+    name = "number"
+
+
 def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Runs a click command and returns the exit code: `sys.exit(main(command))`.
 
@@ -73,26 +104,51 @@ def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     Raises:
         Exception: a bug in the command, unchanged.
     """
+    keep_streams_alive()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), interruptible():
             if not sys.warnoptions:  # someone who asks for warnings (python -W) gets them
                 warnings.simplefilter("ignore")
-            code = command.main(args=arguments, standalone_mode=False)
+            _check_text(given)
+            # Not `command.main`, which ends the process at any broken pipe.
+            with command.make_context(program(), given) as context:
+                code = command.invoke(context)
+    except click.exceptions.Exit as error:  # --help
+        return error.exit_code
     except click.ClickException as error:
         return _refuse(_click_message(error))
     except UserError as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except click.Abort as error:
-        if isinstance(error.__cause__, EOFError):  # click takes it for the end of a prompt
-            raise error.__cause__ from None
+    except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in FILE_FAULTS:
             raise
         return _refuse(f"{error.filename or 'output'}: {error.strerror}")
     return code if isinstance(code, int) else 0
+
+
+def program() -> str:
+    """`python -m toolagent.run` as it was typed, as far as Python knows."""
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    if specification is None:
+        return sys.argv[0]
+    return f"python -m {specification.name.removesuffix('.__main__')}"
+
+
+def check_printed(instead: str) -> None:
+    """For a command whose only result is what it prints: refuses to end as if it were printed.
+
+    Args:
+        instead: what else the user could do.
+
+    Raises:
+        UserError: standard output can't be written, though somebody wants to read it.
+    """
+    fault = output_fault()
+    if fault is not None:
+        raise UserError(f"standard output: {fault.strerror}; the result is lost; {instead}")
 
 
 def one_line(text: object) -> str:
@@ -228,6 +284,23 @@ def accuracy_text(solved: int, problems: int) -> str:
 def solved_text(solved: int, problems: int) -> str:
     """The figure that counts: 'solved 100,000/100,000'."""
     return f"solved {solved:,}/{problems:,}"
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Ray, JSON and the files of a run hold text; bytes that are none are refused before all else.
+
+    Raises:
+        UserError: an argument has such bytes, or the locale's encoding can't read it.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            remedy = "rename it" if encoding == "utf-8" else "set LC_ALL=C.UTF-8"
+            raise UserError(
+                f"argument '{argument}': is no {encoding.upper()} text; {remedy}"
+            ) from None
 
 
 def _refuse(message: str) -> int:

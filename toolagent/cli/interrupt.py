@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop."""
+"""Ctrl-C, SIGTERM and SIGHUP as a wish to stop."""
 
 from __future__ import annotations
 
@@ -9,11 +9,30 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ENDING = (signal.SIGTERM, signal.SIGHUP)  # without a handler they end the process
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that what was begun is
+    cleaned up: Ray's processes, temporary files.
+
+    A signal that is ignored (SIGHUP under `nohup`) or handled already stays so.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    taken = [n for n in _ENDING if main_thread and signal.getsignal(n) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM as a wish to stop soon; a second one stops at once (KeyboardInterrupt).
+    """Ctrl-C, SIGTERM and SIGHUP as a wish to stop soon; a second one stops at once
+    (KeyboardInterrupt). A SIGHUP that is ignored, as under `nohup`, stays ignored.
 
     Signals as they were before come back at the end. In a thread other than the main one, which
     can't take signals, nothing is changed.
@@ -25,19 +44,15 @@ class Interrupt:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        self.take_over()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, *_ENDING):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def take_over(self) -> None:
-        """Handles both signals from now on; again after `ray.init`, whose C++ takes SIGTERM."""
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                before = signal.signal(number, self._request)
-                self._before.setdefault(number, before)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ def ray_session(
         UserError: there is no cluster at `address`, or it can't be joined; or there is no token
             where the environment says.
     """
+    _check_paths()
     prepare_token(create=not address)
     import ray
     from ray.exceptions import AuthenticationError
@@ -96,13 +98,14 @@ def ray_session(
         "address": "local",
         "include_dashboard": dashboard,
         "dashboard_host": "127.0.0.1",
+        "num_cpus": _usable_cpus(),
     }
     # Ray's workers have niceness 15 by default: beside any other work, env runners hardly play.
     os.environ.setdefault("RAY_worker_niceness", "0")
     if address:
         check_address(address)
         options = {"address": address, "runtime_env": runtime_environment(sections or {})}
-    with _quiet_stderr(), _own_sigterm():
+    with _quiet_stderr(), _own_sigterm(), _hangup_held():
         try:
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
@@ -131,7 +134,8 @@ def _own_sigterm() -> Iterator[None]:
     and would end the process in the middle of starting, with an exit code of its own."""
     from ray._private import utils
 
-    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+    own = signal.getsignal(signal.SIGTERM)
+    if own in (signal.SIG_DFL, None):
         yield  # then Ray's handler is what ends its processes
         return
     before = utils.set_sigterm_handler
@@ -140,6 +144,48 @@ def _own_sigterm() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = before
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)  # Ray's C++ has taken it
+
+
+@contextlib.contextmanager
+def _hangup_held() -> Iterator[None]:
+    """Ray's processes inherit that SIGHUP is blocked, as Ray itself blocks SIGINT in them.
+
+    A terminal that is closed sends it to all of them, and the driver could write no checkpoint
+    without its cluster. One that comes in here is delivered at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _usable_cpus() -> int:
+    """The CPUs that a local cluster has to share out: Ray sees a container's quota and not the
+    process's affinity (`taskset`, Slurm); the smaller one counts."""
+    from ray._private.utils import get_num_cpus  # what `ray.init()` itself asks
+
+    seen = get_num_cpus(override_docker_cpu_warning=True)
+    return max(1, min(int(seen), len(os.sched_getaffinity(0))))
+
+
+def _check_paths() -> None:
+    """Ray passes on where modules are looked for, the current folder among it, as text.
+
+    Raises:
+        UserError: the name of such a folder is none.
+    """
+    for path in (os.getcwd(), *sys.path):
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            raise UserError(
+                f"{path}: is no {encoding.upper()} text, which Ray needs of the current folder "
+                "and of Python's path; work in another folder"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -158,7 +204,8 @@ def _quiet_stderr() -> Iterator[None]:
             raise
         except BaseException:
             held.seek(0)
-            os.write(saved, held.read())
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                os.write(saved, held.read())
             raise
         finally:
             os.dup2(saved, 2)

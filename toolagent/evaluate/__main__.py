@@ -84,13 +84,13 @@ class Answer:
 )
 @click.option(
     "--size",
-    type=click.IntRange(1, 10_000),
+    type=cli.IntRange(1, 10_000),
     metavar="N",
     help="How many problems of reasoning-gym. Default: 500.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, MAX_SEED),
+    type=cli.IntRange(0, MAX_SEED),
     metavar="S",
     help="Seed of reasoning-gym's problems. Default: 0.",
 )

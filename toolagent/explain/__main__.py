@@ -49,7 +49,7 @@ def problem_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("checkpoint", type=cli.PATH)
-@click.option("--stage", type=int, metavar="S", help="A problem of this stage.")
+@click.option("--stage", type=cli.IntRange(), metavar="S", help="A problem of this stage.")
 @problem_flags
 @click.option("--probes", is_flag=True, help="Measure what the hidden state holds: some seconds.")
 @click.option("--html", "html_file", metavar="FILE", type=cli.PATH, help="Also write it as a page.")

@@ -31,7 +31,7 @@ _SHORTHANDS = {
 }
 
 
-class CountOrAuto(click.IntRange):
+class CountOrAuto(cli.IntRange):
     """A number, or 'auto'."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
@@ -39,8 +39,8 @@ class CountOrAuto(click.IntRange):
         return value if value == "auto" else super().convert(value, param, ctx)
 
 
-_COUNT, _LIMIT = click.IntRange(min=0), click.IntRange(min=1)
-_SHARE, _TIME = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
+_COUNT, _LIMIT = cli.IntRange(min=0), cli.IntRange(min=1)
+_SHARE, _TIME = cli.FloatRange(min=0), cli.FloatRange(min=0, min_open=True)
 
 
 @click.command()
@@ -55,7 +55,7 @@ _SHARE, _TIME = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
 )
 @click.option("--num-learners", type=_COUNT, metavar="N", help="Remote learners; 0: none, local.")
 @click.option("--num-gpus-per-learner", type=_SHARE, metavar="X", help="0: learn on the CPU.")
-@click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="S", help="Seeds everything.")
+@click.option("--seed", type=cli.IntRange(0, MAX_SEED), metavar="S", help="Seeds everything.")
 @click.option("--stop-env-steps", type=_LIMIT, metavar="N", help="Stop after N env steps.")
 @click.option("--stop-time-s", type=_TIME, metavar="X", help="Stop after X seconds of training.")
 @click.option(
@@ -143,7 +143,6 @@ def command(
             Trackers(settings.run.trackers, folder) as trackers,  # refuses before Ray is started
             ray_session(address, settings.run.dashboard, settings.sections) as cluster,
         ):
-            interrupt.take_over()
             interrupt.check()
             from toolagent.run.execution import execute
 

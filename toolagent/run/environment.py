@@ -13,6 +13,7 @@ from typing import Any
 
 import toolagent
 from toolagent.checkpoints.storage import without_secret
+from toolagent.cli import program
 
 PACKAGES = (
     *("toolagent", "ray", "torch", "numpy", "gymnasium", "pyarrow", "safetensors"),
@@ -31,7 +32,7 @@ def describe_environment(**cluster: Any) -> dict[str, Any]:
 
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": [_program(), *map(without_secret, sys.argv[1:])],
+        "command": [program(), *map(without_secret, sys.argv[1:])],
         "commit": commit_of(Path(toolagent.__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -59,22 +60,19 @@ def _git(folder: Path, *arguments: str) -> str:
         ["git", "-C", str(folder), *arguments],
         check=True,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=_GIT_TIMEOUT_S,
         env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
     )
     return done.stdout.strip()
 
 
-def _program() -> str:
-    """`python -m toolagent.run` as it was typed, as far as Python knows."""
-    specification = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {specification.name}" if specification else sys.argv[0]
-
-
 def _processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:

@@ -27,7 +27,7 @@ _LOOK_EVERY_S = 0.1
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=cli.IntRange(0, 65535),
     default=8000,
     show_default=True,
     help="The port to listen at; 0: any that is free.",

@@ -5,12 +5,18 @@ Ray's exporter puts `ray_` before each name. The port that it is read from asks 
 
 from __future__ import annotations
 
+import functools
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ray.util.metrics import Counter, Gauge
+
+from toolagent.cli import one_line
 
 PREFIX = "toolagent_"
 # Ray exports every 10 s (`RAY_metrics_report_interval_ms`, at least 1 s) what was set since.
@@ -62,6 +68,34 @@ _OF_ROW = {  # gauge -> column of `progress.jsonl`
 }
 
 
+def _optional(method: Callable[..., None]) -> Callable[..., None]:
+    """Of `RunMetrics`: called only while there are metrics; a failure ends them, and not the run."""
+
+    @functools.wraps(method)
+    def guarded(self: Any, *arguments: Any) -> None:
+        if not self.enabled:
+            return
+        try:
+            method(self, *arguments)
+        except Exception as error:
+            self.enabled = False
+            print(
+                f"warning: metrics: {type(error).__name__}: {one_line(error)[:120]}; training goes "
+                "on without them",
+                file=sys.stderr,
+            )
+
+    return guarded
+
+
+def ascii_tag(text: str) -> str:
+    """The text as a tag, for which Ray takes ASCII alone: 'né' is 'n%C3%A9'."""
+    return "".join(
+        character if character.isascii() else quote(character, errors="surrogateescape")
+        for character in text
+    )
+
+
 class RunMetrics:
     """A run's metrics; a context manager around a session, over all restarts of learning.
 
@@ -71,6 +105,8 @@ class RunMetrics:
     it is, `last_update_timestamp_seconds` then stays behind the clock. A driver that is gone
     leaves no gauge at all, and no `ended`.
 
+    A failure is said once on stderr, and ends the metrics; training goes on.
+
     Args:
         folder: of the run; its name is the tag `run`.
         task: the tag `task`.
@@ -79,8 +115,8 @@ class RunMetrics:
     """
 
     def __init__(self, folder: Path, task: str, checkpoint_every_s: float, enabled: bool = True):
-        self._enabled = enabled
-        self._tags = {"run": folder.resolve().name, "task": task}
+        self.enabled = enabled
+        self._tags = {"run": ascii_tag(folder.resolve().name), "task": ascii_tag(task)}
         now = time.time()
         self._values: dict[str, Any] = {
             "stages_solved": 0,
@@ -98,34 +134,38 @@ class RunMetrics:
         self._thread = threading.Thread(target=self._keep_publishing, daemon=True, name="metrics")
 
     def __enter__(self) -> RunMetrics:
-        if self._enabled:
-            keys = tuple(self._tags)
-            self._gauges: dict[str, Any] = {
-                name: Gauge(
-                    PREFIX + name, text, (*keys, "stage") if name == "accuracy" else keys
-                ).set_default_tags(self._tags)
-                for name, text in GAUGES.items()
-            }
-            self._counters: dict[str, Any] = {
-                name: Counter(PREFIX + name, text, keys).set_default_tags(self._tags)
-                for name, text in COUNTERS.items()
-            }
-            self._thread.start()
+        self._start()
         return self
 
+    @_optional
+    def _start(self) -> None:
+        keys = tuple(self._tags)
+        self._gauges: dict[str, Any] = {
+            name: Gauge(
+                PREFIX + name, text, (*keys, "stage") if name == "accuracy" else keys
+            ).set_default_tags(self._tags)
+            for name, text in GAUGES.items()
+        }
+        self._counters: dict[str, Any] = {
+            name: Counter(PREFIX + name, text, keys).set_default_tags(self._tags)
+            for name, text in COUNTERS.items()
+        }
+        self._thread.start()
+
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if self._enabled:
-            self._stop.set()
+        self._stop.set()
+        if self._thread.is_alive():
             self._thread.join()
-            failed = kind is not None and issubclass(kind, Exception)  # a second Ctrl-C is none
-            self._totals["ended"] = int(not failed)
-            self._publish()  # Ray exports once more when the driver leaves
+        failed = kind is not None and issubclass(kind, Exception)  # a second Ctrl-C is none
+        self._totals["ended"] = int(not failed)
+        self._publish()  # Ray exports once more when the driver leaves
 
     def begin(self, algorithm: Any) -> None:
         """The first iteration of this algorithm begins."""
         self._iteration_began = time.perf_counter()
         self.note_actors(algorithm)
 
+    @_optional
     def note(self, row: dict[str, Any], stages_solved: int, algorithm: Any) -> None:
         """One iteration.
 
@@ -134,8 +174,6 @@ class RunMetrics:
             stages_solved: how many stages were all solved at least once.
             algorithm: whose actors are counted; none of them is asked anything.
         """
-        if not self._enabled:
-            return
         values = self._values
         for name, column in _OF_ROW.items():
             values[name] = row[column]
@@ -150,10 +188,9 @@ class RunMetrics:
         self._iteration_began = now
         self.note_actors(algorithm)
 
+    @_optional
     def note_actors(self, algorithm: Any) -> None:
         """How many env runners and learners there are, and how many of them answer."""
-        if not self._enabled:
-            return
         group, learners = algorithm.env_runner_group, algorithm.learner_group
         config = algorithm.config
         # Who learns from records has no group; with no remote runner the driver is the only one.
@@ -168,6 +205,7 @@ class RunMetrics:
             "learners_healthy": manager.num_healthy_actors() if manager else 1,
         }
 
+    @_optional
     def note_checkpoint(self, seconds: float) -> None:
         """A checkpoint is complete; writing it took so long."""
         self._values["checkpoints"] += 1
@@ -175,10 +213,11 @@ class RunMetrics:
         self._values["last_checkpoint_timestamp_seconds"] = time.time()
 
     def _keep_publishing(self) -> None:
-        while not self._stop.is_set():
+        while self.enabled and not self._stop.is_set():
             self._publish()
             self._stop.wait(_PERIOD_S)
 
+    @_optional
     def _publish(self) -> None:
         for name, value in self._values.copy().items():  # the loop may add one meanwhile
             self._gauges[name].set(value)  # leaves out what is None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from toolagent.tune.report import TrialRow
     from toolagent.tune.search import Search
 
-_TIME = click.FloatRange(min=0, min_open=True)
+_TIME = cli.FloatRange(min=0, min_open=True)
 
 
 @click.command()
@@ -41,7 +41,7 @@ _TIME = click.FloatRange(min=0, min_open=True)
     help="New folder for results. Default: runs/tune-...",
 )
 @click.option("--stop-time-s", type=_TIME, metavar="X", help="Stop the search after X seconds.")
-@click.option("--num-samples", type=click.IntRange(min=1), metavar="N", help="Number of trials.")
+@click.option("--num-samples", type=cli.IntRange(min=1), metavar="N", help="Number of trials.")
 @click.option("--resume", metavar="DIR", type=cli.PATH, help="Continue the search in DIR.")
 @click.option(
     "--address",
