@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
+import sys
 import warnings
 
 import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import own_environment, wait_for
 
 from toolagent import cli
 from toolagent.errors import UserError, quoted
@@ -203,3 +206,169 @@ def test_lines_of_a_log_stay_whole(columns, monkeypatch, capsys):
     text = "word " * 50 + "end"
     cli.console().print(text)
     assert capsys.readouterr().out == f"{text}\n"
+
+
+# Streams, signals and text, in a process of its own ----------------------------------------
+
+COMMAND = """
+import sys, time
+from pathlib import Path
+import click
+from toolagent import cli
+
+@click.command()
+@click.option("--only-printed", is_flag=True)
+@click.option("--sleep", is_flag=True)
+@click.argument("word", default="word")
+def command(only_printed, sleep, word):
+    console = cli.console()
+    for _ in range(3):
+        console.print("a line \\xe9 \\u2500", word)
+        print("a warning", file=sys.stderr)
+    if sleep:
+        try:
+            Path("begun").touch()
+            time.sleep(60)
+        finally:
+            Path("cleaned").touch()
+    Path("result").write_text("whole")
+    if only_printed:
+        cli.check_printed("use --json")
+
+sys.exit(cli.main(command))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path / "command.py").write_text(COMMAND)
+    return tmp_path
+
+
+def shell(folder, line, **environment):
+    """What a shell makes of the line, in which COMMAND is the command above."""
+    program = f"'{sys.executable}' command.py"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line.replace("COMMAND", program)],
+        cwd=folder,
+        env=own_environment(**environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+GONE = [
+    *("COMMAND | true", "COMMAND > /dev/full", "COMMAND > /dev/full 2>&1"),
+    *("COMMAND >&-", "COMMAND 2>&-", "COMMAND <&- >&- 2>&-"),
+]
+
+
+@pytest.mark.parametrize("line", GONE)
+def test_a_stream_that_is_gone_ends_no_command(line, script):
+    done = shell(script, line)
+    assert done.returncode == 0, done.stderr
+    assert (script / "result").read_text() == "whole"
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_terminal_that_is_gone_ends_no_command(script):
+    controller, terminal = os.openpty()
+    os.close(controller)  # writing to it is EIO from now on
+    done = subprocess.run(
+        [sys.executable, "command.py"],
+        cwd=script,
+        env=own_environment(),
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        timeout=60,
+    )
+    os.close(terminal)
+    assert done.returncode == 0
+    assert (script / "result").read_text() == "whole"
+
+
+def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(script):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    long = "x" * 100_000  # more than a pipe holds
+    with subprocess.Popen(
+        [sys.executable, "command.py", long], cwd=script, env=own_environment(), stdout=writing
+    ):
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            assert pipe.read().decode().replace("\n", "").count("x") == 3 * len(long)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("COMMAND --only-printed > /dev/full", 2),
+        ("COMMAND --only-printed >&-", 2),
+        ("COMMAND --only-printed | true", 0),  # its reader wanted no more
+        ("COMMAND --only-printed > printed", 0),
+    ],
+)
+def test_a_result_that_is_only_printed_is_not_lost_without_a_word(line, code, script):
+    done = shell(script, line)
+    assert done.returncode == code
+    assert (b"\nerror: standard output: " in done.stderr) == bool(code)
+
+
+def test_what_a_stream_s_encoding_has_not_is_printed_as_an_escape(script):
+    done = shell(script, "COMMAND", LC_ALL="C", PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == rb"a line \xe9 \u2500 word"
+
+
+@pytest.mark.parametrize(
+    ("line", "environment"),
+    [
+        ("COMMAND $'a\\xff'", {}),
+        ("COMMAND --word=$'\\xff'", {}),
+        ("COMMAND n\xe9", {"LC_ALL": "C", "PYTHONUTF8": "0"}),
+    ],
+)
+def test_an_argument_that_is_no_text_is_refused_in_one_line(line, environment, script):
+    done = shell(script, line, **environment)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+    assert not (script / "result").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_command_after_it_has_cleaned_up(number, script):
+    with subprocess.Popen(
+        [sys.executable, "command.py", "--sleep"],
+        cwd=script,
+        env=own_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        wait_for((script / "begun").exists, seconds=60)
+        process.send_signal(number)
+        assert process.wait(60) == 130
+    assert (script / "cleaned").exists()
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(script):
+    with subprocess.Popen(
+        ["nohup", sys.executable, "command.py", "--sleep"],
+        cwd=script,
+        env=own_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        wait_for((script / "begun").exists, seconds=60)
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+
+
+@pytest.mark.parametrize("kind", [cli.IntRange(0), cli.FloatRange(0)])
+@pytest.mark.parametrize("text", ["\u0662", "\uff12", "1\u0662", "\u0661.\u0662"])
+def test_numbers_are_of_ascii_digits(kind, text, capsys):
+    command = click.Command("command", params=[click.Option(["--number"], type=kind)])
+    assert cli.main(command, ["--number", text]) == 2
+    assert "is not a valid" in refusal(capsys)

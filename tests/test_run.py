@@ -9,7 +9,10 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import time
 
 import processes
@@ -235,6 +238,40 @@ def check_recorded(episodes, env_steps):
         assert isinstance(row["solved"], bool)
     # Recorded is what was sampled: what was learned from, and what was under way at the end.
     assert sum(map(len, table["actions"].to_pylist())) >= 0.9 * env_steps
+
+
+def test_a_run_outlives_its_terminal_on_one_cpu_in_a_folder_of_any_name(tmp_path):
+    cpu = min(os.sched_getaffinity(0))
+    program = [sys.executable, "-m", "toolagent.run"]
+    options = ["--config", "tutorial", "--num-env-runners", "1", *QUICK]
+    controller, terminal = os.openpty()
+    process = subprocess.Popen(
+        ["taskset", "-c", str(cpu), "setsid", "--ctty", *program, *options, "--output-dir", "né"],
+        cwd=tmp_path,
+        env=processes.own_environment(),
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+    )
+    os.close(terminal)
+    wait_for_rows(process, tmp_path / "né")
+    os.close(controller)  # SIGHUP to the run and to all that it started; writing is EIO
+    assert process.wait(processes.WAIT_S) == 130
+    interrupted = check_folder(tmp_path / "né", "tutorial")
+    assert interrupted["stopped_by"] == "interrupted"
+    environment = json.loads((tmp_path / "né" / "environment.json").read_text())
+    assert environment["sessions"][0]["cluster"]["cpus"] == environment["sessions"][0]["cores"] == 1
+
+    (tmp_path / "né").rename(tmp_path / "$ñ$")
+    limit = f"run.stop_iterations={interrupted['iterations'] + 2}"
+    resumed = shlex.join([*program, "--resume", "$ñ$", "--set", limit])
+    done = subprocess.run(
+        ["bash", "-c", f"{resumed} | head -1; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        env=processes.own_environment(),
+        capture_output=True,
+        timeout=processes.WAIT_S,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert check_folder(tmp_path / "$ñ$", "tutorial")["stopped_by"] == "iterations"
 
 
 CALLBACKS_OF_A_USER = """

@@ -21,7 +21,7 @@ from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import load_settings, to_yaml
 from toolagent.config.documents import parse
 from toolagent.errors import UserError
-from toolagent.trackers import Trackers, outbox
+from toolagent.trackers import Trackers, outbox, prometheus
 from toolagent.trackers.base import FINISHED, INTERRUPTED
 from toolagent.trackers.group import result_files
 from toolagent.trackers.metrics import flat_parameters, metrics_of, rllib_metrics
@@ -81,6 +81,34 @@ def track(folder, name, first, last, status=FINISHED, *overrides):
         for row in rows(first, last):
             trackers.log(row, RESULT)
         trackers.end(status, SUMMARY, result_files(folder, folder.path / "no-checkpoint"))
+
+
+# Ray's metrics -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", ["Gauge", "set", "note"])
+def test_no_failure_of_metrics_ends_a_run(broken, tmp_path, monkeypatch, capsys):
+    class Metric:
+        def __init__(self, name, description, tag_keys):
+            if broken == "Gauge":
+                raise ValueError("no metrics")
+
+        def set_default_tags(self, tags):
+            assert tags["run"].isascii()
+            return self
+
+        def set(self, value, tags=None):
+            raise UnicodeEncodeError("ascii", "é", 0, 1, "not in range(128)")
+
+        def inc(self, value):
+            pass
+
+    monkeypatch.setattr(prometheus, "Gauge", Metric)
+    monkeypatch.setattr(prometheus, "Counter", Metric)
+    with prometheus.RunMetrics(tmp_path / "né\n", "calculator", 1.0) as metrics:
+        metrics.note({} if broken == "note" else ROW, 0, None)
+        metrics.note_checkpoint(1.0)
+    assert capsys.readouterr().err.count("warning: metrics: ") == 1
 
 
 # Names -------------------------------------------------------------------------------------

@@ -104,8 +104,7 @@ def command(
     if learning or ablations:
         if run_folder is not None:
             raise UserError("--run: can't be given with --learning or --ablations")
-        _write(output, _learning(ablations, Path(plot) if plot is not None else None))
-        return 0
+        return _learning(ablations, Path(plot) if plot is not None else None, output)
     import torch
 
     torch.set_num_threads(1)  # as `run` does: more than one gains nothing for so small a network
@@ -123,25 +122,35 @@ def command(
         result = _measure(names, makers, repeats, seconds, scaling, startup, progress)
     result["run"] = record
     result["options"] = {"repeats": repeats, "seconds": seconds, "rows": list(names)}
+    _write(output, result)
     print_benchmark(console, result)
     if result["load_before"] > _BUSY * result["cores"]:
         console.print(
             f"\nThe machine was busy before: load {result['load_before']:.1f} on "
             f"{result['cores']} cores. Rows of several processes suffer most; measure again."
         )
-    _write(output, result)
+    _check_printed(output)
     return 0
 
 
-def _learning(ablations: bool, plot: Path | None) -> dict[str, Any]:
+def _check_printed(output: Path | None) -> None:
+    if output is None:
+        cli.check_printed("write it to a file with --json")
+
+
+def _learning(ablations: bool, plot: Path | None, output: Path | None) -> int:
     from toolagent.benchmark.learning import ABLATION_SEEDS, ABLATIONS, RECORD_SEEDS
-    from toolagent.benchmark.learning_report import measure_learning
+    from toolagent.benchmark.learning_report import measure_learning, print_learning
     from toolagent.benchmark.progress import BenchmarkProgress
 
     console = cli.console()
     steps = len(ABLATIONS) * len(ABLATION_SEEDS) if ablations else len(RECORD_SEEDS)
     with BenchmarkProgress(console, steps) as progress:
-        return measure_learning(console, ablations, plot, progress)
+        result = measure_learning(ablations, plot, progress)
+    _write(output, result)
+    print_learning(console, result["learning"], result["limit_s"])
+    _check_printed(output)
+    return 0
 
 
 def _write(output: Path | None, result: dict[str, Any]) -> None:

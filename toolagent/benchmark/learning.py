@@ -77,9 +77,17 @@ def learning_run(seed: int, overrides: tuple[str, ...], stop_time_s: float) -> L
         command += ["--output-dir", str(output), "--stop-time-s", str(stop_time_s)]
         for setting in settings:
             command += ["--set", setting]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
+        ) as process:
+            try:
+                output_text, error_text = process.communicate()
+            except KeyboardInterrupt:
+                process.terminate()  # it ends its own processes, which a kill would leave
+                raise
+        if process.returncode:
+            lines = (error_text or output_text).strip().splitlines() or ["no output"]
             raise RuntimeError(f"seed {seed}: {lines[-1]}")
         summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     stages = summary["stages"]

@@ -22,13 +22,10 @@ _RECORD_LIMIT_S = 120.0
 _ABLATION_LIMIT_S = 20.0  # over 2 million env steps, six times what the default needs
 
 
-def measure_learning(
-    console: Console, ablations: bool, plot: Path | None, progress: Any
-) -> dict[str, Any]:
+def measure_learning(ablations: bool, plot: Path | None, progress: Any) -> dict[str, Any]:
     """The default run over 20 seeds, or the default and its ablations over 3.
 
     Args:
-        console: for the table.
         ablations: instead of the record.
         plot: a PNG of the record; None: no plot.
         progress: has `announce(text)`.
@@ -49,7 +46,6 @@ def measure_learning(
         rows.append(summary_row(name, runs))
     if plot is not None and not ablations:
         plot_record(runs, plot)
-    print_learning(console, rows, limit)
     return {"limit_s": limit, "learning": rows}
 
 

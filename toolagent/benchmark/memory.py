@@ -45,7 +45,7 @@ def _kib_of(process: int) -> int:
 def _field(file: Path, name: str) -> int | None:
     """The number behind `name`; None if there is none, or the process has ended."""
     try:
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(name):
                 return int(line.split()[1])
     except OSError:

@@ -34,7 +34,7 @@ def measure_startup() -> dict[str, float]:
         command = [sys.executable, "-m", "toolagent.benchmark.traced_start", str(parts)]
         command += ["--stop-env-steps", "1", "--output-dir", str(output)]
         command += ["--set", "training.updates_per_iteration=1"]
-        with (Path(folder) / "log").open("w+") as log:
+        with (Path(folder) / "log").open("w+", encoding="utf-8", errors="replace") as log:
             started = time.perf_counter()
             process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
             try:
@@ -46,7 +46,7 @@ def measure_startup() -> dict[str, float]:
                 if process.poll() is None:
                     process.terminate()
                     process.wait()
-        seconds = json.loads(parts.read_text())
+        seconds = json.loads(parts.read_text(encoding="utf-8"))
     return {
         "first_update_s": first_update,
         **seconds,

@@ -134,7 +134,7 @@ def _check_contents(manifest: Mapping[str, Any]) -> None:
         for entry in manifest["files"].values()
     )
     for stage, value in manifest.get("accuracy", {}).items():
-        sound = sound and stage.isdecimal() and type(value) in (int, float)
+        sound = sound and stage.isascii() and stage.isdecimal() and type(value) in (int, float)
     if not sound or not isinstance(manifest.get("env_steps"), int | None):
         raise ValueError
 

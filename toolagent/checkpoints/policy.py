@@ -227,7 +227,7 @@ def _newest(folder: Path) -> Path | None:
     ]
 
     def age(child: Path) -> tuple[int, str]:
-        number = re.search(r"(\d+)$", child.name)
+        number = re.search(r"([0-9]+)$", child.name)
         return (int(number[1]) if number else -1, child.name)
 
     return max(complete, key=age, default=None)

@@ -213,7 +213,7 @@ def set_aside_later(checkpoints: Path, iteration: int) -> list[Path]:
     aside = []
     for folder in _attempts(checkpoints):
         number = folder.name.removeprefix(_PREFIX)
-        if number.isdecimal() and int(number) > iteration:
+        if number.isascii() and number.isdecimal() and int(number) > iteration:
             target, again = checkpoints / f"abandoned_{number}", 1
             while target.exists():
                 again += 1

@@ -6,7 +6,7 @@
 | the user got something wrong                   | one line, `error: ...`   | 2         |
 | Ctrl-C, SIGTERM, SIGHUP                        | an empty line at most    | 130       |
 | a bug                                          | the traceback            | 1         |
-| the reader of standard output went (`\| head`) | nothing                  | as ever   |
+| the reader of standard output is gone (`head`) | nothing                  | as ever   |
 | standard output can't be written otherwise     | one line, `warning: ...` | as ever   |
 | ... and it would have been the only result     | one line more, `error:`  | 2         |
 | stderr can't be written                        |                          | as ever   |
@@ -16,7 +16,6 @@ SIGHUP that was ignored when the command began, as under `nohup`, stays ignored.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys

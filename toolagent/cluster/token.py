@@ -64,8 +64,8 @@ def _create(path: Path) -> None:
     """A new token, never readable for others; one that somebody else just made is kept."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
+    with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(secrets.token_hex(32).encode())
     try:
         if path.exists() and not path.read_bytes().strip():
             path.unlink()

@@ -73,7 +73,7 @@ def _key(node: Any, part: str, path: KeyPath, depth: int) -> Any:
     if not isinstance(node, list):
         owner = ".".join(path[:depth])
         raise source.error(path, f"'{owner}' is {shown(node)}, which has no entries")
-    if not part.isdecimal() or len(part) > 9 or int(part) >= len(node):
+    if not (part.isascii() and part.isdecimal()) or len(part) > 9 or int(part) >= len(node):
         raise source.error(path, f"no entry '{part}'; {_entries(node)}")
     return int(part)
 

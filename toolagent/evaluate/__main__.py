@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ from toolagent.rollouts.trajectory import answers, describe
 from toolagent.tasks import Task
 from toolagent.tasks.oracle import shortest_programs
 from toolagent.vocabulary import names
+
+# What the JSON file has, and what prints the same.
+Result = tuple[dict[str, Any], Callable[[Console], None]]
 
 
 @dataclass(frozen=True)
@@ -124,63 +127,69 @@ def command(
     if json_file is not None:
         policy.check_outside(Path(json_file))
     torch.set_num_threads(1)  # a second saves half a second, and loses many on a busy machine
-    console = cli.console()
     if problem_file is not None:
-        document = _given(console, policy, problem_file)
+        document, show = _given(policy, problem_file)
     elif dataset is not None:
-        document = _reasoning_gym(console, policy, dataset, size or 500, seed or 0)
+        document, show = _reasoning_gym(policy, dataset, size or 500, seed or 0)
     else:
-        document = _certified(console, policy)
-    if json_file is not None:
+        document, show = _certified(policy)
+    if json_file is not None:  # before it is printed: who reads that may go, or be slow
         write_result(Path(json_file), _json_text(document).encode())
+    show(cli.console())
+    if json_file is None:
+        cli.check_printed("write it to a file with --json")
 
 
-def _certified(console: Console, policy: Policy) -> dict[str, Any]:
+def _certified(policy: Policy) -> Result:
     """Every problem there is."""
     stages = certify(policy.network, policy.task)
     complete = [row for row in stages if row.complete]
     whose = "every problem there is"
     if len(complete) < len(stages):
         whose = f"every problem of stages {', '.join(str(row.stage) for row in complete)}"
-    document = _report(console, policy, stages, complete, whose)
-    if policy.task.one_plan_a_stage:
-        cli.print_table(console, optimality_table(policy.task, stages))
-    return document
+
+    def show(console: Console) -> None:
+        _print_report(console, policy, stages, complete, whose)
+        if policy.task.one_plan_a_stage:
+            cli.print_table(console, optimality_table(policy.task, stages))
+
+    return _document(policy, stages), show
 
 
-def _given(console: Console, policy: Policy, problem_file: str) -> dict[str, Any]:
+def _given(policy: Policy, problem_file: str) -> Result:
     """The problems of a file."""
     problems = read_problems(Path(problem_file), policy.task)
     stages, answered = answer_problems(policy.network, policy.task, problems)
     whose = f"the problems in {cli.one_line(problem_file)}"
-    document = _report(console, policy, stages, stages, whose)
-    return document | {"answers": [answer.record() for answer in answered]}
+    document = _document(policy, stages) | {"answers": [answer.record() for answer in answered]}
+    return document, lambda console: _print_report(console, policy, stages, stages, whose)
 
 
-def _reasoning_gym(
-    console: Console, policy: Policy, dataset: str, size: int, seed: int
-) -> dict[str, Any]:
+def _reasoning_gym(policy: Policy, dataset: str, size: int, seed: int) -> Result:
     """Problems of the package reasoning-gym."""
     task, trained = policy.task, policy.metadata.get("trained_stages")
     drawn = draw(task, dataset, size, seed)
     stages, answered = answer_problems(policy.network, task, drawn.problems)
     result = score(drawn, [answer.answer for answer in answered])
-    _print_head(console, policy)
-    cli.print_table(console, score_table(result, stages, trained))
-    console.print(f"\n{score_text(result)}", soft_wrap=True)
-    for note in cli.stage_notes(stages, trained):
-        console.print(note, soft_wrap=True)
-    return _document(policy, stages) | {"reasoning_gym": result.record()}
+
+    def show(console: Console) -> None:
+        _print_head(console, policy)
+        cli.print_table(console, score_table(result, stages, trained))
+        console.print(f"\n{score_text(result)}", soft_wrap=True)
+        for note in cli.stage_notes(stages, trained):
+            console.print(note, soft_wrap=True)
+
+    return _document(policy, stages) | {"reasoning_gym": result.record()}, show
 
 
-def _report(
+def _print_report(
     console: Console,
     policy: Policy,
     stages: list[StageAccuracy],
     counted: Sequence[StageAccuracy],
     whose: str,
-) -> dict[str, Any]:
-    """Prints the table of the stages and the sum of those `counted`; returns the JSON document."""
+) -> None:
+    """The table of the stages, and the sum of those `counted`."""
     task, trained = policy.task, policy.metadata.get("trained_stages")
     _print_head(console, policy)
     cli.print_table(console, cli.stage_table(task, stages, trained))
@@ -191,7 +200,6 @@ def _report(
     for note in cli.stage_notes(stages, trained):
         console.print(note, soft_wrap=True)
     console.print()
-    return _document(policy, stages)
 
 
 def _print_head(console: Console, policy: Policy) -> None:

@@ -85,40 +85,19 @@ def command(
     torch.set_num_threads(1)  # one problem
     problems = pose(task, stage, **texts)
     recorded = trajectory(policy.network, task, problems)
-    console = cli.console()
     heading = f"stage {recorded.stage}: {task.describe(problems, 0)}"
     notes = [
         f"{reason}: training drew no such problem"
         for reason in untrained(task, problems, policy.metadata.get("trained_stages"))
     ]
-    console.print(
-        "\n".join(
-            [f"task {task.name}, checkpoint {cli.one_line(policy.place)}", heading, *notes, ""]
-        ),
-        soft_wrap=True,
-    )
-    cli.print_table(console, step_table(recorded))
     told = [verdict(recorded)]
     if task.one_plan_a_stage:
         told.append(comparison(task, recorded))
     else:
         told += judgement(recorded, task.plan(problems, 0)).splitlines()
-    console.print("\n" + "\n".join(told), soft_wrap=True)
-
     looks = look_at(policy.network, task, problems, recorded)
-    console.print("\nwhat each token was chosen from, in per cent:")
-    cli.print_table(console, views.probability_table(looks))
-    console.print(
-        "\nwhat the oracle would write, with how many tokens to go; and what the\n"
-        "runner-up in this place would have led to:",
-    )
-    cli.print_table(console, views.futures_table(looks))
     report = run_probes(policy.network, task) if probes else None
-    if report is not None:
-        console.print("\nwhat can be told from the hidden state, and from the controls:")
-        cli.print_table(console, views.probe_table(report))
-        for note in report.notes:
-            console.print(note, soft_wrap=True)
+    shown = f"task {task.name}, checkpoint {cli.one_line(policy.place)}"
 
     about = {
         "task": task.name,
@@ -128,7 +107,6 @@ def command(
         "target": recorded.target,
     }
     if html_file is not None:
-        shown = f"task {task.name}, checkpoint {cli.one_line(policy.place)}"
         page = views.page(heading, [*notes, *told], looks, report, shown)
         write_result(Path(html_file), page.encode())
     if parquet_file is not None:
@@ -139,6 +117,25 @@ def command(
     if json_file is not None:
         document = json_document(about, recorded, told, looks, report)
         write_result(Path(json_file), (json.dumps(document, indent=1) + "\n").encode())
+
+    console = cli.console()
+    console.print("\n".join([shown, heading, *notes, ""]), soft_wrap=True)
+    cli.print_table(console, step_table(recorded))
+    console.print("\n" + "\n".join(told), soft_wrap=True)
+    console.print("\nwhat each token was chosen from, in per cent:")
+    cli.print_table(console, views.probability_table(looks))
+    console.print(
+        "\nwhat the oracle would write, with how many tokens to go; and what the\n"
+        "runner-up in this place would have led to:",
+    )
+    cli.print_table(console, views.futures_table(looks))
+    if report is not None:
+        console.print("\nwhat can be told from the hidden state, and from the controls:")
+        cli.print_table(console, views.probe_table(report))
+        for note in report.notes:
+            console.print(note, soft_wrap=True)
+    if not files:
+        cli.check_printed("write it to a file with --json")
 
 
 def schema(looks: list[Look]) -> pa.Schema:

@@ -143,10 +143,10 @@ def execute(
             folder.learning_curve.write_bytes(accuracy.png)
     except OSError as error:  # what the run came to is on the screen all the same
         unwritten = f"{error.strerror or error}"
+    _write_report(folder)
     print_report(console, settings, outcome, samples, outcome.task, folder)
     for line in recorded:
         console.print(line, soft_wrap=True)
-    _write_report(folder)
     status = INTERRUPTED if outcome.stopped_by == "interrupted" else FINISHED
     trackers.end(status, summary, result_files(folder, outcome.keeper.last or folder.checkpoints))
     if unwritten:

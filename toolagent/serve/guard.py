@@ -124,7 +124,9 @@ def host_of(header: str) -> str | None:
     else:
         name, colon, rest = header.strip().lower().partition(":")
         rest = colon + rest
-    if rest and not (rest.startswith(":") and (rest[1:].isdecimal() or rest == ":")):
+    if rest and not (
+        rest.startswith(":") and ((rest[1:].isascii() and rest[1:].isdecimal()) or rest == ":")
+    ):
         return None
     return name or None
 

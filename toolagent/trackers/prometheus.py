@@ -69,7 +69,7 @@ _OF_ROW = {  # gauge -> column of `progress.jsonl`
 
 
 def _optional(method: Callable[..., None]) -> Callable[..., None]:
-    """Of `RunMetrics`: called only while there are metrics; a failure ends them, and not the run."""
+    """Of `RunMetrics`: called while there are metrics; a failure ends them, and not the run."""
 
     @functools.wraps(method)
     def guarded(self: Any, *arguments: Any) -> None:
