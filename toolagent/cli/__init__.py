@@ -119,6 +119,11 @@ def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         return _refuse(_click_message(error))
     except UserError as error:
         return _refuse(str(error))
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        # A configuration is UTF-8 everywhere; the names in it are files of this locale.
+        return _refuse(f"'{error.object}': is no name of a file in this locale; set LC_ALL=C.UTF-8")
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except OSError as error:

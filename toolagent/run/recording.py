@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from pathlib import Path
@@ -31,6 +32,7 @@ def check_recording(folder: str | None) -> None:
             "AWS_SECRET_ACCESS_KEY"
         )
     if "://" not in folder:
+        os.fsencode(folder)  # an error where the locale has not its characters
         fault = folder_fault(Path(folder))
         if fault is not None:
             raise UserError(f"--record-episodes {folder}: {fault}")
@@ -56,6 +58,7 @@ def check_records(settings: Any, algorithm_config: Any) -> None:
     from toolagent.learning.record_choice import choose_episodes
     from toolagent.rollouts.records import read_episodes
 
+    os.fsencode(str(algorithm_config.input_))
     try:
         episodes = read_episodes(str(algorithm_config.input_), settings.task)
         choose_episodes(episodes, algorithm_config)
