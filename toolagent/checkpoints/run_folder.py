@@ -250,5 +250,5 @@ class RunFolder:
         write_atomically(self.behaviour, (json.dumps(behaviour) + "\n").encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """What the run came to, as design section 4 declares it."""
+        """Writes `summary.json`."""
         write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())

@@ -22,7 +22,7 @@ from toolagent.vocabulary import TOKEN_NAMES
 
 
 def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
-    """`summary.json`, as design section 4 declares it."""
+    """The content of `summary.json`."""
     state, keeper = outcome.state, outcome.keeper
     last = keeper.last or next(reversed(list_checkpoints(folder.checkpoints)), None)
     best = best_checkpoint(folder.checkpoints)
