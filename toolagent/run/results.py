@@ -69,7 +69,7 @@ def pipeline_line(rows: list[dict[str, Any]]) -> str:
     last = measured[-1]
     return (
         f"learner idle {mean('learner_idle_share'):.0%}, samplers idle "
-        f"{mean('sampler_idle_share'):.0%}; policy age {mean('policy_age_mean'):.1f} updates; "
+        f"{mean('sampler_idle_share'):.0%}; staleness {mean('policy_age_mean'):.1f} updates; "
         f"dropped {last['dropped_episodes_lifetime'] or 0:,.0f} episodes,\n"
         f"lost {last['lost_requests_lifetime'] or 0:,.0f} requests and the weights they carried\n"
     )
