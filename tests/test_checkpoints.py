@@ -11,6 +11,7 @@ import os
 import pickle
 import resource
 import shutil
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,7 +61,7 @@ def write(checkpoints, iteration, keep=9, algorithm=None, accuracy=None):
         checkpoints,
         algorithm or Holder(),
         untrained_network(embedding_size=4),
-        {"iteration": iteration},
+        asdict(RunState(iteration, 1000 * iteration)),
         keep,
         accuracy,
         task_name="calculator",

@@ -24,6 +24,7 @@ from trained import trained_network
 from toolagent import cli
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import load_settings, to_yaml
+from toolagent.errors import UserError
 from toolagent.report import __main__ as report
 from toolagent.report import charts, facts
 from toolagent.report.page import write_report
@@ -348,8 +349,8 @@ def broken(make_run, tmp_path):
         (lambda path: (path / "progress.jsonl").unlink(), "holds no run (no progress.jsonl)"),
         (lambda path: (path / "progress.jsonl").write_text(""), "no iteration has ended yet"),
         (lambda path: (path / "progress.jsonl").write_text("{}\n"), "line 1: iteration: Field req"),
-        (lambda path: (path / "progress.jsonl").write_text("x\n{}\n"), "line 1 is no JSON"),
-        (lambda path: (path / "progress.jsonl").write_bytes(b"\xff\n"), "is no UTF-8 text"),
+        (lambda path: (path / "progress.jsonl").write_text("x\n{}\n"), "line 1: is no JSON"),
+        (lambda path: (path / "progress.jsonl").write_bytes(b"\xff\n"), "line 1: is no JSON"),
         (lambda path: (path / "summary.json").write_text("{"), "summary.json: is no JSON"),
         (lambda path: (path / "summary.json").write_text("[]"), "summary.json: the whole"),
         (lambda path: (path / "behaviour.json").write_text("{}"), "another version of toolagent"),
@@ -394,3 +395,118 @@ def test_a_page_written_to_a_pipe_has_no_charts_beside_it(finished, tmp_path):
     reader.join(10)
     assert Page(found[0]).text
     assert list(tmp_path.iterdir()) == [tmp_path / "page"] and (tmp_path / "page").is_fifo()
+
+
+def numbers_in(document, path=()):
+    """The places of all numbers in a JSON document, each kind of place once."""
+    if isinstance(document, dict):
+        entries = document.items()
+    elif isinstance(document, list):
+        entries = enumerate(document[:1])
+    else:
+        return [path] if type(document) in (int, float) else []
+    return [place for key, value in entries for place in numbers_in(value, (*path, key))]
+
+
+def edited(document, place, value):
+    *above, last = place
+    for key in above:
+        document = document[key]
+    document[last] = value
+
+
+# What no number in a run's files can be; 0 apart, of which there are none.
+IMPOSSIBLE = ["true", '"1"', "NaN", "Infinity", "1e999", "1" + "0" * 400, "[1]"]
+
+
+@pytest.mark.parametrize("name", ["progress.jsonl", "summary.json", "behaviour.json"])
+def test_no_number_can_be_what_it_cannot(broken, name):
+    """Every number of every file a report reads in turn: refused in a line that names it."""
+    text = (broken / name).read_text()
+    head, *rest = text.splitlines(keepends=True) if name == "progress.jsonl" else [text]
+    unread = {
+        "iterations",
+        "seed",
+        "checkpoints_written",
+        "checkpoints_s",
+        "mean_return",
+        "probabilities",
+    }
+    places = numbers_in(json.loads(head))
+    assert len(places) >= 8
+    for place in places:
+        if unread & set(place) or place[-1] == "accuracy" or "registers" in place:
+            continue
+        for value in IMPOSSIBLE:
+            document = json.loads(head)
+            edited(document, place, "HERE")
+            spoiled = json.dumps(document).replace('"HERE"', value)
+            (broken / name).write_text("".join([spoiled, "\n", *rest]))
+            if value[:3] == "100" and place[-1] in ("target", "answer"):
+                continue  # an answer may have any number of digits
+            with pytest.raises(UserError, match=f"{name}: .*{place[0]}"):
+                read_run(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "field"),
+    [
+        ("summary.json", lambda d: d["stages"][0].update(solved=10**6), "stages.0: solved"),
+        ("summary.json", lambda d: d["stages"][0].update(problems=0), "stages.0.problems"),
+        ("summary.json", lambda d: d["stages"][0].update(stage=-1), "stages.0.stage"),
+        ("summary.json", lambda d: d.update(env_steps=-1), "env_steps"),
+        ("summary.json", lambda d: d.update(wall_time_s=-1.0), "wall_time_s"),
+        ("behaviour.json", lambda d: d["stages"][0].update(solved_in=[-1]), "stages.0.solved_in.0"),
+        ("environment.json", lambda d: d["sessions"][0].update(cores=-1), "sessions.0.cores"),
+        ("progress.jsonl", lambda d: d.update(accuracy={"0": 1.5}), "line 1: accuracy.0"),
+        ("progress.jsonl", lambda d: d.update(accuracy={"-1": 0.5}), "line 1: accuracy.-1"),
+        ("progress.jsonl", lambda d: d.update(iteration=2), "line 2: iteration 2"),
+        ("progress.jsonl", lambda d: d.update(env_steps=10**9), "line 2: iteration 2, env_steps"),
+    ],
+)
+def test_counts_and_shares_have_bounds(broken, name, edit, field):
+    head, *rest = (
+        (broken / name).read_text().splitlines(keepends=True)
+        if name == "progress.jsonl"
+        else [(broken / name).read_text()]
+    )
+    document = json.loads(head)
+    edit(document)
+    (broken / name).write_text("".join([json.dumps(document), "\n", *rest]))
+    with pytest.raises(UserError) as caught:
+        read_run(broken)
+    assert f"{name}: {field}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"null", b""])
+@pytest.mark.parametrize(
+    "name", ["progress.jsonl", "summary.json", "behaviour.json", "environment.json", "config.yaml"]
+)
+def test_what_is_no_document_is_refused(broken, name, content):
+    (broken / name).write_bytes(content + b"\n" if name == "progress.jsonl" else content)
+    with pytest.raises(UserError, match=name):
+        read_run(broken)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "behaviour.json", "environment.json"])
+def test_a_file_without_an_end_is_not_read_to_it(broken, name):
+    (broken / name).unlink()
+    (broken / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="is no regular file"):
+        read_run(broken)
+    (broken / name).unlink()
+    with open(broken / name, "wb") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(UserError, match="bytes"):
+        read_run(broken)
+
+
+def test_resuming_reads_what_it_goes_on_with_before_it_starts_anything(broken):
+    folder = RunFolder(broken)
+    folder.check_files()
+    for name in ("progress.jsonl", "environment.json"):
+        kept = (broken / name).read_bytes()
+        (broken / name).write_bytes(b"[" * 100_000 + b"\n")
+        with pytest.raises(UserError, match=name):
+            folder.check_files()
+        (broken / name).write_bytes(kept)

@@ -31,6 +31,14 @@ from toolagent.run import __main__ as run_command
 from toolagent.run.environment import describe_environment
 from toolagent.tune import __main__ as tune
 
+SUMMARY = {
+    "env_steps": 1,
+    "wall_time_s": 1.0,
+    "env_steps_per_s": 1.0,
+    "stopped_by": "time",
+    "stages": [],
+}
+
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 
 
@@ -128,7 +136,7 @@ def test_a_folder_is_copied_and_only_what_is_new_is_copied_again(server, tmp_pat
             path.unlink()
     (run.path / "checkpoints/checkpoint_000001/algorithm").rmdir()
     (run.path / "checkpoints/checkpoint_000001").rmdir()
-    run.write_summary({"checkpoint": "checkpoints/checkpoint_000003"})
+    run.write_summary(SUMMARY | {"checkpoint": "checkpoints/checkpoint_000003"})
     assert mirror.pending()
     assert mirror.finish() is None
     assert objects(server, "mirror/a") == files(run.path)
@@ -137,7 +145,7 @@ def test_a_folder_is_copied_and_only_what_is_new_is_copied_again(server, tmp_pat
 def test_a_checkpoint_s_last_file_is_sent_last_and_removed_first(tmp_path):
     run = small_run(tmp_path / "run")
     (run.path / "checkpoints/checkpoint_000002/manifest.json").write_text("{}")
-    run.write_summary({})
+    run.write_summary(SUMMARY)
     storage = Recording(tmp_path / "copy")
     mirror = Mirror(run.path, storage, pytest.fail)
     mirror.copy()
@@ -159,7 +167,7 @@ def test_a_checkpoint_s_last_file_is_sent_last_and_removed_first(tmp_path):
 def test_a_copy_cut_short_anywhere_is_a_run_that_can_be_read(tmp_path):
     """Whatever was sent when it broke off, what is fetched holds complete checkpoints only."""
     run = small_run(tmp_path / "run")
-    run.write_summary({})
+    run.write_summary(SUMMARY)
     total = len(files(run.path))
     seen = set()
     for cut in range(total):

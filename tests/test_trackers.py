@@ -55,7 +55,8 @@ SUMMARY = {
     "env_steps": 3000,
     "wall_time_s": 1.0,
     "env_steps_per_s": 3000.0,
-    "stages": [{"stage": 0, "accuracy": 1.0}],
+    "stopped_by": "env_steps",
+    "stages": [{"stage": 0, "problems": 1, "solved": 1, "accuracy": 1.0}],
 }
 
 
@@ -365,5 +366,5 @@ def test_unknown_trackers_are_refused(value, message):
 
 def test_a_spoiled_record_of_trackers_is_refused(folder):
     (folder.path / "trackers.json").write_text("[1]")
-    with pytest.raises(UserError, match="is no record of trackers"):
+    with pytest.raises(UserError, match="remove it to begin new records"):
         Trackers(["tensorboard"], folder).__enter__()

@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from toolagent.checkpoints.run_files import Manifest, parsed, read_bytes
+from toolagent.errors import UserError
+
 MANIFEST = "manifest.json"
 FORMAT = 2  # 1 had no manifest, and pickles
 _BLOCK = 1 << 20
@@ -53,7 +56,9 @@ def write_manifest(folder: Path, contents: Mapping[str, Any]) -> None:
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.iterdir())
     }
-    write_files(folder, {MANIFEST: _rendered({"format": FORMAT, **contents, "files": files})})
+    text = _rendered({"format": FORMAT, **contents, "files": files})
+    Manifest.model_validate_json(text)
+    write_files(folder, {MANIFEST: text})
     sync_folder(folder)
 
 
@@ -64,23 +69,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         TornCheckpoint: it is missing, damaged, or of another version.
     """
     path = folder / MANIFEST
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         raise TornCheckpoint(
             f"has no {MANIFEST}: it is torn, or was written by an older version of toolagent"
-        ) from None
-    except OSError as error:
-        raise TornCheckpoint(f"{MANIFEST} can't be read ({error.strerror})") from error
+        )
     try:
-        manifest = json.loads(text)
-        own = manifest.pop("sha256")
-        # Every byte counts: what was written is what would be written again.
-        if own != _own_sum(manifest) or _rendered(manifest) != text:
-            raise ValueError
-        _check_contents(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise TornCheckpoint(f"{MANIFEST} is damaged") from None
+        text = read_bytes(path)
+        parsed(text, Manifest, f"{MANIFEST} is damaged")
+    except UserError as error:
+        raise TornCheckpoint(str(error)) from None
+    manifest = json.loads(text)
+    own = manifest.pop("sha256", None)
+    # Every byte counts: what was written is what would be written again.
+    if own != _own_sum(manifest) or _rendered(manifest) != text:
+        raise TornCheckpoint(f"{MANIFEST} is damaged")
     if manifest.get("format") != FORMAT:
         raise TornCheckpoint(
             f"{MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}"
@@ -124,19 +126,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _check_contents(manifest: Mapping[str, Any]) -> None:
-    """Whether all that is read of it is of the right type; if not, one of the errors that
-    `read_manifest` knows."""
-    sound = all(
-        type(entry["bytes"]) is int and type(entry["sha256"]) is str
-        for entry in manifest["files"].values()
-    )
-    for stage, value in manifest.get("accuracy", {}).items():
-        sound = sound and stage.isascii() and stage.isdecimal() and type(value) in (int, float)
-    if not sound or not isinstance(manifest.get("env_steps"), int | None):
-        raise ValueError
 
 
 def _rendered(manifest: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -24,6 +23,16 @@ import torch
 from safetensors import SafetensorError
 
 from toolagent import __version__
+from toolagent.checkpoints.run_files import (
+    Format,
+    LastCheckpoint,
+    PolicyCard,
+    as_document,
+    parsed,
+    read_bytes,
+    read_file,
+    written,
+)
 from toolagent.checkpoints.storage import fetched, is_uri
 from toolagent.errors import UserError, nearest
 from toolagent.files import write_atomically
@@ -125,7 +134,7 @@ def save_policy(
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, weights)
-    write_atomically(folder / POLICY_FILE, (json.dumps(metadata, indent=2) + "\n").encode())
+    write_atomically(folder / POLICY_FILE, written(metadata, PolicyCard))
 
 
 def weights_file(network: AgentNetwork) -> bytes:
@@ -197,11 +206,9 @@ def _find(path: Path) -> Path:
 def _named_by_summary(run: Path) -> Path | None:
     """The checkpoint that a run's summary names; None if it names none."""
     file = run / "summary.json"
-    named = _read_json(file).get("checkpoint")
+    named = read_file(file, LastCheckpoint).checkpoint
     if named is None:
         return None
-    if not isinstance(named, str):
-        raise UserError(f"{file}: 'checkpoint' is no path but {named!r}")
     # A run's folder may have been moved since the summary was written with a full path in it.
     candidates = [run / named, run / "checkpoints" / Path(named).name]
     inside = os.path.abspath(run) + os.sep
@@ -244,34 +251,24 @@ def _what_is_there(folder: Path) -> str:
 
 def _load(folder: Path, expected_task: str | None) -> Policy:
     file = folder / POLICY_FILE
-    metadata = _read_json(file)
-    if metadata.get("format") != FORMAT:
+    data = read_bytes(file)
+    stated = parsed(data, Format, str(file)).format
+    if stated != FORMAT:
         raise UserError(
-            f"{file} has format {metadata.get('format')!r}; "
+            f"{file} has format {stated!r}; "
             f"this version of toolagent ({__version__}) reads format {FORMAT}"
         )
-    name = metadata.get("task")
-    if not isinstance(name, str) or name not in TASKS:
-        raise UserError(f"{file}: no task {name!r}; {nearest(str(name), TASKS)}")
+    metadata = as_document(parsed(data, PolicyCard, str(file)))
+    name = metadata["task"]
+    if name not in TASKS:
+        raise UserError(f"{file}: no task {name!r}; {nearest(name, TASKS)}")
     if expected_task is not None and name != expected_task:
         raise UserError(f"{folder} is a checkpoint of task '{name}', not '{expected_task}'")
     task = get_task(name)
-    network_class, sizes = _network(file, metadata.get("network"), task)
+    network_class, sizes = _network(file, metadata["network"], task)
     _check_trained_stages(file, metadata.get("trained_stages"), task)
     tensors = _read_weights(folder / WEIGHTS_FILE, metadata.get("weights_sha256"))
     return Policy(_build(folder, network_class, sizes, tensors), task, metadata, folder)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(f"{file} is missing or no regular file")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: it is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: expected a JSON object")
-    return content
 
 
 def _sizes_of_task(sizes_class: Any, task: Task) -> dict[str, int]:
@@ -281,10 +278,8 @@ def _sizes_of_task(sizes_class: Any, task: Task) -> dict[str, int]:
     )
 
 
-def _network(file: Path, record: Any, task: Task) -> tuple[type[AgentNetwork], Any]:
+def _network(file: Path, record: dict[str, Any], task: Task) -> tuple[type[AgentNetwork], Any]:
     """The network's class and its sizes: each of its type, those of the task checked."""
-    if not isinstance(record, dict):
-        raise UserError(f"{file}: 'network' is {record!r}; expected its class and its sizes")
     name = record.get("class")
     if not isinstance(name, str) or name not in NETWORKS:
         raise UserError(f"{file}: network.class is {name!r}; {nearest(str(name), NETWORKS)}")
@@ -308,12 +303,8 @@ def _network(file: Path, record: Any, task: Task) -> tuple[type[AgentNetwork], A
     return NETWORKS[name], sizes_class(**_sizes_of_task(sizes_class, task), **options)
 
 
-def _check_trained_stages(file: Path, stages: Any, task: Task) -> None:
-    if stages is None:
-        return
-    if not isinstance(stages, list) or not all(
-        type(stage) is int and stage in task.stages for stage in stages
-    ):
+def _check_trained_stages(file: Path, stages: list[int] | None, task: Task) -> None:
+    if stages is not None and not all(stage in task.stages for stage in stages):
         raise UserError(
             f"{file}: trained_stages is {stages!r}; expected a list of task '{task.name}''s stages "
             f"{task.stages[0]}..{task.stages[-1]}"

@@ -12,6 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from toolagent.checkpoints.mirror import Mirror
+from toolagent.checkpoints.run_files import (
+    Behaviour,
+    Environment,
+    Summary,
+    as_document,
+    read_file,
+    read_rows,
+    written,
+)
 from toolagent.errors import UserError, quoted
 from toolagent.files import folder_fault, write_atomically
 
@@ -224,13 +233,14 @@ class RunFolder:
         self._waiting = ""
         rows: dict[int, dict[str, Any]] = {}
         if self.progress.is_file():
-            for line in self.progress.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    row = json.loads(line)
-                    if row["iteration"] <= iteration:
-                        rows[row["iteration"]] = row
-                except (ValueError, TypeError, KeyError):
-                    continue
+            with open(self.progress, encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    try:
+                        row = json.loads(line)
+                        if row["iteration"] <= iteration:
+                            rows[row["iteration"]] = row
+                    except (ValueError, TypeError, KeyError, RecursionError):
+                        continue
         kept = [rows[number] for number in sorted(rows)]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_atomically(self.progress, text.encode())
@@ -238,17 +248,30 @@ class RunFolder:
 
     def add_environment(self, session: dict[str, Any]) -> None:
         """Where the run ran: one entry a session, as a resumed run has several."""
-        try:
-            sessions = json.loads(self.environment.read_text(encoding="utf-8"))["sessions"]
-        except (OSError, ValueError, KeyError, TypeError):
-            sessions = []
-        text = json.dumps({"sessions": [*sessions, session]}, indent=2) + "\n"
-        write_atomically(self.environment, text.encode())
+        sessions = as_document(self._read_environment()).get("sessions", [])
+        document = {"sessions": [*sessions, session]}
+        write_atomically(self.environment, written(document, Environment))
+
+    def check_files(self) -> None:
+        """Reads what a resumed run goes on with, before anything is started.
+
+        Raises:
+            UserError: a file is not what a run writes.
+        """
+        if self.progress.exists():
+            for _ in read_rows(self.progress):
+                pass
+        self._read_environment()
+
+    def _read_environment(self) -> Environment:
+        if not self.environment.exists():
+            return Environment()
+        return read_file(self.environment, Environment)
 
     def write_behaviour(self, behaviour: dict[str, Any]) -> None:
-        """What the final greedy agent does (`session.report.behaviour`)."""
-        write_atomically(self.behaviour, (json.dumps(behaviour) + "\n").encode())
+        """What the final greedy agent does (`run.results.behaviour`)."""
+        write_atomically(self.behaviour, written(behaviour, Behaviour, indent=None))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Writes `summary.json`."""
-        write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
+        """What the run came to, as design section 4 declares it."""
+        write_atomically(self.summary, written(summary, Summary))

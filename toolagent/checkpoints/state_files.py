@@ -18,11 +18,13 @@ import numpy as np
 import safetensors.numpy
 import torch
 
+from toolagent.checkpoints.run_files import read_bytes
 from toolagent.tasks.columns import Columns
 
 STRUCTURE_FILE = "state.json"
 ARRAYS_FILE = "state.safetensors"
 
+_LARGEST_STRUCTURE = 1 << 30  # bytes
 _KIND = "$"  # marks a JSON object that stands for something else than a dict with texts as keys
 _KINDS = "biuf"  # of NumPy's types: truth values and numbers
 # What texts and numbers that no `encode_state` wrote make of the functions that read them.
@@ -61,7 +63,7 @@ def read_state(folder: Path) -> Any:
         ValueError: the files are not what `encode_state` made.
     """
     try:
-        structure = json.loads((folder / STRUCTURE_FILE).read_text(encoding="utf-8"))
+        structure = json.loads(read_bytes(folder / STRUCTURE_FILE, _LARGEST_STRUCTURE))
         arrays = safetensors.numpy.load((folder / ARRAYS_FILE).read_bytes())
         return _decode(structure, arrays)
     except _UNREADABLE as error:

@@ -12,7 +12,6 @@ the disk, so that there is never a moment without a whole one.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from toolagent.checkpoints.manifest import (
     write_manifest,
 )
 from toolagent.checkpoints.policy import POLICY_FILE, save_policy
+from toolagent.checkpoints.run_files import SavedRunState, as_document, read_file, written
 from toolagent.checkpoints.state_files import encode_state, read_state
 from toolagent.errors import UserError
 from toolagent.models.base import AgentNetwork
@@ -70,7 +70,7 @@ def write_checkpoint(
     try:
         partial.mkdir(parents=True)
         files = encode_state(algorithm.get_state())
-        files[RUN_FILE] = (json.dumps(run_state, indent=2) + "\n").encode()
+        files[RUN_FILE] = written(run_state, SavedRunState)
         write_files(partial, files)
         save_policy(partial, network, iteration=run_state["iteration"], **policy_metadata)
         contents = {
@@ -173,15 +173,13 @@ def read_run_state(folder: Path) -> dict[str, Any]:
 
     Raises:
         TornCheckpoint: it is not whole.
+        UserError: it is whole, and says what this version can't go on from.
     """
     verify(folder)
     try:
-        state = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        state = None
-    if not isinstance(state, dict):
-        raise TornCheckpoint(f"{RUN_FILE} holds no run state")
-    return state
+        return as_document(read_file(folder / RUN_FILE, SavedRunState))
+    except UserError as error:
+        raise UserError(f"--resume {error}") from None
 
 
 def best_checkpoint(checkpoints: Path) -> Path | None:

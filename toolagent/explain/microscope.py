@@ -1,6 +1,6 @@
-"""One episode step by step: the hidden state, the oracle's continuation, and the runner-up's.
+"""Everything about one episode, token by token: what was seen, what was right, what else could be.
 
-For display only; nothing of it is learned from.
+The oracle and the other futures are for people who look at an agent; nothing of it is learned from.
 """
 
 from __future__ import annotations

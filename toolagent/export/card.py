@@ -6,12 +6,13 @@ The folder that it lies in is a checkpoint itself: `evaluate`, `explain` and `--
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from toolagent.checkpoints.policy import POLICY_FILE, WEIGHTS_FILE, Policy
+from toolagent.checkpoints.run_files import Summary, as_document, read_file
+from toolagent.errors import UserError
 from toolagent.rollouts.certification import StageAccuracy
 from toolagent.tasks import Task
 from toolagent.vocabulary import TOKEN_NAMES
@@ -61,9 +62,9 @@ def training_record(policy: Policy) -> dict[str, Any]:
     record: dict[str, Any] = {key: policy.metadata.get(key) for key in keys}
     summary = policy.folder.resolve().parent.parent / "summary.json"
     try:
-        run = json.loads(summary.read_text(encoding="utf-8"))
-        named = Path(run["checkpoint"]).name == policy.folder.resolve().name
-    except (OSError, ValueError, KeyError, TypeError):  # a checkpoint needs no run around it
+        run = as_document(read_file(summary, Summary))
+        named = Path(str(run.get("checkpoint"))).name == policy.folder.resolve().name
+    except UserError:  # a checkpoint needs no run around it
         return record | policy.metadata.get("training_record", {})
     if named:
         kept = ("wall_time_s", "env_steps_per_s", "stopped_by", "stages")

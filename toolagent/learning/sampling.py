@@ -1,4 +1,4 @@
-"""Sampling for the learner: requests to env runners, their fragments, and replaced runners."""
+"""Sampling for the learner: what env runners are asked for, what comes, and who is replaced."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _REJECTED_IN_A_ROW = 3  # fragments, then their runner is restarted
 
 
 class SamplingAlgorithm(IterationMixin, Algorithm):
-    """The sampling half of `ToolAgent`.
+    """The half of `ToolAgent` that brings it episodes.
 
     With remote env runners, requests are kept in flight so that a fragment is ready when the
     learner is: their number is bounded so that no episode is older than `max_staleness` updates
-    when it is learned from. Fragments that are lost or come too late all the same are counted.
+    when it is learned from. Nothing is sent that could be refused, so nothing is dropped; what is
+    dropped all the same (a runner's death, a fragment that came too late) is counted.
 
-    A runner is replaced, while the others go on, if it dies, raises, works on one request for
-    longer than `sample_timeout_s`, or repeatedly sends unsound batches.
+    A runner that is killed, raises, is at one request for longer than `sample_timeout_s`, or sends
+    what can't have been played again and again is replaced, while the others play on.
 
     While there is nothing to learn from, `between_updates` is called too.
 

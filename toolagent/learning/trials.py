@@ -1,4 +1,4 @@
-"""A table, learned from experience, of which tokens have an effect in which machine status."""
+"""What explorers try: a table, learned from experience, of which tokens do anything where."""
 
 from __future__ import annotations
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from toolagent import __version__
+from toolagent.checkpoints.run_files import Sample
 from toolagent.errors import UserError
 from toolagent.files import is_stream, write_result
 from toolagent.report import charts, facts
-from toolagent.report.run_files import RunRecord, Sample
+from toolagent.report.run_files import RunRecord
 
 SAMPLES_OPEN = 1  # of each stage; the others are folded
 

@@ -1,4 +1,4 @@
-"""Draws the problems of a `sample()` call: groups, failed problems, and explorers' episodes."""
+"""Which problems a runner plays next, how often each, and by whom."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from toolagent.vocabulary import TOKEN_NAMES
 
 
 def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
-    """The content of `summary.json`."""
+    """`summary.json`, as design section 4 declares it."""
     state, keeper = outcome.state, outcome.keeper
     last = keeper.last or next(reversed(list_checkpoints(folder.checkpoints)), None)
     best = best_checkpoint(folder.checkpoints)
@@ -69,7 +70,7 @@ def pipeline_line(rows: list[dict[str, Any]]) -> str:
     last = measured[-1]
     return (
         f"learner idle {mean('learner_idle_share'):.0%}, samplers idle "
-        f"{mean('sampler_idle_share'):.0%}; staleness {mean('policy_age_mean'):.1f} updates; "
+        f"{mean('sampler_idle_share'):.0%}; policy age {mean('policy_age_mean'):.1f} updates; "
         f"dropped {last['dropped_episodes_lifetime'] or 0:,.0f} episodes,\n"
         f"lost {last['lost_requests_lifetime'] or 0:,.0f} requests and the weights they carried\n"
     )
@@ -178,7 +179,7 @@ def behaviour(outcome: Outcome, samples: list[Trajectory], task: Task) -> dict[s
                 "solved": sample.solved,
                 "steps": [
                     {
-                        **vars(step),
+                        **{name: _finite(value) for name, value in vars(step).items()},
                         "token": TOKEN_NAMES[step.token],
                         "runner_up": TOKEN_NAMES[step.runner_up],
                         "changed": list(step.changed),
@@ -189,6 +190,13 @@ def behaviour(outcome: Outcome, samples: list[Trajectory], task: Task) -> dict[s
             for sample in samples
         ],
     }
+
+
+def _finite(value: Any) -> Any:
+    """None for what JSON can't say: a network that diverged gives no numbers."""
+    if isinstance(value, tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_samples(console: Console, samples: list[Trajectory], task: Task) -> None:

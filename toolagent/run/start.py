@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ def resumed_start(
     finish_replacing(folder.checkpoints)
     if never_wrote_one(folder.checkpoints) and not folder.summary.exists():
         folder.check_origin()
+        folder.check_files()
         return Start(resumed=True)
     notes: list[str] = []
     if named is None:
@@ -90,8 +91,7 @@ def resumed_start(
             checkpoint, state = named, read_run_state(named)
         except TornCheckpoint as fault:
             raise UserError(f"--resume {named}: {fault}") from None
-    if state.keys() != {entry.name for entry in fields(RunState)} or not RunState(**state).sound:
-        raise UserError(f"--resume {checkpoint}: written by another version of toolagent")
+    folder.check_files()
     policy_of("--resume", checkpoint, settings, algorithm_config)
     try:  # now, while nothing is changed yet
         read_algorithm_state(checkpoint)

@@ -55,7 +55,7 @@ _LEARNER_FIELDS = {
 
 @dataclass
 class RunState:
-    """Where a run stands: plain values, in every checkpoint."""
+    """Where a run stands: plain values, in every checkpoint (`run_files.SavedRunState`)."""
 
     iteration: int = 0  # the latest, which may be under way
     env_steps: int = 0
@@ -70,29 +70,6 @@ class RunState:
     def finished_iterations(self) -> int:
         """Those that have a row in a progress that is continued."""
         return self.iteration - self.under_way
-
-    @property
-    def sound(self) -> bool:
-        """Whether it can be one that a checkpoint was written with: it may come from a file."""
-        return (
-            _is_count(self.iteration)
-            and _is_count(self.env_steps)
-            and _is_time(self.time_s)
-            and isinstance(self.first_solved, dict)
-            and all(
-                isinstance(first, dict)
-                and first.keys() == {"env_steps", "time_s"}
-                and _is_count(first["env_steps"])
-                and _is_time(first["time_s"])
-                for first in self.first_solved.values()
-            )
-            and isinstance(self.faults, dict)
-            and all(_is_count(number) for number in self.faults.values())
-            and isinstance(self.stopped_by, str | None)
-            and isinstance(self.under_way, bool)
-            and isinstance(self.uncertified, bool)
-            and self.finished_iterations >= 0
-        )
 
 
 @dataclass
@@ -241,14 +218,6 @@ def train(
         stages, certified = callback.measured, ()
     keeper.write(state, certified)
     return Outcome(state, stopped_by, stages, rows, keeper, network, callback.task)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_time(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def _stop(settings: Settings, state: RunState, solved: bool, interrupt: Interrupt) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolagent import __version__
+from toolagent.checkpoints.run_files import TrackerRecords, read_file
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cli import one_line
 from toolagent.errors import UserError
@@ -132,14 +133,9 @@ def _tracker(name: str, folder: RunFolder) -> Tracker:
 
 def _identifiers(file: Path) -> dict[str, str]:
     """Those of the run's earlier sessions; {} if there are none."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file}: can't be read ({one_line(error)}); remove it to begin new records"
-        ) from None
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise UserError(f"{file}: is no record of trackers; remove it to begin new records")
-    return found
+    try:
+        return read_file(file, TrackerRecords).root
+    except UserError as error:
+        raise UserError(f"{error}; remove it to begin new records") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolagent import cli
+from toolagent.checkpoints.run_files import SearchSummary, read_file
 from toolagent.checkpoints.storage import is_uri
 from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.address import cluster_to_join
@@ -71,6 +71,7 @@ def command(
     address = cluster_to_join(address)
     if address is None:
         listen_on_loopback()
+    before = 0.0  # seconds of earlier sessions, as far as they ended by themselves or by Ctrl-C
     if resume is not None:
         for flag, given in (
             ("--config", config),
@@ -83,6 +84,8 @@ def command(
         # Read before anything is started: a wrong path is answered at once.
         _check_path("--resume", resume)
         folder = SearchFolder.existing(Path(resume))
+        if folder.summary.exists():
+            before = read_file(folder.summary, SearchSummary).wall_time_s
     elif output_dir is not None:
         _check_path("--output-dir", output_dir)
         folder = SearchFolder.new(Path(output_dir), "")
@@ -108,7 +111,7 @@ def command(
     with ray_session(address, base.run.dashboard, base.sections) as cluster:
         if resume is None:
             folder.make(search_yaml(search), search.base_yaml)
-        return _run(search, folder, cluster, stop_time_s, resumed=resume is not None)
+        return _run(search, folder, cluster, stop_time_s, before, resumed=resume is not None)
 
 
 def _check_path(flag: str, given: str) -> None:
@@ -139,7 +142,12 @@ def _quiet_tune() -> None:
 
 
 def _run(
-    search: Search, folder: SearchFolder, cluster: Cluster, stop_time_s: float | None, resumed: bool
+    search: Search,
+    folder: SearchFolder,
+    cluster: Cluster,
+    stop_time_s: float | None,
+    before: float,
+    resumed: bool,
 ) -> int:
     from toolagent.tune.progress import SearchProgress
     from toolagent.tune.report import print_report, rows_of, summarize, write_report
@@ -161,7 +169,6 @@ def _run(
         console.print(f"Ray dashboard: http://{cluster.dashboard_url}")
     for note in notes:
         console.print(note)
-    before = _wall_time_before(folder) if resumed else 0.0
     nothing_left = bool(earlier) and _all_ended(rows_of(folder), search)
     start = time.monotonic()
     with Interrupt() as interrupt:
@@ -205,14 +212,6 @@ def _all_ended(rows: Sequence[TrialRow], search: Search) -> bool:
     from toolagent.tune.report import UNFINISHED
 
     return len(rows) == search.num_trials and all(row.status != UNFINISHED for row in rows)
-
-
-def _wall_time_before(folder: SearchFolder) -> float:
-    """Of earlier sessions, as far as they ended by themselves or by Ctrl-C."""
-    try:
-        return float(json.loads(folder.summary.read_text(encoding="utf-8"))["wall_time_s"])
-    except (OSError, ValueError, KeyError):
-        return 0.0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,402 @@
+"""The JSON files of a run, a search and a checkpoint: one model each, to write and to read.
+
+A file may come from anywhere. Reading one never takes more than a limit of bytes and of depth, and
+what cannot be (a negative count, more solved than there are, a number without end) is refused with
+the names of the file and the field. Other versions may write more fields; those are kept as they
+are and not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    ValidationError,
+    model_validator,
+)
+
+from toolagent.errors import UserError
+
+LARGEST_FILE = 64 << 20  # bytes; of a file that is read as a whole
+LARGEST_ROW = 1 << 20  # bytes; of a line of `progress.jsonl`
+_LONGEST_FAULT = 160  # characters
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Stage = Annotated[int, Field(ge=0, lt=1000)]
+Seconds = Annotated[float, Field(ge=0, lt=1e12)]
+Rate = Annotated[float, Field(ge=0, lt=1e15)]  # a second
+Share = Annotated[float, Field(ge=0, le=1)]
+Figure = Annotated[float, Field(gt=-1e39, lt=1e39)]  # any float32
+_Text = Annotated[str, Field(max_length=100_000)]
+_Seed = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+_Sum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RunFile(BaseModel):
+    """What one file holds, or a part of it."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+# A run's folder ------------------------------------------------------------------------------
+
+
+class Counts(RunFile):
+    """How many problems are solved, of a stage or of a split of it."""
+
+    problems: Annotated[int, Field(ge=1, lt=2**63)]
+    solved: Count
+    algebraically_valid: Share | None = None
+    shortest: Share | None = None
+
+    @model_validator(mode="after")
+    def _not_more_than_there_are(self) -> Self:
+        if self.solved > self.problems:
+            raise ValueError(f"solved is {self.solved}, more than the {self.problems} problems")
+        return self
+
+
+class SummaryStage(Counts):
+    """A stage in `summary.json`."""
+
+    stage: Stage
+    complete: bool = True  # these are all problems there are
+    first_solved_env_steps: Count | None = None
+    first_solved_s: Seconds | None = None
+    mean_reward: Figure | None = None
+    held_out: Counts | None = None
+
+
+class Summary(RunFile):
+    """`summary.json`: what a run came to."""
+
+    env_steps: Count
+    wall_time_s: Seconds
+    env_steps_per_s: Rate
+    stopped_by: _Text
+    stages: list[SummaryStage]
+
+
+class LastCheckpoint(RunFile):
+    """Of `summary.json`, what is needed to find the run's checkpoint."""
+
+    checkpoint: _Text | None = None
+
+
+class ProgramRow(RunFile):
+    """The greedy programs of one stage at one measurement (`rollouts.programs`)."""
+
+    program: _Text
+    share: Share
+    distinct: Count = 0
+    tools: dict[str, Share] = {}
+    solved_length: Annotated[float, Field(ge=0, lt=1e6)] | None = None
+
+
+class Row(RunFile):
+    """A line of `progress.jsonl`."""
+
+    iteration: Count
+    time_s: Seconds
+    env_steps: Count
+    env_steps_per_s: Rate
+    stage: Stage
+    next_stage: Stage
+    curriculum_event: _Text | None = None
+    measured: bool
+    accuracy: dict[Stage, Share]
+    programs: dict[Stage, ProgramRow] = {}
+    episode_return_mean: Figure | None = None
+    episode_len_mean: Figure | None = None
+    policy_loss: Figure | None = None
+    vf_loss: Figure | None = None
+    entropy: Figure | None = None
+    approximate_kl: Figure | None = None
+    clipped_share: Figure | None = None
+    explained_variance: Figure | None = None
+    learner_idle_share: Figure | None = None
+    sampler_idle_share: Figure | None = None
+    policy_age_mean: Figure | None = None
+
+
+class BehaviourStage(RunFile):
+    """How long the right programs of a stage are: `solved_in[n]` problems in n actions."""
+
+    stage: Stage
+    formula: _Text
+    solved_in: Annotated[list[Count], Field(max_length=1000)]
+
+
+class SampleStep(RunFile):
+    """One action of a sample trajectory."""
+
+    token: _Text
+    probability: Share | None
+    runner_up: _Text
+    runner_up_probability: Share | None
+    value: Figure | None
+    registers: dict[str, int | _Text | None]
+    changed: list[_Text]
+    reward: Figure
+
+
+class Sample(RunFile):
+    """A sample trajectory."""
+
+    stage: Stage
+    problem: _Text
+    target: int
+    answer: int | None
+    answered: bool
+    solved: bool
+    steps: list[SampleStep]
+
+
+class Behaviour(RunFile):
+    """`behaviour.json`: what the final greedy agent does."""
+
+    stages: list[BehaviourStage]
+    trajectories: list[Sample]
+
+
+class Session(RunFile):
+    """A session of a run in `environment.json`: what it ran on."""
+
+    started: _Text
+    command: list[_Text]
+    commit: _Text | None
+    python: _Text
+    platform: _Text
+    processor: _Text
+    cores: Count
+    memory_gib: Rate
+    gpus: list[_Text]
+    packages: dict[str, _Text]
+    cluster: dict[str, Rate] = {}
+
+
+class Environment(RunFile):
+    """`environment.json`."""
+
+    sessions: list[Session] = []
+
+
+class TrackerRecords(RootModel[dict[str, _Text]]):
+    """`trackers.json`: which record is this run's, by tracker."""
+
+    model_config = ConfigDict(strict=True)
+
+
+# A checkpoint --------------------------------------------------------------------------------
+
+
+class FirstSolved(RunFile):
+    """When a stage was solved for the first time."""
+
+    model_config = ConfigDict(extra="forbid")
+    env_steps: Count
+    time_s: Seconds
+
+
+class SavedRunState(RunFile):
+    """`run.json`: where a run stood. A version that knows other fields can't go on from it."""
+
+    model_config = ConfigDict(extra="forbid")
+    iteration: Count
+    env_steps: Count
+    time_s: Seconds
+    first_solved: dict[Annotated[str, Field(pattern=r"^[0-9]{1,3}$")], FirstSolved]
+    faults: dict[str, Count]
+    stopped_by: _Text | None
+    under_way: bool = False
+    uncertified: bool = False
+
+    @model_validator(mode="after")
+    def _begun(self) -> Self:
+        if self.under_way and self.iteration == 0:
+            raise ValueError("iteration 0 can't be under way")
+        return self
+
+
+class ListedFile(RunFile):
+    """A file of a checkpoint, as the manifest lists it."""
+
+    bytes: Count
+    sha256: _Sum
+
+
+class Manifest(RunFile):
+    """`manifest.json`, without its own sum."""
+
+    format: int
+    files: dict[str, ListedFile] = {}
+    iteration: Count | None = None
+    env_steps: Count | None = None
+    accuracy: dict[Stage, Share] = {}
+    config_sha256: _Text | None = None
+
+
+class Format(RunFile):
+    """The version of a `policy.json`'s format, which is looked at first."""
+
+    format: Any = None
+
+
+class PolicyCard(RunFile):
+    """`policy.json`; its `network` depends on the network's class, see `checkpoints.policy`."""
+
+    task: _Text
+    network: dict[str, Any]
+    env_steps: Count | None = None
+    iteration: Count | None = None
+    seed: _Seed | None = None
+    stages: list[Counts] = []
+    trained_stages: list[int] | None = None
+    config_sha256: _Text | None = None
+    weights_sha256: _Text | None = None
+    toolagent_version: _Text | None = None
+    created: _Text | None = None
+    training_record: dict[str, Any] = {}
+
+
+# A search ------------------------------------------------------------------------------------
+
+
+class SearchSummary(RunFile):
+    """`summary.json` of a search, as far as a resumed one goes on from it."""
+
+    wall_time_s: Seconds
+
+
+# Reading and writing -------------------------------------------------------------------------
+
+
+def read_file(file: Path, model: type[Model]) -> Model:
+    """What a file holds.
+
+    Raises:
+        UserError: it is missing, too large, no JSON, or not what the model says.
+    """
+    return parsed(read_bytes(file), model, str(file))
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """The rows of `progress.jsonl`, one after the other; a last line that a kill cut off, which
+    has no end, is left out.
+
+    Raises:
+        UserError: a line can't be read or is no row, or iterations or env steps go back.
+    """
+    _check_regular(file)
+    before = None
+    try:
+        with open(file, "rb") as lines:
+            number = 0
+            while line := lines.readline(LARGEST_ROW + 1):
+                number += 1
+                if len(line) > LARGEST_ROW:
+                    raise UserError(f"{file}: line {number} has more than {LARGEST_ROW:,} bytes")
+                if not line.endswith(b"\n"):
+                    return
+                row = parsed(line, Row, f"{file}: line {number}")
+                if before is not None and (
+                    row.iteration <= before.iteration or row.env_steps < before.env_steps
+                ):
+                    raise UserError(
+                        f"{file}: line {number}: iteration {row.iteration}, env_steps "
+                        f"{row.env_steps} can't come after {before.iteration}, {before.env_steps}"
+                    )
+                before = row
+                yield row
+    except OSError as error:
+        raise UserError(f"{file}: can't be read ({error.strerror})") from None
+
+
+def read_bytes(file: Path, limit: int = LARGEST_FILE) -> bytes:
+    """The bytes of a regular file of a limited size.
+
+    Raises:
+        UserError: it is missing, no regular file, too large, or can't be read.
+    """
+    _check_regular(file)
+    try:
+        with open(file, "rb") as opened:
+            data = opened.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{file}: can't be read ({error.strerror})") from None
+    if len(data) > limit:
+        raise UserError(f"{file}: has more than {limit:,} bytes")
+    return data
+
+
+def parsed(data: bytes, model: type[Model], where: str) -> Model:
+    """What JSON text holds.
+
+    Args:
+        data: the text.
+        model: of it.
+        where: begins what is said of a fault.
+
+    Raises:
+        UserError: it is no JSON, or not what the model says.
+    """
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {fault_of(error)}") from None
+
+
+def fault_of(error: ValidationError) -> str:
+    """The first of the faults that pydantic found, with the name of its field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    fault = first["msg"].removeprefix("Value error, ")[:_LONGEST_FAULT]
+    if first["type"] == "json_invalid":
+        return f"is no JSON ({fault.removeprefix('Invalid JSON: ')})"
+    field = ascii(".".join(str(part) for part in first["loc"]) or "the whole")[1:-1]
+    older = "; written by another version of toolagent?" if first["type"] == "missing" else ""
+    return f"{field[:_LONGEST_FAULT]}: {fault}{older}"
+
+
+def ends_whole(file: Path) -> bool:
+    """Whether the last line of a file has its end; an empty file's has."""
+    with open(file, "rb") as lines:
+        size = lines.seek(0, os.SEEK_END)
+        lines.seek(max(size - 1, 0))
+        return lines.read(1) in (b"", b"\n")
+
+
+def written(document: dict[str, Any], model: type[BaseModel], indent: int | None = 2) -> bytes:
+    """The text of a file, which `read_file` will read.
+
+    Raises:
+        ValueError: the document is not what the model says: a bug.
+    """
+    text = (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
+    model.model_validate_json(text)
+    return text
+
+
+def as_document(content: RunFile) -> dict[str, Any]:
+    """What was read, as plain JSON values: the fields that the file has, and no others."""
+    return content.model_dump(mode="json", exclude_unset=True)
+
+
+def _check_regular(file: Path) -> None:
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise UserError(f"{file}: can't be read ({error.strerror})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{file}: is no regular file")
