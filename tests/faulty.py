@@ -127,16 +127,17 @@ def lines_of(path):
 def history(faults):
     """What became of each fragment, in the course that the run took in the end.
 
-    Where it went back to a checkpoint, by itself or with --resume, an iteration begins again: what
+    Where it went back to a checkpoint, by itself or with --resume, an update begins again: what
     was noted for it and for later ones before is void.
     """
-    course, iteration = [], 0
+    course, update = [], [0, 0]
     for line in lines_of(faults / "fates.jsonl"):
         if "begins" in line:
-            iteration = line["begins"]
-            course = [entry for entry in course if entry["iteration"] < iteration]
+            update = line["begins"]  # the iteration, and the number of its updates before
+            while course and course[-1]["update"] >= update:
+                course.pop()
         else:
-            course.append(line | {"iteration": iteration})
+            course.append(line | {"update": update})
     return course
 
 

@@ -32,13 +32,13 @@ def noting(name, fate):
 def install():
     for name, fate in (("add", "learned"), ("drop", "dropped"), ("reject", "rejected")):
         noting(name, fate)
-    training_step = ToolAgent.training_step
+    next_batch = ToolAgent._next_batch
 
-    def noted(self):
-        note("fates.jsonl", begins=int(self.iteration) + 1)
-        return training_step(self)
+    def noted(self, figures):
+        note("fates.jsonl", begins=[int(self.iteration) + 1, self.updates_done])
+        return next_batch(self, figures)
 
-    ToolAgent.training_step = noted
+    ToolAgent._next_batch = noted
     training.certify = taking_as_long_as_it_is_told(training.certify)
 
 
