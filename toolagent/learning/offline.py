@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -34,6 +35,8 @@ from toolagent.learning.recorded_data import RecordedEpisodesData
 from toolagent.learning.returns import generalized_advantages, step_mask
 from toolagent.models.rl_module import StageGRUModule
 
+_MOVING_AVERAGES = "moving_averages"
+
 
 class OfflineLearner(EpisodeColumnsLearner, MARWILTorchLearner):
     """RLlib's MARWIL loss on columns of whole episodes; with beta 0 it is behaviour cloning.
@@ -46,6 +49,27 @@ class OfflineLearner(EpisodeColumnsLearner, MARWILTorchLearner):
     Source: Wang et al. 2018, "Exponentially weighted imitation learning for batched historical
     data", and RLlib's `MARWILTorchLearner`, which computes it.
     """
+
+    @override(EpisodeColumnsLearner)
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """With the moving average c^2 of each module, which RLlib's state leaves out."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(_MOVING_AVERAGES, components, not_components):
+            averages = self.moving_avg_sqd_adv_norms_per_module
+            state[_MOVING_AVERAGES] = {name: float(value) for name, value in averages.items()}
+        return state
+
+    @override(EpisodeColumnsLearner)
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        for name, value in state.get(_MOVING_AVERAGES, {}).items():
+            self.moving_avg_sqd_adv_norms_per_module[name] = self._get_tensor_variable(value)
 
     @override(TorchLearner)
     def compute_loss_for_module(
