@@ -221,10 +221,8 @@ def test_cloning_an_expert_certifies_every_stage_and_survives_a_checkpoint(tmp_p
         other.stop()
 
 
-@pytest.mark.parametrize("learners", [0, 2])
-def test_an_iteration_is_continued_from_its_middle(tmp_path, learners):
+def test_an_iteration_is_continued_from_its_middle(tmp_path):
     record(tmp_path)
-    options = (f"learners.num_learners={learners}", "training.updates_per_iteration=3")
 
     def figures(result):
         learner = result["learners"][DEFAULT_MODULE_ID]
@@ -235,7 +233,7 @@ def test_an_iteration_is_continued_from_its_middle(tmp_path, learners):
         if cut.updates_done == 2:
             raise InterruptedError
 
-    cut, _ = built("marwil", tmp_path, *options)
+    cut, _ = built("marwil", tmp_path, "training.updates_per_iteration=3")
     cut.between_updates = leave
     with pytest.raises(InterruptedError):
         cut.train()
@@ -244,7 +242,7 @@ def test_an_iteration_is_continued_from_its_middle(tmp_path, learners):
     expected = [figures(cut.train()) for _ in range(2)]
     cut.stop()
     assert 0 < steps < expected[0][1] and expected[0][0] == 1
-    again, _ = built("marwil", tmp_path, *options)
+    again, _ = built("marwil", tmp_path, "training.updates_per_iteration=3")
     again.set_state(state)
     assert (again.updates_done, again.env_steps) == (2, steps)
     assert [figures(again.train()) for _ in range(2)] == expected
