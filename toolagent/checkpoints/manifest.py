@@ -3,9 +3,8 @@
     {"format": 2, ..., "files": {"run.json": {"bytes": 93, "sha256": "..."}, ...}, "sha256": "..."}
 
 A folder is whole if it holds exactly the files that are listed, each of the size and sum that is
-written there; the last `sha256` is the manifest's own. This finds what a crash, a full disk or a
-bad disk did. It is no protection from somebody who *wants* to deceive: who can write the files
-can write the sums.
+written there; the last `sha256` is the manifest's own. This detects the effects of a crash, a full
+disk or a bad disk. It does not detect tampering: whoever can write the files can write the sums.
 """
 
 from __future__ import annotations

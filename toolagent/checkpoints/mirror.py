@@ -17,7 +17,7 @@ Stamp = tuple[int, int]  # size in bytes, time of the last change in ns
 class Mirror:
     """Copies what is new in a folder to storage, in a thread: training does not wait for it.
 
-    A store that fails is told of once, and tried again at the next checkpoint and at the end. The
+    A failure is reported once; the copy is tried again at the next checkpoint and at the end. The
     folder itself always has everything.
 
     Args:
@@ -44,7 +44,7 @@ class Mirror:
                 self._sent[self._key(path)] = stamp
 
     def request(self) -> None:
-        """What is new is copied as soon as can be; returns at once."""
+        """Starts copying what is new; returns at once."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")
             self._thread.start()
@@ -186,7 +186,7 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _checkpoints(folder: Path) -> list[str]:
-    """A link to a checkpoint is none."""
+    """The names of the checkpoints; links are left out."""
     return [path.name for path in _children(folder) if path.is_dir() and not path.is_symlink()]
 
 

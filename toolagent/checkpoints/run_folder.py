@@ -273,5 +273,5 @@ class RunFolder:
         write_atomically(self.behaviour, written(behaviour, Behaviour, indent=None))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """What the run came to, as design section 4 declares it."""
+        """The results of the run (`toolagent.run.results`)."""
         write_atomically(self.summary, written(summary, Summary))

@@ -3,8 +3,8 @@
     checkpoints/checkpoint_000012/
         policy.json, model.safetensors   the agent (`toolagent.checkpoints.policy`)
         run.json                         where the run stood
-        state.json, state.safetensors    the algorithm's whole state (`session.state_files`)
-        manifest.json                    size and SHA-256 of each of them (`session.manifest`)
+        state.json, state.safetensors    the whole state of the algorithm (`state_files`)
+        manifest.json                    size and SHA-256 of each file (`manifest`)
 
 No file is a pickle. A checkpoint is written under another name and renamed when all of it is on
 the disk, so that there is never a moment without a whole one.
@@ -246,7 +246,7 @@ def _attempts(checkpoints: Path) -> Sequence[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder, a checkpoint under a name that is none's: never half of one is left."""
+    """Removes a folder. A checkpoint is renamed first, so no half-removed one is ever listed."""
     if not folder.name.startswith("."):
         doomed = folder.with_name(f".{folder.name}{_PARTIAL}")
         shutil.rmtree(doomed, ignore_errors=True)

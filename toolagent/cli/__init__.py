@@ -142,13 +142,13 @@ def program() -> str:
 
 
 def check_printed(instead: str) -> None:
-    """For a command whose only result is what it prints: refuses to end as if it were printed.
+    """Refuses to end with success if a command's only result, its output, was lost.
 
     Args:
         instead: what else the user could do.
 
     Raises:
-        UserError: standard output can't be written, though somebody wants to read it.
+        UserError: standard output could not be written, and the reader did not close it.
     """
     fault = output_fault()
     if fault is not None:
@@ -188,7 +188,7 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints it in full: a terminal that is too narrow wraps lines instead of hiding figures."""
+    """Prints the whole table; a narrow terminal wraps lines instead of cutting figures."""
     unlimited = console.options.update(max_width=1000)
     table.width = console.measure(table, options=unlimited).maximum
     console.print(table, crop=False, soft_wrap=True)
@@ -244,7 +244,7 @@ def judged_cells(row: StageAccuracy) -> list[str]:
 
 
 def stage_notes(stages: Sequence[StageAccuracy], trained: Container[int] | None) -> list[str]:
-    """What must be said below such a table: which figures are samples, and what the star means."""
+    """The lines below such a table: which figures are samples, and what the star means."""
     notes = []
     sampled = [row for row in stages if row.split is not None]
     if sampled:
@@ -262,7 +262,7 @@ def stage_notes(stages: Sequence[StageAccuracy], trained: Container[int] | None)
 
 
 def words(name: str | None) -> str:
-    """A name as it is read: 'held_out' is 'held out'."""
+    """A name with spaces: 'held_out' is 'held out'."""
     return str(name).replace("_", " ")
 
 
@@ -286,12 +286,12 @@ def accuracy_text(solved: int, problems: int) -> str:
 
 
 def solved_text(solved: int, problems: int) -> str:
-    """The figure that counts: 'solved 100,000/100,000'."""
+    """The main figure: 'solved 100,000/100,000'."""
     return f"solved {solved:,}/{problems:,}"
 
 
 def _check_text(arguments: Sequence[str]) -> None:
-    """Ray, JSON and the files of a run hold text; bytes that are none are refused before all else.
+    """Refuses arguments that are not text: Ray, JSON and the files of a run hold only text.
 
     Raises:
         UserError: an argument has such bytes, or the locale's encoding can't read it.

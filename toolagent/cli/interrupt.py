@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a wish to stop."""
+"""Ctrl-C, SIGTERM and SIGHUP as requests to stop."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)  # without a handler they end the proc
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that what was begun is
-    cleaned up: Ray's processes, temporary files.
+    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that Ray's processes
+    and temporary files are cleaned up.
 
     A signal that is ignored (SIGHUP under `nohup`) or handled already stays so.
     """
@@ -31,11 +31,11 @@ def interruptible() -> Iterator[None]:
 
 
 class Interrupt:
-    """Ctrl-C, SIGTERM and SIGHUP as a wish to stop soon; a second one stops at once
+    """Ctrl-C, SIGTERM and SIGHUP as requests to stop soon; a second signal stops at once
     (KeyboardInterrupt). A SIGHUP that is ignored, as under `nohup`, stays ignored.
 
-    Signals as they were before come back at the end. In a thread other than the main one, which
-    can't take signals, nothing is changed.
+    The earlier handlers are restored at the end. In a thread other than the main one, which can't
+    handle signals, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, already the first signal stops at once: there is nothing to be lost."""
+        """Inside, the first signal stops at once: nothing can be lost."""
         self._at_once = True
         try:
             yield
@@ -76,4 +76,4 @@ class Interrupt:
         self.first_request()
 
     def first_request(self) -> None:
-        """What else is to be done at the first signal."""
+        """A function that is called at the first signal."""

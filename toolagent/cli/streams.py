@@ -1,8 +1,8 @@
 """Standard output and standard error whose loss ends no command.
 
-The reader of a pipe goes away, a disk is full, a terminal is closed, or a stream was closed from
-the start (`2>&-`). What a command is for are its files; whatever it says besides goes on as if it
-were written, and what can't be written is dropped.
+A pipe's reader may exit, a disk may be full, a terminal may be closed, or a stream may be closed
+from the start (`2>&-`). A command's results are its files: it continues, and output that can't be
+written is dropped.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _output_fault: OSError | None = None  # the first one of standard output, a gone
 
 
 class _Descriptor(io.RawIOBase):
-    """Writes to a file descriptor, and drops what that does not take."""
+    """Writes to a file descriptor, and drops what can't be written."""
 
     def __init__(self, number: int):
         self._number = number
 
     def write(self, data: Any) -> int:
-        """All of it, as far as anybody can tell."""
+        """Reports all of it as written."""
         left = memoryview(data).cast("B")
         size = len(left)
         while left:
@@ -49,9 +49,9 @@ class _Descriptor(io.RawIOBase):
 
 
 def keep_streams_alive() -> None:
-    """Puts streams that never fail in the place of Python's own, for the rest of the process.
+    """Replaces standard output and standard error by streams that never fail, for this process.
 
-    They also print any character: what their encoding has not appears as an escape such as `\\xe9`.
+    They also print any character: one that the encoding lacks appears as an escape such as `\\xe9`.
     A closed stream becomes `/dev/null`, since the next file that is opened would take its number,
     and a library or a child process that writes to standard error would write into that file.
     Streams that somebody has put there already (a test, a notebook) stay.

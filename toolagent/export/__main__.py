@@ -73,10 +73,10 @@ def command(checkpoint: str, output_dir: str) -> int:
 
 
 def export(policy: Policy, output_dir: Path, console: Console) -> int:
-    """Writes the folder, `policy.json` as its last file; prints what is in it and how it compares.
+    """Writes the folder, `policy.json` last, and prints its files and the comparison.
 
     Returns:
-        The exit code: 1 if an artefact writes other tokens than the checkpoint.
+        The exit code: 1 if the tokens of an artefact differ from the checkpoint's.
 
     Raises:
         UserError: the folder can't be written.

@@ -1,6 +1,6 @@
-"""The model card: what a checkpoint's `policy.json` says, and what one needs who has only that.
+"""The model card: `policy.json` of a checkpoint, with what a user of the export alone needs.
 
-The folder that it lies in is a checkpoint itself: `evaluate`, `explain` and `--init-from` read it.
+Its folder is a checkpoint too: `evaluate`, `explain` and `--init-from` read it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from toolagent.vocabulary import TOKEN_NAMES
 
 
 def model_card(policy: Policy, stages: Iterable[StageAccuracy], folder: Path) -> dict[str, Any]:
-    """The card, without what is found out by comparing the artefacts.
+    """The card without the comparison of the artefacts.
 
     Args:
-        policy: what is exported.
+        policy: the exported agent.
         stages: its accuracy, counted now.
         folder: with all files of the export but the card.
     """
@@ -57,7 +57,7 @@ def action_limits(task: Task) -> dict[str, int]:
 
 
 def training_record(policy: Policy) -> dict[str, Any]:
-    """How the weights came about: the checkpoint's record, and that of the run around it."""
+    """How the weights were trained: the records of the checkpoint and of its run."""
     keys = ("env_steps", "iteration", "seed", "trained_stages", "config_sha256", "created")
     record: dict[str, Any] = {key: policy.metadata.get(key) for key in keys}
     summary = policy.folder.resolve().parent.parent / "summary.json"

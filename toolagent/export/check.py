@@ -1,8 +1,8 @@
 """Plays every exported form of an agent on the same problems and compares the tokens.
 
-Batches of other sizes, and other libraries, round otherwise: logits differ in their last digits.
-Where the two best tokens are nearer to each other than that, the choice between them is arbitrary.
-So both are measured: the margin between the two best tokens, and how far the logits differ.
+Other batch sizes and other libraries round differently, so logits differ in their last digits. If
+the logits of the two best tokens differ by less, the choice between them is arbitrary. Both are
+measured: the margin between the two best tokens, and the largest difference of the logits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Comparison:
 
     @property
     def all_identical(self) -> bool:
-        """No artefact differs anywhere."""
+        """No artefact differs on any problem."""
         counts = (*self.identical.values(), self.answers_identical)
         return all(count == self.problems for count in counts)
 
@@ -55,7 +55,7 @@ class Comparison:
 
 
 def compare(network: AgentNetwork, task: Task, folder: Path) -> Comparison:
-    """Compares what lies in a folder with the network that it was exported from."""
+    """Compares the exported files with the network that they were exported from."""
     exported = load_policy(folder).network
     begin, step, episode = (_session(folder / name) for name in (BEGIN, STEP, EPISODE))
     player = load_player(folder)
@@ -139,7 +139,7 @@ def _programs(batch: EpisodeBatch) -> list[list[int]]:
 
 @torch.no_grad()
 def _logits(network: AgentNetwork, problems: Any, batch: EpisodeBatch) -> np.ndarray:
-    """(B, T, 18) of the steps that were played, 0 behind them."""
+    """(B, T, 18) logits of the played steps, 0 after the end of an episode."""
     logits, _ = network.unroll_episodes(
         torch.from_numpy(problems.context),
         torch.from_numpy(problems.stage),

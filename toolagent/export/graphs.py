@@ -93,14 +93,14 @@ class Episode(nn.Module):
 
 
 def begin(network: AgentNetwork, context: Tensor, stage: Tensor) -> InitialState:
-    """`network.begin` in operations that a graph of fixed shapes can hold."""
+    """`network.begin` in operations that ONNX can express with fixed shapes."""
     if isinstance(network, EncoderDecoderNetwork):
         return _encode(network, context)
     return network.begin(context, stage)
 
 
 def _encode(network: EncoderDecoderNetwork, context: Tensor) -> InitialState:
-    """The encoder over padded contexts: padding leaves a reader's state as it is."""
+    """The encoder over padded contexts; padding does not change a GRU's state."""
     shown = context != EOS
     seen = torch.where(context < 10, 0, context) if not network.sizes.sees_digits else context
 
@@ -140,7 +140,7 @@ def write_graphs(network: AgentNetwork, task: Task, folder: Path) -> None:
 
     Args:
         network: on the CPU.
-        task: what it plays.
+        task: the task that it plays.
         folder: exists.
     """
     # Without gradients: `scan` would trace a backward pass otherwise.
@@ -197,7 +197,7 @@ def _write(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that are not needed."""
+    """Suppresses the exporter's remarks on packages that are not needed."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

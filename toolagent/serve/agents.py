@@ -1,4 +1,4 @@
-"""The checkpoints that are served: their names, their players, and what is told of them."""
+"""The checkpoints that are served: their names, their players, and what the API says about them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Agents:
 
     @property
     def default(self) -> str:
-        """Who plays when nobody is named."""
+        """The name of the agent that plays if a request names none."""
         return next(iter(self.policies))
 
     @functools.cached_property
     def info(self) -> Models:
-        """What visitors are told of task and checkpoints."""
+        """The task and the checkpoints, as `GET /api/models` shows them."""
         task = self.task
         registers = task.show(task.start(task.example()), 0)
         return Models(
@@ -84,7 +84,7 @@ def load_agents(checkpoints: Sequence[str | Path]) -> list[Policy]:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart: `checkpoint_000009`, `b/checkpoint`."""
+    """The shortest path endings that differ: `checkpoint_000009`, `b/checkpoint`."""
     parts = [folder.resolve().parts for folder in folders]
     length = 1
     while len({part[-length:] for part in parts}) < len(parts):

@@ -1,4 +1,4 @@
-"""From a played episode to the JSON that tells it."""
+"""Turns a played episode into the JSON of the API."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def build_app(agents: Agents, hosts: Collection[str]) -> ASGIApp:
 
     Args:
         agents: who plays.
-        hosts: the names that it may be called by, see `Guard`.
+        hosts: the accepted names of the `Host` header, see `Guard`.
     """
     # Its own pages for the OpenAPI document load scripts from elsewhere; ours is in `page/`.
     app = FastAPI(
@@ -96,7 +96,7 @@ def _add_routes(app: FastAPI, agents: Agents, figures: Figures) -> None:
         "/api/play/batch", responses={200: {"model": BatchAnswer}, **_REFUSALS, **_UNKNOWN_MODEL}
     )
     async def play_batch(asked: BatchRequest) -> Response:
-        """Plays many problems; one that is none refuses them all."""
+        """Plays many problems; one invalid problem refuses the whole batch."""
         model = _model(agents, asked.model)
         questions = [
             _question(task, problem, f"problems.{place}.")
@@ -123,7 +123,7 @@ def _add_routes(app: FastAPI, agents: Agents, figures: Figures) -> None:
 
     @app.get("/api/health", responses={200: {"model": Health}, 400: _REFUSALS[400]})
     async def health() -> Response:
-        """Answers as long as the server does."""
+        """Answers while the server is up."""
         return _json({"status": "ok"})
 
     @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}, 400: _REFUSALS[400]})
@@ -163,7 +163,7 @@ def _question(task: Any, asked: Problem, where: str = "") -> Question:
 
 
 async def _explain(_: Request, error: Exception) -> Response:
-    """A request of the wrong shape: the first fault, on one line, without what was sent."""
+    """Answers a request of the wrong shape with its first fault, on one line, without the input."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     place = ".".join(str(part) for part in fault["loc"][1:])

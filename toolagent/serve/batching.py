@@ -13,10 +13,10 @@ Answered = TypeVar("Answered")
 class Batcher(Generic[Asked, Answered]):
     """Gathers what is asked within one turn of the event loop, and answers it as one batch.
 
-    It never waits for company: whoever comes alone is answered alone, at once. A batch occupies
-    the loop, so whatever arrives meanwhile is the next one: batches grow with the load by
-    themselves. (`serve.batch` does the same with a queue, tasks and a timer. With 100 that ask
-    again and again, and nothing to play, a question took 18 us of CPU time there and 2 us here.)
+    It never waits for a batch to fill: a single request is answered at once. A batch blocks the
+    event loop, and the requests that arrive meanwhile form the next batch, so batches grow with the
+    load. (`serve.batch` does the same with a queue, tasks and a timer. With 100 clients that ask
+    without pause, and no network to run, a request took 18 us of CPU time there and 2 us here.)
 
     Args:
         answer: a batch to its answers, in order; blocking.

@@ -28,12 +28,12 @@ def application(arguments: Mapping[str, Any]) -> Any:
     Args:
         arguments: `checkpoints`, paths that the replicas can read; `hosts`, the names to be
             called by besides those of loopback; `num_replicas`, 1 by default; `num_cpus` of a
-            replica, 0 by default; `one_machine`: nothing of it need be reached from others.
+            replica, 0 by default; `one_machine`: keep all of its ports on loopback.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    # No line per request, to nobody: counts and times are in `/metrics`.
+    # No log line per request: counts and times are in `/metrics`.
     logged = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
     @serve.deployment(
@@ -86,10 +86,10 @@ def _keep_replicas_on_loopback() -> None:
 
 
 def require_serve() -> None:
-    """Says what to install where Ray Serve is not.
+    """Refuses to go on without Ray Serve, and says how to install it.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not installed.
     """
     try:
         import fastapi  # noqa: F401
@@ -103,7 +103,7 @@ def require_serve() -> None:
 
 
 def check_names(host: str, names: Sequence[str]) -> None:
-    """Refuses what is no name of a server; an empty host would mean all interfaces.
+    """Refuses names that are not server names; an empty host would mean all interfaces.
 
     Raises:
         UserError: with the flag.
@@ -119,10 +119,10 @@ def check_names(host: str, names: Sequence[str]) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuses an address that nothing can listen at.
+    """Refuses an address on which a server can't listen.
 
     Raises:
-        UserError: the port is taken, may not be used, or the host is none of this machine.
+        UserError: the port is taken or not permitted, or the host is no address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -165,12 +165,12 @@ def prepare(port: int) -> None:
 
 @contextlib.contextmanager
 def serving(policies: Sequence[Policy], host: str, hosts: Sequence[str]) -> Iterator[None]:
-    """The playground, answering as long as the context lasts; within a `ray_session`.
+    """Serves the playground while the context is open; inside a `ray_session`.
 
     Args:
-        policies: what is served; their folders are read again by the replica.
+        policies: the served agents; the replica reads their folders again.
         host: where it listens, at the port that `prepare` was told.
-        hosts: further names to be called by.
+        hosts: further accepted names of the `Host` header.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -179,7 +179,7 @@ def serving(policies: Sequence[Policy], host: str, hosts: Sequence[str]) -> Iter
         # Serve sets its logger's level itself, so the level is no way to keep it quiet.
         logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.CRITICAL)
     serve.start(
-        # Serve keeps a proxy of its own beside the replica, which nobody uses.
+        # Serve starts a proxy beside the replica, which is not used.
         http_options={"host": host, "port": free_port(host)},
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
@@ -194,7 +194,7 @@ def serving(policies: Sequence[Policy], host: str, hosts: Sequence[str]) -> Iter
 
 
 def free_port(host: str) -> int:
-    """A port that nobody listens at, for now."""
+    """A port that is free at this moment."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as found:
         found.bind((host, 0))

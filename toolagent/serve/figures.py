@@ -1,4 +1,4 @@
-"""What `/metrics` tells: requests, latencies, batches, in Prometheus' text format."""
+"""The content of `/metrics`: requests, latencies and batches in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ class Figures:
         ).labels(__version__).set(1)
 
     def count(self, path: str, status: int, seconds: float) -> None:
-        """A request that was answered."""
+        """Counts one answered request."""
         route = path if path in self.routes else "page"
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, size: int) -> None:
-        """A batch that was played."""
+        """Counts one played batch."""
         self._batches.observe(size)
 
     def played(self, model: str, solved: bool) -> None:
-        """A problem that was played."""
+        """Counts one played problem."""
         self._played.labels(model, "true" if solved else "false").inc()
 
     def text(self) -> bytes:
-        """All of them."""
+        """All counters, in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,5 +1,4 @@
-"""What every request passes first: whose host it names, how large it is; and what every answer
-carries."""
+"""Checks on every request (its `Host` header and its size), and headers on every answer."""
 
 from __future__ import annotations
 
@@ -54,16 +53,16 @@ def outermost() -> list[Middleware]:
 
 
 class Guard:
-    """Refuses what no route should see, and adds the security headers.
+    """Refuses requests before they reach a route, and adds the security headers.
 
-    - A `Host` that is not ours: a page of somebody else's, whose name was made to point to this
-      address ("DNS rebinding"), would otherwise be of the same origin as this server.
-    - A body of more than `MAX_BODY_BYTES`, also if its length was not told beforehand.
-    - WebSockets, which nothing here speaks.
+    - A `Host` of another name: a foreign page whose name resolves to this address ("DNS
+      rebinding") would otherwise have the same origin as this server.
+    - A body of more than `MAX_BODY_BYTES`, also without a Content-Length.
+    - WebSockets, which are not used.
 
     Args:
-        app: what is guarded.
-        hosts: the names to be called by; the address that a connection came in at is always one.
+        app: the application behind it.
+        hosts: the accepted names; the local address of the connection is always accepted.
         figures: where requests are counted.
     """
 
@@ -110,7 +109,7 @@ class Guard:
 
 
 def host_of(header: str) -> str | None:
-    """The name in a Host header, without its port; None if it is none.
+    """The name in a Host header, without its port; None if the header is malformed.
 
     host_of("[::1]:8000") == "::1"
     """
@@ -143,7 +142,7 @@ async def _whole_body(scope: Scope, receive: Receive) -> bytes | None:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return b""  # gone; nobody waits for the answer
+            return b""  # the client has disconnected
         part = message.get("body", b"")
         size += len(part)
         if size > MAX_BODY_BYTES:
@@ -154,7 +153,7 @@ async def _whole_body(scope: Scope, receive: Receive) -> bytes | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that has the body in one piece, and then waits for the client to go."""
+    """A `receive` that returns the body in one piece, and then waits for the disconnect."""
     told = False
 
     async def replayed() -> Message:

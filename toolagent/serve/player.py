@@ -43,7 +43,7 @@ class RecordedStep:
 
 @dataclass(frozen=True)
 class Answer:
-    """The episode that a question led to."""
+    """The episode that answers a question."""
 
     steps: list[RecordedStep]
     answered: bool  # with ANS; else it ran out of actions
@@ -63,7 +63,7 @@ class Player:
         self.network: AgentNetwork = policy.network
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Plays B questions as one batch, in the order in which they came."""
+        """Plays B questions as one batch; answers are in the same order."""
         problems = [question.problem for question in questions]
         given = np.full((len(questions), self.task.max_actions), GivenTokens.FREE)
         for row, question in enumerate(questions):

@@ -1,4 +1,4 @@
-"""From a request to a question, or to the reason why it is none."""
+"""Turns a request into a question, or refuses it with the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def question_of(task: Task, asked: Problem) -> Question:
     """The question that a request asks.
 
     Raises:
-        Refused: there is no such problem, or no program that begins so.
+        Refused: there is no such problem, or no program begins with the given tokens.
     """
     problem = _problem(task, asked)
     given = tuple(_NUMBERS[name] for name in asked.given)

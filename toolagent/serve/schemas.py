@@ -1,4 +1,4 @@
-"""What the API takes and gives, as it stands in `/openapi.json`."""
+"""Requests and answers of the API, as `/openapi.json` describes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tracker is: a place besides the run's own files that people look at runs in."""
+"""The interface of a tracker: a service or format, besides the run's own files, that shows runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What a tracker is told of a run when it begins."""
+    """What a tracker receives when a run begins."""
 
     name: str  # the folder's
     folder: Path
@@ -23,10 +23,10 @@ class RunDescription:
 
 
 class Tracker(abc.ABC):
-    """One place. `check` comes first and writes nothing; then `start`, any number of `log`, `end`.
+    """One tracker. `check` comes first and writes nothing; then `start`, several `log`, `end`.
 
-    `log` and `end` may be called in another thread than `start`, but never two at once. Whatever
-    they raise is a fault of the place, not of the run.
+    `log` and `end` may be called in another thread than `start`, never concurrently. An
+    exception from them counts as a failure of the tracker, not of the run.
     """
 
     name: ClassVar[str]
@@ -40,18 +40,18 @@ class Tracker(abc.ABC):
             resumed: the identifier that `start` returned in an earlier session of this run.
 
         Raises:
-            UserError: a package is missing, nobody answers, or the resumed run is not there.
+            UserError: a package is missing, the server does not answer, or the resumed run is gone.
         """
 
     @abc.abstractmethod
     def start(self, run: RunDescription, resumed: str | None) -> str | None:
-        """Begins, or goes on with, the run there; returns what identifies it."""
+        """Creates the run in the tracker or continues it; returns its identifier."""
 
     def go_back(self, step: int) -> None:  # noqa: B027
-        """The run goes on from that env step: figures of later ones are void and come again.
+        """The run continues from that env step: later figures are void and will be sent again.
 
         Called between two `log`s, in the thread that called `start`. Does nothing by default: not
-        every place can take figures back.
+        every tracker can remove figures.
         """
 
     @abc.abstractmethod
@@ -59,17 +59,17 @@ class Tracker(abc.ABC):
         """Writes the figures of one iteration.
 
         Args:
-            metrics: those that people compare runs by.
-            more: all else that RLlib reports.
+            metrics: the main figures.
+            more: everything else that RLlib reports.
             step: env steps.
         """
 
     @abc.abstractmethod
     def end(self, status: str, files: Mapping[str, Path], summary: Mapping[str, float]) -> None:
-        """Ends the run there.
+        """Ends the run in the tracker.
 
         Args:
             status: FINISHED, FAILED or INTERRUPTED.
-            files: the run's results, by what each is called; none if it failed.
-            summary: what the run came to; nothing if it failed.
+            files: the run's result files by name; empty if the run failed.
+            summary: of `summary.json`; empty if the run failed.
         """

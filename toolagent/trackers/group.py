@@ -49,7 +49,7 @@ class Trackers:
 
         Args:
             document: the resolved configuration.
-            tags: what else is to be said of the run.
+            tags: further facts about the run.
 
         Raises:
             UserError: a tracker refuses.
@@ -80,7 +80,7 @@ class Trackers:
                 outbox.put(figures)
 
     def go_back(self, env_steps: int) -> None:
-        """The run goes on from there: what was told of later iterations is void."""
+        """The run continues from that env step: figures of later iterations are void."""
         for outbox in self._outboxes:
             try:
                 outbox.tracker.go_back(env_steps)
@@ -92,8 +92,8 @@ class Trackers:
 
         Args:
             status: of `base`.
-            summary: as `summary.json` has it; {} if there is none.
-            files: results, by what each is called there; those that are missing are left out.
+            summary: of `summary.json`; {} without one.
+            files: result files by name; missing ones are left out.
         """
         present = {name: path for name, path in files.items() if path.is_file()}
         outboxes, self._outboxes = self._outboxes, []
@@ -116,7 +116,7 @@ class Trackers:
 
 
 def result_files(folder: RunFolder, checkpoint: Path) -> dict[str, Path]:
-    """What is worth keeping beside the figures: all of it can be read by anybody, no pickles."""
+    """The result files that are uploaded with the figures; none is a pickle."""
     files = [folder.summary, folder.config, folder.environment, folder.report]
     return {path.name: path for path in files} | {
         f"checkpoint/{name}": checkpoint / name for name in ("policy.json", "model.safetensors")
@@ -132,7 +132,7 @@ def _tracker(name: str, folder: RunFolder) -> Tracker:
 
 
 def _identifiers(file: Path) -> dict[str, str]:
-    """Those of the run's earlier sessions; {} if there are none."""
+    """The identifiers of the run's earlier sessions; {} for a new run."""
     if not file.exists():
         return {}
     try:

@@ -1,6 +1,6 @@
 """MLflow: parameters, metrics and results on a tracking server, or in a local database.
 
-Where is what MLflow's own variables say: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME,
+MLflow's own variables set the destination: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME,
 MLFLOW_TRACKING_TOKEN and so on.
 """
 
@@ -46,7 +46,7 @@ class MLflow(Tracker):
         self._run_id = ""
 
     def check(self, resumed: str | None) -> None:
-        """Asks the server something."""
+        """Checks that the server answers."""
         try:
             from mlflow import MlflowClient
             from mlflow.tracking import get_tracking_uri
@@ -133,7 +133,7 @@ class MLflow(Tracker):
 
 
 def _key(name: str) -> str:
-    """A name as MLflow takes it."""
+    """A name with the characters that MLflow accepts."""
     kept = (c if c.isascii() and (c.isalnum() or c in "_-. /") else "_" for c in name)
     return "".join(kept)[:250]
 
@@ -145,6 +145,6 @@ def _without_secrets(uri: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The error's kind and how what it says begins; no address, it may hold a password."""
+    """The error's class and the start of its message, without addresses (passwords)."""
     text = one_line(error)
     return type(error).__name__ + ("" if "://" in text else f": {text[:80]}")

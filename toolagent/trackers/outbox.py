@@ -18,10 +18,10 @@ Row = tuple[Mapping[str, float], Mapping[str, float], int]
 
 
 class Outbox:
-    """Hands rows to one tracker, in a thread of its own where the tracker may have to wait.
+    """Hands rows to one tracker, in its own thread if the tracker may block.
 
-    A failure is said once on stderr. The rows stay, and are tried again every `RETRY_S` seconds and
-    at the end, so a server that comes back gets all of them; training never waits.
+    A failure is reported once on stderr. Rows are kept and sent again every `RETRY_S` seconds and
+    at the end, so a server that is back receives all of them. Training never waits.
     """
 
     def __init__(self, tracker: Tracker):
@@ -50,7 +50,7 @@ class Outbox:
             self._send()
 
     def close(self) -> None:
-        """Tries what still waits once more, and gives up the rest."""
+        """Tries once more to send the waiting rows, and discards those that fail."""
         with self._changed:
             self._ending = True
             self._changed.notify()

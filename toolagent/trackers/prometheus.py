@@ -100,12 +100,12 @@ class RunMetrics:
     """A run's metrics; a context manager around a session, over all restarts of learning.
 
     The loop notes values, which costs microseconds. A thread hands them to Ray once a second:
-    Ray forgets a gauge that is not set again within two of its exports, so without the thread an
-    iteration of half a minute would leave a hole, and a hung one would look like the run's end. As
-    it is, `last_update_timestamp_seconds` then stays behind the clock. A driver that is gone
-    leaves no gauge at all, and no `ended`.
+    Ray drops a gauge that is not set again within two of its exports. Without the thread, an
+    iteration of half a minute would leave a gap, and a hung one would look like the end of the run.
+    With it, `last_update_timestamp_seconds` falls behind the clock. A driver that died leaves no
+    gauge, and no `ended`.
 
-    A failure is said once on stderr, and ends the metrics; training goes on.
+    A failure is reported once on stderr and ends the metrics; training continues.
 
     Args:
         folder: of the run; its name is the tag `run`.
@@ -172,7 +172,7 @@ class RunMetrics:
         Args:
             row: of `progress.jsonl`.
             stages_solved: how many stages were all solved at least once.
-            algorithm: whose actors are counted; none of them is asked anything.
+            algorithm: its actors are counted without a remote call.
         """
         values = self._values
         for name, column in _OF_ROW.items():
@@ -207,7 +207,7 @@ class RunMetrics:
 
     @_optional
     def note_checkpoint(self, seconds: float) -> None:
-        """A checkpoint is complete; writing it took so long."""
+        """Notes a complete checkpoint, and the seconds that writing it took."""
         self._values["checkpoints"] += 1
         self._values["checkpoint_seconds"] = seconds
         self._values["last_checkpoint_timestamp_seconds"] = time.time()

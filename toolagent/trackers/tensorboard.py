@@ -28,7 +28,7 @@ class TensorBoard(Tracker):
         self._file: _EventFile | None = None
 
     def check(self, resumed: str | None) -> None:
-        """Nothing to refuse: it is a dependency, and the folder is the run's own."""
+        """Refuses nothing: TensorBoard is a dependency, and the folder belongs to the run."""
 
     def start(self, run: RunDescription, resumed: str | None) -> str | None:
         """Opens a new event file."""
@@ -82,7 +82,7 @@ class _EventFile:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def write(self, record: bytes) -> None:
-        """Adds it; OSError, and nothing of it is there, if that can't be."""
+        """Appends the record as a whole; on OSError nothing of it is left in the file."""
         size = os.fstat(self._descriptor).st_size
         if os.write(self._descriptor, record) < len(record):
             os.ftruncate(self._descriptor, size)

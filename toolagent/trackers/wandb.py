@@ -1,6 +1,6 @@
 """Weights & Biases, online or offline.
 
-Where and how is what its own variables say: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE,
+Its own variables set the destination and the mode: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE,
 WANDB_API_KEY and so on.
 """
 

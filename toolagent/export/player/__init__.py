@@ -1,7 +1,7 @@
 """The NumPy-only player that is copied beside exported weights, in parts.
 
-`source` puts the parts of one agent together: its network, its task's machine, and what all have in
-common. What comes out is one file that imports NumPy and the standard library.
+`source` joins the parts for one agent: its network, its task's machine and the common code. The
+result is one file that imports NumPy and the standard library.
 """
 
 from __future__ import annotations

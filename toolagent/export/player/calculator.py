@@ -15,7 +15,7 @@ def read(text):
 
 
 def answer(problem, stage, program):
-    """What a program answers with; None if with nothing."""
+    """The answer of a program; None if it has none."""
     acc, mem, latch, digits = None, None, None, list(problem)
     for token in program:
         if token == ANS:

@@ -1,4 +1,4 @@
-"""The encoder-decoder that reads by learned places."""
+"""The encoder-decoder with attention by learned positions."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from toolagent.vocabulary import ANS, EOS
 
 
 class Network:
-    """A GRU in each direction reads; a third one writes, with H heads that look by place."""
+    """Two GRUs read, one in each direction; a third one writes, with H attention heads."""
 
     def __init__(self, weights, sizes):
         self.w, self.heads, self.alike = weights, sizes["num_heads"], not sizes["sees_digits"]
 
     def read(self, name, seen, shown, places):
-        """(L, B, D) states of a reader; padding leaves them as they are."""
+        """(L, B, D) states of a reading GRU; padding does not change them."""
         x = self.w["context_embedding.weight"][seen].swapaxes(0, 1)  # (L, B, D)
         states, hidden = np.zeros_like(x), np.zeros_like(x[0])
         for j in places:

@@ -22,7 +22,7 @@ def read(text):
 
 
 def answer(problem, stage, program):
-    """What a program answers with; None if with nothing."""
+    """The answer of a program; None if it has none."""
     stack, mem = [], None
     for token in program:
         if token == ANS:
