@@ -254,7 +254,7 @@ def shell(folder, line, **environment):
         env=own_environment(**environment),
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -372,3 +372,12 @@ def test_numbers_are_of_ascii_digits(kind, text, capsys):
     command = click.Command("command", params=[click.Option(["--number"], type=kind)])
     assert cli.main(command, ["--number", text]) == 2
     assert "is not a valid" in refusal(capsys)
+
+
+@pytest.mark.parametrize("where", ["cd $'d\\xff';", "TMPDIR=$PWD/$'d\\xff'"])
+def test_a_folder_that_ray_cannot_name_is_refused_before_it_is_started(where, tmp_path):
+    os.mkdir(os.fsencode(tmp_path) + b"/d\xff")
+    done = shell(tmp_path, f"{where} '{sys.executable}' -m toolagent.run --output-dir run")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+    assert not list(tmp_path.rglob("run"))

@@ -172,19 +172,21 @@ def _usable_cpus() -> int:
 
 
 def _check_paths() -> None:
-    """Ray passes on where modules are looked for, the current folder among it, as text.
+    """Ray passes on the paths that it works with as text.
 
     Raises:
-        UserError: the name of such a folder is none.
+        UserError: one of them has bytes that are none, or that the locale's encoding can't read.
     """
-    for path in (os.getcwd(), *sys.path):
+    named = {"the current folder": os.getcwd(), "TMPDIR": tempfile.gettempdir()}
+    named |= {"RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "")}
+    for name, path in [*named.items(), *(("Python's path", path) for path in sys.path)]:
         try:
             path.encode()
         except UnicodeEncodeError:
             encoding = sys.getfilesystemencoding()
+            remedy = "use another folder" if encoding == "utf-8" else "set LC_ALL=C.UTF-8"
             raise UserError(
-                f"{path}: is no {encoding.upper()} text, which Ray needs of the current folder "
-                "and of Python's path; work in another folder"
+                f"{name}: {path} is no {encoding.upper()} text, as Ray needs it; {remedy}"
             ) from None
 
 

@@ -121,7 +121,7 @@ class CurriculumCallback(RLlibCallback):
         is_evaluation: bool,
         **kwargs: Any,
     ) -> None:
-        """A recreated runner knows nothing of the curriculum: it is told the stage again."""
+        """Sends the stage to recreated runners, which start without it."""
         _set_stage(env_runner_group, self.stage, env_runner_indices)
 
     def get_state(self) -> dict[str, Any]:
@@ -167,8 +167,8 @@ def _set_stage(group: Any, stage: int, remote_ids: list[int] | None = None) -> N
             # Gymnasium's own vectorization has no `set_stage`, its environments have.
             env_runner.env.unwrapped.call("set_stage", stage)
 
-    # Sent and not waited for: a runner does what it is asked in turn, and one that hangs would keep
-    # all others waiting.
+    # Without waiting: each runner executes its calls in order, and a hung one must not block the
+    # others.
     group.foreach_env_runner(
         apply,
         remote_worker_ids=remote_ids,

@@ -1,6 +1,6 @@
-"""Everything about one episode, token by token: what was seen, what was right, what else could be.
+"""One episode step by step: the hidden state, the oracle's continuation, and the runner-up's.
 
-The oracle and the other futures are for people who look at an agent; nothing of it is learned from.
+For display only; nothing of it is learned from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Episodes to probe: what the agent played, and what the machine held before each token."""
+"""Episodes to probe: the actions, and the machine's registers before each of them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def draw(task: Task, rng: np.random.Generator, held_out: bool, count: int) -> An
 def wander(
     network: AgentNetwork, task: Task, rng: np.random.Generator, held_out: bool, count: int
 ) -> Examples:
-    """Greedy episodes, and as many with tokens replaced at random, in which `ANS` is never said."""
+    """Greedy episodes, and as many with tokens replaced at random and without `ANS`."""
     problems = draw(task, rng, held_out, count)
     walk = _RandomWalk(task, len(problems), rng)
     batch = play(network, task, problems, chooser=walk, observer=walk)

@@ -1,4 +1,4 @@
-"""What is added to the episodes that were played before they are learned from."""
+"""An update's columns: the policy's episodes, and replayed ones behind them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ _EPISODE_COLUMNS = ("stage", "context", "lengths", "baseline")
 
 REPLAY_SLOTS = 256  # programs; a stage's coincidences are about a hundred
 REPLAY_EXAMPLES = 64  # solved problems of each
-MIN_TRIES = 20  # of a token in a status before explorers take it that it does nothing
+MIN_TRIES = 20  # of a token in a status before it counts as having no effect
 RATE = 0.05  # of all moving shares, per update
 
 
 class Exploration:
     """Explorers and success replay, between the env runners and the learners.
 
-    It stands in the algorithm's process, where every batch passes: its statistics are those of
-    all runners, and what they need goes out to them with the next weights.
+    It runs in the algorithm's process and counts the batches of all runners; what runners need of
+    it is sent with the next weights.
 
     - *Explorers* play a share of the episodes on the curriculum's stage, by a `TrialTable` or on
-      `Detours`. They feed the replay and nothing else: no policy gradient, no return.
+      `Detours`. Explorer episodes are excluded from the policy gradient and from mean returns;
+      they only feed the replay.
     - *Success replay* adds solved episodes of that stage to an update, for imitation.
 
     Explorers and replay end for a stage when the policy solves `until_solved` of its fresh
@@ -92,10 +93,10 @@ class Exploration:
     def _entropy_weight(self, batch: EpisodeBatch) -> np.ndarray:
         """(B,) float32: how much of the entropy bonus each episode gets.
 
-        All of it, or with `entropy_follows_return` as much as the others of its group succeed. The
-        bonus stands against the reward; where there is none, nothing does, and it makes the policy
-        random there and undoes what was learned elsewhere. At the start of a stage that is as it
-        should be; the least weight falls from 1 to 0 until half of the episodes are solved.
+        All of it, or with `entropy_follows_return` the mean return of the others of its group.
+        Where no episode of a group is rewarded, only the bonus has a gradient: it makes the policy
+        random there and undoes what was learned elsewhere. Early in a stage that is wanted: the
+        least weight falls from 1 to 0 until half of the episodes are solved.
         """
         if not self.entropy_follows_return:
             return np.ones(len(batch), np.float32)

@@ -1,4 +1,4 @@
-"""What may not be learned from, and when learning can't go on."""
+"""Checks of sampled batches and of learners."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LearningFailed(RuntimeError):
 
 
 def fault_in(batch: EpisodeBatch) -> str | None:
-    """Why the batch can't be what was played; None where nothing is wrong with it."""
+    """What is wrong with the batch; None if it is sound."""
     for name in _FLOAT_COLUMNS:
         if not np.isfinite(getattr(batch, name)).all():
             return f"{name} that are no finite numbers"

@@ -1,4 +1,4 @@
-"""What the pipeline has under way, as plain values: for checkpoints that lose no sample."""
+"""Pending fragments and the runners' streams as plain values, for checkpoints."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def runner_states(group: Any, runners: list[int]) -> dict[int, dict[str, Any]]:
 def restore_runners(
     group: Any, states: Mapping[int, dict[str, Any]], stage: int, updates: int
 ) -> None:
-    """Sets the remote runners to their saved streams; the others get streams nobody had before.
+    """Sets the remote runners to their saved streams; the others get new streams.
 
     Args:
         group: of env runners.

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-# The clock does not run on while nobody looks: a driver that was busy elsewhere, or stopped, finds
-# answers that have been waiting for it, and no runner that was slow.
+# At most this much time counts between two calls of `look`: after a longer pause of the driver the
+# answers have been waiting for it, and no runner was slow.
 _LONGEST_LOOK_S = 1.0
 
 

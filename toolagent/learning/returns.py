@@ -68,8 +68,8 @@ def leave_one_out_advantages(
     the same at every step of an episode, R being its return from the start: with gamma < 1 a
     program is the better the shorter it is.
 
-    The others are as good as a value function that knows how hard this very problem is, and need
-    no learning; where all go equally well or badly there is nothing to learn.
+    The baseline accounts for how hard the problem is without a value function. Where all episodes
+    of a group have the same return, the advantage is 0.
 
     Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
 

@@ -1,4 +1,4 @@
-"""Sampling for the learner: what env runners are asked for, what comes, and who is replaced."""
+"""Sampling for the learner: requests to env runners, their fragments, and replaced runners."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ _REJECTED_IN_A_ROW = 3  # fragments, then their runner is restarted
 
 
 class SamplingAlgorithm(IterationMixin, Algorithm):
-    """The half of `ToolAgent` that brings it episodes.
+    """The sampling half of `ToolAgent`.
 
     With remote env runners, requests are kept in flight so that a fragment is ready when the
     learner is: their number is bounded so that no episode is older than `max_staleness` updates
-    when it is learned from. Nothing is sent that could be refused, so nothing is dropped; what is
-    dropped all the same (a runner's death, a fragment that came too late) is counted.
+    when it is learned from. Fragments that are lost or come too late all the same are counted.
 
-    A runner that is killed, raises, is at one request for longer than `sample_timeout_s`, or sends
-    what can't have been played again and again is replaced, while the others play on.
+    A runner is replaced, while the others go on, if it dies, raises, works on one request for
+    longer than `sample_timeout_s`, or repeatedly sends unsound batches.
 
     While there is nothing to learn from, `between_updates` is called too.
 

@@ -1,4 +1,4 @@
-"""Solved episodes kept and learned from again: self-imitation of what is rare and right."""
+"""Replay of solved episodes for self-imitation, one slot for each program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SuccessReplay:
     Source: Oh et al. 2018, "Self-imitation learning", with programs in place of transitions.
 
     Args:
-        slots: programs kept; the one of least weight makes way.
+        slots: programs kept; the one of least weight is replaced.
         examples: solved episodes kept of each.
         rng: draws what is replayed.
     """
@@ -76,7 +76,7 @@ class SuccessReplay:
                 self.keys[slot] = unique[index]
                 self.successes[slot], self.attempts[slot] = successes[index], attempts[index]
                 self.kept[slot] = 0
-                slots[slots == slot] = _EMPTY  # what made way is known no more
+                slots[slots == slot] = _EMPTY  # the replaced program is unknown from now on
             row = slot * self.examples + self.kept[slot] % self.examples
             self.store.put(np.array([row]), batch.take(latest[index : index + 1]))
             self.kept[slot] += 1
@@ -111,8 +111,8 @@ class SuccessReplay:
 def program_keys(batch: EpisodeBatch) -> np.ndarray:
     """(B,) int64: equal for episodes whose actions *that did something* are the same, in order.
 
-    Actions after which the machine's status is as before did nothing, but for the last. Without
-    this a lucky answer comes in thousands of spellings with a useless token here or there, each
+    Programs that differ only in no-op tokens count as one: actions that leave the machine's status
+    as it was, `ANS` excepted. Otherwise a lucky answer would count as thousands of programs, each
     tried once and right once.
 
     A key is the upper 63 bits of a polynomial in those actions, modulo 2^64: of two different

@@ -1,4 +1,4 @@
-"""What explorers try: a table, learned from experience, of which tokens do anything where."""
+"""A table, learned from experience, of which tokens have an effect in which machine status."""
 
 from __future__ import annotations
 

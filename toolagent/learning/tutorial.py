@@ -1,4 +1,4 @@
-"""The published tutorial's learner, for `rllib_configs/tutorial.yaml`: as it is, to be measured.
+"""The published tutorial's learner, for `rllib_configs/tutorial.yaml`: a baseline.
 
 Two departures, both stated in the README: the context's mean is over the problem's own context
 (the tutorial's ran over the batch), and nothing after `ANS` is learned from.
@@ -29,7 +29,7 @@ class TutorialLearner(EpisodeColumnsLearner):
         loss = mean(-sum(log pi) * advantage + vf_loss_coeff * (sum(V) - R)^2
                     - entropy_coeff * sum(entropy))
 
-    Source: the published tutorial (design section 2.6).
+    Source: the published tutorial.
     """
 
     @override(TorchLearner)

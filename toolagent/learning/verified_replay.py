@@ -1,4 +1,4 @@
-"""Explorers' successes that were no coincidence, kept for a while to be imitated."""
+"""Replay of explorers' episodes whose plan also solved other problems."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
-CAPACITY = 256  # episodes; the oldest make way
+CAPACITY = 256  # episodes; the oldest are overwritten
 PEERS_AS_GOOD = 0.7  # the others' mean return, as a share of an episode's own
 
 
 class VerifiedReplay:
     """A ring of solved episodes whose group, the same plan on other numbers, did as well.
 
-    Explorers stumble on right answers mostly by coincidence, and imitating those teaches wrong
-    plans: with them in the store the policy learned more slowly than without a store. A plan that
-    solves several problems of one structure is worth imitating.
+    Most right answers of explorers are coincidences, and imitating those teaches wrong plans: with
+    them in the store the policy learned more slowly than without a store. A plan that solves
+    several problems of one structure is rarely a coincidence.
 
     Source: Oh et al. 2018, "Self-imitation learning", for learning from one's own successes.
 

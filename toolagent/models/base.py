@@ -1,4 +1,4 @@
-"""What rollouts, learner and checkpoints need of a network, whatever it looks like inside.
+"""The interface of networks to rollouts, learner and checkpoints.
 
 Shapes: B episodes, T steps, L context tokens, S the width of the recurrent state.
 """

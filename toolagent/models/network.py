@@ -53,7 +53,7 @@ class StageGRUNetwork(AgentNetwork):
     The mean is over the tokens of each problem alone and leaves out the `EOS` padding, so neither
     neighbours in the batch nor a longer padding can change what an episode computes.
 
-    Source: the published tutorial's network (design section 2.6), whose mean ran over the batch.
+    Source: the published tutorial's network, whose mean ran over the batch.
     """
 
     Sizes = NetworkSizes

@@ -1,8 +1,8 @@
 """The GRU over whole episodes of different lengths, forward and backward written out.
 
-What torch.nn.GRU spends on this network is mostly avoidable: half its work multiplies the input
-weights with one of 18 embeddings again and again (a table of 18 rows does it once), and padding
-is computed like data. Here step t runs over the episodes that have a step t, nothing else.
+Faster than torch.nn.GRU for this network: the products of the input weights and the 18 embeddings
+are computed once, in a table, and nothing is computed for padding: step t runs over the episodes
+that have a step t.
 """
 
 from __future__ import annotations

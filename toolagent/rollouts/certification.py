@@ -1,7 +1,7 @@
-"""Accuracy as it is meant here: the greedy agent's exact answer, counted over all problems.
+"""Exact accuracy: the greedy agent plays every problem of a finite stage.
 
-A stage whose problems can be listed is *certified*: every one of them is played. The others are
-*measured* on a sample that is the same for every agent.
+A stage is *certified* if all of its problems were played and solved. Where the problems are too
+many to be listed, the accuracy is *measured* on a fixed sample, the same for every agent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Explorers that leave the policy's way once, all at the same place, and then follow it again."""
+"""Explorers that play greedily but for one to three consecutive steps."""
 
 from __future__ import annotations
 

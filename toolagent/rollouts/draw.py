@@ -1,4 +1,4 @@
-"""Which problems a runner plays next, how often each, and by whom."""
+"""Draws the problems of a `sample()` call: groups, failed problems, and explorers' episodes."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ EXPLORERS = "explorers"  # in a state: (share of the episodes, their table of lo
 
 @dataclass
 class Fragment:
-    """What one `sample_fragment` call returns, by value: what a runner puts dies with it."""
+    """What one `sample_fragment` call returns, by value: Ray objects are lost with their owner."""
 
     batch: EpisodeBatch
     weights_seq_no: int  # the weights that played it

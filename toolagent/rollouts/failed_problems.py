@@ -1,4 +1,4 @@
-"""Problems that were failed, kept to be tried again."""
+"""Replay of problems that the policy mostly failed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-CAPACITY = 4096  # problems; the oldest make way
-ENOUGH = 256  # fewer are not drawn from: the same few again and again
+CAPACITY = 4096  # problems; the oldest are overwritten
+ENOUGH = 256  # with fewer, the same problems would be drawn again and again
 FAILED_BELOW = 0.5  # of its episodes solved, or just as many: the problem counts as failed
 _RATE = 0.05  # of the moving share of solved episodes, per call
 
@@ -16,12 +16,10 @@ _RATE = 0.05  # of the moving share of solved episodes, per call
 class FailedProblems:
     """A ring of the current stage's problems that a runner's policy mostly failed.
 
-    An agent that is right nine times out of ten learns little from fresh problems: with nearly
-    all of them every episode of the group is right. What it still gets wrong is here.
-
-    An agent that gets nearly everything wrong has no use for the failures among its failures:
-    what it now and then solves is rare enough. The share that is drawn from here grows
-    with the share of fresh problems' episodes that are solved.
+    Late in a stage fresh problems teach little: nearly every episode of every group is right.
+    Early in a stage nearly every problem is failed, and the few that are solved teach more. The
+    share drawn from here therefore grows with the share of fresh problems' episodes that are
+    solved.
     """
 
     def __init__(self) -> None:

@@ -93,7 +93,7 @@ class GivenTokens:
 
 @dataclass
 class PlayDetails(Columns):
-    """What recorded episodes show and nobody learns from: an `Observer` that fills its columns."""
+    """Columns that are recorded and not learned from: an `Observer` that fills them."""
 
     values: np.ndarray  # (B, T) float32: the value head's before each action, 0 after the end
     answers: np.ndarray  # (B,) int64: what `ANS` answered with, 0 where there was no answer
@@ -119,7 +119,7 @@ class PlayDetails(Columns):
 
 @dataclass(frozen=True)
 class Explorers:
-    """Episodes played by a table of what is worth trying in a machine status.
+    """Episodes whose tokens are drawn by machine status from a table, not from the policy.
 
     `log_weights[status, token]`, (statuses, 18) float32: log-probabilities of the tokens.
     """

@@ -61,8 +61,8 @@ class EpisodeRecorder:
     """Collects the episodes of one env runner and writes them by the file, in a thread.
 
     Files appear whole under `<folder>/task=<task>/`: on a disk they are written under another
-    name, forced to it and renamed; an object store shows them when they are complete. Whoever is
-    killed loses what waits in memory, at most `episodes_per_file` episodes or those of
+    name, forced to it and renamed; an object store shows them when they are complete. A
+    runner that is killed loses the episodes in memory, at most `episodes_per_file` or those of
     `seconds_per_file` seconds, and the file that is being written.
 
     Each of the runners has its part of `max_episodes` and `max_bytes`; a recreated one continues
@@ -143,7 +143,7 @@ class EpisodeRecorder:
         return RecorderStatus(self._episodes, self._files, self._bytes, self._full, self._fault)
 
     def _hand_over(self) -> None:
-        self._join()  # one file at a time: who plays faster than the disk writes, waits
+        self._join()  # one file at a time: a runner that is faster than the disk waits
         waiting, self._waiting, self._rows = self._waiting, [], 0
         self._writing = self._thread.submit(self._write, waiting)
 

@@ -1,4 +1,4 @@
-"""What the greedy agent did, for people: answers, single trajectories, and why they are right."""
+"""Greedy episodes of single problems, step by step, as data and as text."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from toolagent.vocabulary import TOKEN_NAMES
 
 
 def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
-    """`summary.json`, as design section 4 declares it."""
+    """The content of `summary.json`."""
     state, keeper = outcome.state, outcome.keeper
     last = keeper.last or next(reversed(list_checkpoints(folder.checkpoints)), None)
     best = best_checkpoint(folder.checkpoints)
@@ -70,7 +70,7 @@ def pipeline_line(rows: list[dict[str, Any]]) -> str:
     last = measured[-1]
     return (
         f"learner idle {mean('learner_idle_share'):.0%}, samplers idle "
-        f"{mean('sampler_idle_share'):.0%}; policy age {mean('policy_age_mean'):.1f} updates; "
+        f"{mean('sampler_idle_share'):.0%}; staleness {mean('policy_age_mean'):.1f} updates; "
         f"dropped {last['dropped_episodes_lifetime'] or 0:,.0f} episodes,\n"
         f"lost {last['lost_requests_lifetime'] or 0:,.0f} requests and the weights they carried\n"
     )

@@ -1,7 +1,7 @@
-"""Plays problems for the playground: greedily behind tokens that may be given.
+"""Plays the playground's problems greedily, after given tokens if there are any.
 
-Every question carries its whole problem and its given tokens, and nothing is kept between two
-calls of `answer`, so no visitor can see what another one asked.
+Every question carries its problem and its given tokens, and nothing is kept between two calls of
+`answer`, so no visitor can see what another one asked.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class Task(abc.ABC):
     def status(self, registers: Any) -> np.ndarray:
         """(B,) int8: which registers are filled and how far the machine has read, not with what.
 
-        For exploration bonuses only; the agent never observes it.
+        For exploration only; the agent never observes it.
         """
 
     def practice(self, rng: np.random.Generator, stage: np.ndarray) -> Any:
@@ -212,7 +212,7 @@ class Task(abc.ABC):
     ) -> dict[str, np.ndarray]:
         """What else is told of finished programs besides `solved`: (B,) bool by name.
 
-        For people who evaluate an agent; nothing of it is ever rewarded or learned from.
+        For evaluation only; never rewarded or learned from.
 
         Args:
             problems: (B,) of this task.
@@ -224,7 +224,7 @@ class Task(abc.ABC):
     def plan(self, problems: Any, row: int) -> tuple[int, ...] | None:
         """The shortest program that solves this problem and not by coincidence, `ANS` included.
 
-        For people who look at an agent; nothing of it is ever rewarded or learned from.
+        For display only; never rewarded or learned from.
 
         Returns:
             One of them if there are several; None if there is none.

@@ -31,7 +31,7 @@ class CalculatorRegisters(Registers):
 
 
 class CalculatorTask(ArithmeticTask):
-    """The machine of design section 2.4.
+    """A machine with three registers and a cursor over the shown digits.
 
     - `MUL` with empty acc: if two digits are left, acc = next*next; else nothing.
     - `MUL`/`ADD`/`SUB` with filled acc: the operand is the latch if filled (it is then emptied),

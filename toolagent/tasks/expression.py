@@ -51,7 +51,7 @@ LISTED_STAGES = (1, 2, 3)  # 10, 300 and 18,000 problems; with 4 operands 1,350,
 
 
 class ExpressionTask(Task):
-    """Problems and machine of design section 2.5.
+    """Infix expressions of up to ten operands, to be computed on a stack machine.
 
     A problem is a skeleton (`skeletons`), the digits in it, and the parentheses that are written
     although they change nothing; `(3*4)+2` and `3*4+2` are one skeleton.

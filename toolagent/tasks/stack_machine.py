@@ -1,4 +1,4 @@
-"""The stack machine of the task `expression`, in columns: design section 2.5.
+"""The stack machine of the task `expression`, for B episodes at once.
 
 - A digit pushes itself; `MUL`/`ADD`/`SUB` pop two and push the result.
 - `STO` pops the top into mem; `RCL` pushes mem and empties it.

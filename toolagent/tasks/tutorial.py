@@ -30,7 +30,7 @@ class TutorialRegisters(Registers):
 
 
 class TutorialTask(ArithmeticTask):
-    """The machine of design section 2.3.
+    """The published tutorial's machine.
 
     - `MUL`: empty last: last = a*b; otherwise last is multiplied by d (by 1 in stage 0).
     - `ADD`: if last is filled: last += c.
