@@ -11,7 +11,7 @@ quiet()  # as the command does it, before Ray is imported
 import time  # noqa: E402
 
 from faulty import folder, identity, note  # noqa: E402
-from toolagent.session import training  # noqa: E402
+from toolagent.run import training  # noqa: E402
 
 from toolagent import cli, run  # noqa: E402
 from toolagent.learning.algorithm import ToolAgent  # noqa: E402
