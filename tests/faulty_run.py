@@ -11,12 +11,12 @@ quiet()  # as the command does it, before Ray is imported
 import time  # noqa: E402
 
 from faulty import folder, identity, note  # noqa: E402
-from toolagent.run import training  # noqa: E402
 
 from toolagent import cli  # noqa: E402
-from toolagent.run import __main__ as run  # noqa: E402
 from toolagent.learning.algorithm import ToolAgent  # noqa: E402
 from toolagent.learning.pipeline_figures import PipelineFigures  # noqa: E402
+from toolagent.run import __main__ as run  # noqa: E402
+from toolagent.run import training  # noqa: E402
 
 
 def noting(name, fate):

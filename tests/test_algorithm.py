@@ -94,7 +94,7 @@ def build(cluster):
 @pytest.mark.parametrize(
     ("evaluators", "unit", "parallel"),
     [
-        (1, "episodes", False),
+        pytest.param(1, "episodes", False, marks=pytest.mark.full),
         pytest.param(0, "timesteps", False, marks=pytest.mark.slow),
         pytest.param(2, "timesteps", True, marks=pytest.mark.slow),
     ],
@@ -194,6 +194,7 @@ def test_a_local_runner_is_strictly_on_policy(build):
     assert figures["policy_age_mean"] == 0
 
 
+@pytest.mark.full
 def test_age_0_is_strictly_on_policy_with_remote_runners_too(build):
     algorithm = build(1, max_staleness=0)
     assert check_two_iterations(algorithm, oldest=0)["policy_age_mean"] == 0
@@ -219,6 +220,7 @@ def _held_weights(env_runner):
     return {name: np.array(value) for name, value in state.items()}
 
 
+@pytest.mark.full
 def test_overlapped_runners_restores_in_place_and_a_killed_runner(build, tmp_path):
     # One algorithm for three things: starting its actors is what takes the time.
     algorithm = build(2, max_staleness=2)
@@ -332,6 +334,7 @@ def expression_config(seed, levels, **training):
     )
 
 
+@pytest.mark.full
 def test_expressions_of_one_and_two_operands_are_learned_by_reward_alone(cluster):
     """Of `a*b`, `a+b` and `a-b` one plan alone solves 0.37 of the problems, two about 0.7. Of the
     seeds 0 to 4 all had two after 180 updates, and four had three; 300 are allowed."""
@@ -349,6 +352,7 @@ def test_expressions_of_one_and_two_operands_are_learned_by_reward_alone(cluster
         algorithm.stop()
 
 
+@pytest.mark.full
 def test_a_restored_run_has_its_failed_problems_and_verified_successes(cluster):
     settings = {"episodes_per_update": 256, "updates_per_iteration": 10}
     first, second = (
@@ -427,6 +431,7 @@ def local_gradients(weights, part):
     return gradients_of(group._learner)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("num_learners", [1, 2])
 def test_remote_learners_train_and_average_their_gradients(build, num_learners):
     # Shares of 33 and 32 episodes are 3 and 2 minibatches: with these, one would wait for ever.

@@ -124,6 +124,7 @@ def measured(cluster, monkeypatch):
         row.close()
 
 
+@pytest.mark.full
 def test_a_trained_policy_is_measured_and_stays_what_it_is_while_it_explores(solved, measured):
     row, figures = measured(solved, "batched_local")
     assert figures["warm_up_updates"] == 6

@@ -179,6 +179,7 @@ def nothing_started(tmp_path, monkeypatch):
     assert list(cwd.iterdir()) == []
 
 
+@pytest.mark.full
 def test_addresses_where_there_is_no_cluster(nothing_started, monkeypatch, capfd):
     web = subprocess.Popen(
         [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"],
@@ -211,6 +212,7 @@ def test_addresses_where_there_is_no_cluster(nothing_started, monkeypatch, capfd
             web.wait()
 
 
+@pytest.mark.full
 def test_tokens_and_resources_that_the_cluster_does_not_take(ray_cluster, tmp_path):
     cluster = ray_cluster({"only": {"num_cpus": 2, "resources": {"play": 1}}})
     wrong, home, empty = tmp_path / "wrong", tmp_path / "home", tmp_path / "empty"

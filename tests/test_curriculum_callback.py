@@ -152,6 +152,7 @@ def test_a_recreated_runner_is_told_the_stage_again(trained):
     assert set(played_stages(group)[0]) == {2}
 
 
+@pytest.mark.full
 def test_the_state_is_part_of_the_algorithms_checkpoint(trained, tmp_path):
     path = str(tmp_path / "checkpoint")
     trained.algorithm.save_to_path(path)

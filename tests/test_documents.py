@@ -88,7 +88,8 @@ def test_every_link_leads_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_file_that_is_named_exists(page):
     named = re.findall(
-        r"`((?:toolagent|tests|cluster|rllib_configs)/[\w./-]+(?:\.\w+|/)|\w+/\w+\.py)`", prose(page)
+        r"`((?:toolagent|tests|cluster|rllib_configs)/[\w./-]+(?:\.\w+|/)|\w+/\w+\.py)`",
+        prose(page),
     )
     for name in named:
         assert any((base / name).exists() for base in (ROOT, ROOT / "toolagent", page.parent)), name

@@ -272,6 +272,7 @@ def test_the_table_belongs_to_the_weights_it_was_made_of():
     assert not torch.allclose(before, renewed)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("reading", ["learned", "operands"])
 def test_gradients_are_right_by_finite_differences(reading):
     sizes = EncoderDecoderSizes(20, 9, 2, 2, 1, reading)

@@ -15,6 +15,7 @@ LIMIT_S = 60.0  # noise only slows: one block at full speed shows that it can be
 TOOLS = [MUL, ADD, SUB, STO, RCL, ANS]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "stage", "tokens", "env_steps_per_s"),  # on one core
     [

@@ -270,6 +270,7 @@ class Malicious:
         return os.mkdir, (self.path,)
 
 
+@pytest.mark.full
 def test_a_planted_pickle_is_never_executed(tmp_path):
     """Neither ray nor any unpickling takes part; the planted pickles are shown to be live ones."""
     folder, trap = tmp_path / "checkpoint", tmp_path / "executed"

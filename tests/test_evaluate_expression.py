@@ -239,6 +239,7 @@ def test_a_wrong_command_line_is_refused_before_any_work(arguments, words, monke
     assert words in captured.err
 
 
+@pytest.mark.full
 def test_the_command_line_as_a_user_runs_it(tmp_path):
     save_policy(tmp_path / "agent", untrained_expression_network(), "expression")
     (tmp_path / "good.csv").write_text("expression\n(3+4)*2\n")

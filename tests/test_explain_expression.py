@@ -161,6 +161,7 @@ def test_a_wrong_command_line_is_refused(task, arguments, words, checkpoints, ca
     assert words in captured.err
 
 
+@pytest.mark.full
 def test_the_command_line_as_a_user_runs_it(checkpoints):
     explain = ["-m", "toolagent.explain", "expression"]
     good, *wrong = run_modules(

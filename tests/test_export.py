@@ -134,6 +134,7 @@ def test_the_card_fits_the_weights_and_the_folder_is_a_checkpoint(calculator):
     assert not [file for file in calculator.parent.iterdir() if file.name.startswith(".")]
 
 
+@pytest.mark.full
 def test_a_fault_in_any_form_is_found(calculator, tmp_path):
     """Each file in turn is that of another agent; only this one is told apart."""
     other = noisy_network(0.3)
@@ -187,6 +188,7 @@ def test_every_player_is_short_and_imports_numpy_alone(network, task):
 KINDS = ("planner", "gru", "planner that sees digits", "hinted")
 
 
+@pytest.mark.full
 def test_expressions(tmp_path):
     export_of_expressions("planner", tmp_path)
     kinds = len(list(checked_problems(get_task("expression"))))

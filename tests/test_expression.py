@@ -286,6 +286,7 @@ def test_digits_are_even_and_independent_of_the_skeleton():
         assert np.abs(pairs - 200).max() < 5 * np.sqrt(200)
 
 
+@pytest.mark.full
 def test_a_fifth_may_have_parentheses_that_change_nothing():
     problems = TASK.sample(np.random.default_rng(5), np.full(3000, 4))
     spare = 0
@@ -481,6 +482,7 @@ def test_every_program_of_three_operands_for_every_expression_of_them(digits):
     assert len(asked) < sum(expected) < len(pairs) / 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("operands", [4, 5])
 def test_longer_expressions_with_equal_digits(operands):
     """Plans of other expressions that are right here too: some by coincidence, some not."""
@@ -580,6 +582,7 @@ def rewritten(postfix, rng):
 # The shortest programs --------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("text", ["7", "3-5", "2+2", "3-(5-3)", "2*(2+2)", "(4-1)*0", "1*1*1"])
 def test_no_valid_program_is_shorter_than_2k_tokens(text):
     """Every program there is, played by the scalar machine: of the text's digits, another digit,

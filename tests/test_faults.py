@@ -22,6 +22,12 @@ NEVER_SOLVED = ("--set", "run.stop_when_solved=false")
 pytestmark = pytest.mark.timeout(1200)  # a machine with other work starts actors slowly
 SOON = ("--set", "env_runners.sample_timeout_s=8.0", "--set", "run.checkpoint_every_s=2.0")
 
+# The plain form of a test, and a longer one.
+FULL_AND_SLOW = [
+    pytest.param(False, marks=pytest.mark.full),
+    pytest.param(True, marks=pytest.mark.slow),
+]
+
 
 @pytest.fixture
 def faulty_run(tmp_path):
@@ -36,7 +42,7 @@ def faulty_run(tmp_path):
         run.close()
 
 
-@pytest.mark.parametrize("hang", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hang", FULL_AND_SLOW)
 def test_env_runners_are_killed_raise_lie_and_hang(faulty_run, hang):
     run = faulty_run(*NEVER_SOLVED, *SOON, "--stop-time-s", 550)
     run.until(lambda: any(row["next_stage"] == 2 for row in run.rows()))
@@ -86,7 +92,7 @@ def learner_options(learner="FaultyLearner"):
     return ("--num-learners", 1, "--set", f"learners.learner_class=faulty:{learner}")
 
 
-@pytest.mark.parametrize("hang", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hang", FULL_AND_SLOW)
 def test_a_lost_learner_costs_the_way_back_to_the_last_checkpoint(faulty_run, tmp_path, hang):
     run = faulty_run(
         *(*learner_options(), *NEVER_SOLVED, *SOON, "--stop-time-s", 550),
@@ -154,7 +160,7 @@ def test_a_learner_that_hangs_is_ended_also_while_a_checkpoint_or_a_restart_wait
     assert not list((home / "ray_results").iterdir())  # RLlib's own folders, one an algorithm
 
 
-@pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("late", FULL_AND_SLOW)
 def test_learning_that_fails_again_and_again_ends_the_run_with_a_message(faulty_run, late):
     run = faulty_run(
         *(*learner_options("HopelessLearner"), *NEVER_SOLVED, *(SOON if late else ())),
@@ -301,7 +307,11 @@ def test_rows_that_waited_for_a_full_disk_are_void_where_learning_begins_again(t
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.full),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupt_while_starting_up_ends_the_run_and_all_that_it_started(faulty_run, number):
     run = faulty_run()
@@ -329,6 +339,7 @@ def test_a_preemption_while_ray_starts_ends_the_run_and_all_that_it_started(faul
     run.gone(children)
 
 
+@pytest.mark.full
 def test_a_second_interrupt_stops_at_once(faulty_run):
     run = faulty_run(*NEVER_SOLVED)
     run.until_trained(1)

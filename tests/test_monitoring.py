@@ -49,6 +49,7 @@ def expression_of(alert):
     return next(rule["expr"] for rule in RULES if rule["alert"] == alert)
 
 
+@pytest.mark.full
 @needs_prometheus
 @pytest.mark.timeout(1200)
 class TestLive:
@@ -215,6 +216,7 @@ class TestLive:
         wait_for(lambda: not live.prometheus.query(vanished), "the driver's return")
 
 
+@pytest.mark.full
 @needs_prometheus
 @pytest.mark.parametrize(
     "arguments",
@@ -243,6 +245,7 @@ def test_every_alert_has_a_test_and_every_metric_a_panel():
     assert sorted(name for name in unseen if f"ray_toolagent_{name}{{" not in queries) == []
 
 
+@pytest.mark.full
 def test_grafana_s_own_models_know_every_field_of_the_dashboard():
     """They are generated from Grafana's schema; whatever they don't know is lost on the way."""
     from grafana_foundation_sdk.cog.encoder import JSONEncoder

@@ -193,6 +193,7 @@ def test_the_loss_is_marwil_s(tmp_path, beta):
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.full
 def test_cloning_an_expert_certifies_every_stage_and_survives_a_checkpoint(tmp_path):
     experts(tmp_path / "records", 3000)
     algorithm, callback = built("bc", tmp_path / "records")
@@ -249,6 +250,7 @@ def test_an_iteration_is_continued_from_its_middle(tmp_path):
     again.stop()
 
 
+@pytest.mark.full
 def test_marwil_tells_what_went_well_from_what_did_not(tmp_path):
     """Four episodes in five answer too early: cloning all of them clones that."""
     experts(tmp_path, 1200, wrong=4800)
@@ -271,6 +273,7 @@ def run_command(folder, *arguments):
     return done.stdout
 
 
+@pytest.mark.full
 def test_the_command_clones_to_a_certified_agent_and_goes_on_when_resumed(tmp_path):
     experts(tmp_path / "records", 1500)
     out = run_command(

@@ -5,13 +5,18 @@ import json
 import time
 
 import pytest
-from axe_core_python.selenium import Axe
 from browser import browser, needs_browser
+
+pytest.importorskip("selenium", reason="needs the extra dev")
+pytest.importorskip("axe_core_python", reason="needs the extra dev")
+
+from axe_core_python.selenium import Axe
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.timeout(1200),
     needs_browser,
 ]

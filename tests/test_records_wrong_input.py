@@ -100,6 +100,7 @@ SOURCES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("source", "message"), SOURCES, ids=[row[0] for row in SOURCES])
 def test_what_cannot_be_learned_from_is_refused(capfd, folder, source, message):
     line = refusal(capfd, folder, "--config", "bc", "--set", f"offline_data.input_={source}")

@@ -259,6 +259,7 @@ def test_long_runs_are_thinned_out():
     assert len(x) == len(y) == charts.MAX_POINTS and x[-1] == 99_999 and set(y) == {100.0}
 
 
+@pytest.mark.full
 def test_a_report_takes_less_than_two_seconds(finished, tmp_path):
     write_report([read_run(finished)], tmp_path / "warm.html")
     seconds = []
@@ -272,6 +273,7 @@ def test_a_report_takes_less_than_two_seconds(finished, tmp_path):
 # How it looks ------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @needs_browser
 def test_it_looks_right_in_a_browser_wide_narrow_dark_and_in_print(finished, tmp_path):
     kept = Path(os.environ.get("TOOLAGENT_SCREENSHOTS", tmp_path))

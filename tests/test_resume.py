@@ -152,6 +152,7 @@ def leave_in_the_middle(algorithm, updates):
     del algorithm.between_updates
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "overrides", "iterations"),
     [
@@ -193,6 +194,7 @@ def test_every_part_of_the_state_is_restored(address, tmp_path, name, overrides,
         assert any(path.endswith("/failed_problems/ring") for path in end)
 
 
+@pytest.mark.full
 def test_a_runner_that_takes_a_dead_one_s_place_plays_other_episodes(address):
     algorithm = build("default", OVERLAPPED)
     group = algorithm.env_runner_group
@@ -341,6 +343,7 @@ def random_moments(count):
     return [rng.random() * 0.9 for _ in range(count)]
 
 
+@pytest.mark.full
 def test_three_kills_and_three_ends_equal_to_the_last_bit(address, tmp_path):
     moments = [*random_moments(2), None]
     check_kills(tmp_path, address, "default", SHUFFLED, 20, moments)
@@ -453,6 +456,7 @@ def test_a_run_on_storage_goes_on_from_a_checkpoint_asked_for_by_name(address, r
     assert verify(folder / "checkpoints" / "abandoned_000008")
 
 
+@pytest.mark.full
 def test_a_run_whose_disk_is_full_trains_on_and_can_be_resumed(address, tmp_path):
     with mounted(tmp_path, "size=6m"):
         folder = tmp_path / "run"

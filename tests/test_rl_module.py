@@ -264,6 +264,7 @@ def tiny_ppo(kind, max_seq_len, vectorize_mode):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("max_seq_len", "vectorize_mode"),
     [(8, "vector_entry_point"), (3, "vector_entry_point"), (8, "sync")],
@@ -302,6 +303,7 @@ def test_rllibs_learner_sees_the_logits_that_its_env_runner_acted_on(
         runner.stop()
 
 
+@pytest.mark.full
 def test_an_update_of_rllibs_ppo_learner_changes_every_parameter(kind):
     config = tiny_ppo(kind, 8, "vector_entry_point").training(
         train_batch_size=100, minibatch_size=50, num_epochs=1, lr=1e-2

@@ -165,6 +165,7 @@ def test_the_default_run(tmp_path):
     assert max(map(len, table)) <= 80
 
 
+@pytest.mark.full
 def test_the_tutorial_config_keeps_the_tutorials_schedule(tutorial):
     folder, out = tutorial
     summary = check_folder(folder, "tutorial", seed=1)
@@ -289,6 +290,7 @@ HERE = os.path.dirname(__file__)
 """
 
 
+@pytest.mark.full
 def test_weights_can_be_carried_over_and_a_terminated_run_leaves_a_checkpoint(tutorial, tmp_path):
     source, _ = tutorial
     folder = tmp_path / "run"
@@ -340,6 +342,7 @@ def check_sharing(runners, tmp_path):
     assert len(lines) == (1 if len(os.sched_getaffinity(0)) < runners else 0)
 
 
+@pytest.mark.full
 def test_stock_ppo_runs_and_records(tmp_path):
     out = run(
         *("--config", "ppo", "--stop-env-steps", 2_000, "--output-dir", "run", *QUICK),

@@ -254,6 +254,7 @@ def test_the_command_refuses(command, arguments, message):
     assert message in command(*arguments.split())
 
 
+@pytest.mark.full
 def test_the_command_refuses_as_a_process(tmp_path):
     (result,) = run_modules(["-m", "toolagent.tune", "--resume", "missing"], cwd=tmp_path)
     assert result.returncode == 2

@@ -98,6 +98,7 @@ each_stranger = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", PATHS)
 @each_stranger
 def test_the_dashboard_lets_no_stranger_in(live, path, headers, status):
@@ -608,6 +609,7 @@ def episodes(tmp_path_factory):
     return file
 
 
+@pytest.mark.full
 @CHECKPOINT_FUZZ
 @given(
     place=st.floats(0, 1, exclude_max=True),

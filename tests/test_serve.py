@@ -59,6 +59,7 @@ def ask(server, path="/api/play", **body):
 # What it answers.
 
 
+@pytest.mark.full
 def test_no_pickle_beside_what_is_served_is_opened(playground):
     status, _ = ask(playground, stage=2, digits=[3, 4, 5, 6, 7])
     assert status == 200 and not playground.mark.exists()
@@ -296,6 +297,7 @@ HEADERS = st.dictionaries(
 )
 
 
+@pytest.mark.full
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     path=st.sampled_from(["/api/play", "/api/play/batch", "/api/example", "/", "/main.js"]),
@@ -317,6 +319,7 @@ def test_whatever_is_sent_is_never_the_server_s_fault(playground, path, method, 
         assert json.loads(answer)["detail"]
 
 
+@pytest.mark.full
 def test_the_openapi_document_is_kept(playground):
     """Requests and answers made and checked by Schemathesis from `/openapi.json`."""
     schemathesis = pytest.importorskip("schemathesis")
@@ -363,6 +366,7 @@ def load(server, *arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.full
 def test_each_of_100_clients_gets_the_answer_to_its_own_problem(playground):
     """The default model is the one that is often wrong, so the answers differ."""
     figures = load(playground, "100", "2")
@@ -371,6 +375,7 @@ def test_each_of_100_clients_gets_the_answer_to_its_own_problem(playground):
     assert 0 < figures["solved"] < figures["requests"]
 
 
+@pytest.mark.full
 def test_clients_that_hang_up_or_send_half_a_request_stop_nobody(playground):
     address = urlsplit(playground.url)
     half = b"POST /api/play HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n\r\n{"
@@ -432,6 +437,7 @@ def test_what_cannot_be_served_is_refused_before_ray_is_started(tmp_path, monkey
             assert captured.err.startswith("error: ") and reason in captured.err
 
 
+@pytest.mark.full
 def test_without_ray_serve_one_line_says_what_to_install(tmp_path):
     _, after = save_two(tmp_path)
     (tmp_path / "fastapi").mkdir()
@@ -450,6 +456,7 @@ def test_without_ray_serve_one_line_says_what_to_install(tmp_path):
     assert "fastapi is missing" in result.stderr and "'.[serve]'" in result.stderr
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(tmp_path):
     _, after = save_two(tmp_path)
     server = Server(str(after))

@@ -121,6 +121,7 @@ class Recording(Storage):
 # The mirror ------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_folder_is_copied_and_only_what_is_new_is_copied_again(server, tmp_path):
     run = small_run(tmp_path / "run")
     storage = Storage.at(server.uri("mirror/a"), "--output-dir")
@@ -304,6 +305,7 @@ def test_no_copy_is_made_of_a_folder_that_goes(tmp_path):
 # Reading ---------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_policy_is_loaded_from_a_run_or_a_checkpoint_on_storage(server, tmp_path):
     run = small_run(tmp_path / "run")
     write_checkpoint(run.path, 7, trained_network())
@@ -325,6 +327,7 @@ def test_a_policy_is_loaded_from_a_run_or_a_checkpoint_on_storage(server, tmp_pa
     assert load_policy(server.uri("read/a")).metadata["iteration"] == 2
 
 
+@pytest.mark.full
 def test_an_object_whose_name_leads_out_of_the_folder_is_refused(server, tmp_path):
     run = small_run(tmp_path / "run")
     Mirror(run.path, Storage.at(server.uri("evil/a"), "x"), pytest.fail).copy()
@@ -365,6 +368,7 @@ def test_a_key_in_a_uri_is_in_no_file(monkeypatch, capfd):
     assert err.count("\n") == 1 and "AKIA" not in err
 
 
+@pytest.mark.full
 def test_storage_that_cannot_be_used_is_refused_before_anything_is_started(
     server, tmp_path, monkeypatch, capfd
 ):
@@ -430,6 +434,7 @@ def is_denied(place, capfd):
     return "access denied; are the credentials there, and right?" in captured.err
 
 
+@pytest.mark.full
 def test_wrong_keys_are_refused(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_command, "ray_session", pytest.fail)
@@ -438,6 +443,7 @@ def test_wrong_keys_are_refused(tmp_path, monkeypatch, capfd):
         assert is_denied(strict.uri("x"), capfd)
 
 
+@pytest.mark.full
 def test_missing_keys_are_refused(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_command, "ray_session", pytest.fail)
@@ -451,6 +457,7 @@ def test_missing_keys_are_refused(tmp_path, monkeypatch, capfd):
         store.shutdown()
 
 
+@pytest.mark.full
 def test_storage_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(storage_module, "FIRST_ANSWER_WITHIN_S", 0.5)
     with socket.socket() as silent:
@@ -467,6 +474,7 @@ def test_storage_that_never_answers_is_given_up(monkeypatch):
 # Whole runs ------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_run_on_s3_is_resumed_evaluated_and_explained_there(server, tmp_path):
     uri = server.uri("runs/first")
     limits = ("--stop-env-steps", 20_000)

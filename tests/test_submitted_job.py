@@ -100,6 +100,7 @@ def check_certified(folder):
     assert [stage["solved"] for stage in summary["stages"]] == [1_000, 10_000, 100_000]
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_job_is_submitted_with_a_token_and_watched_until_it_succeeds(environment, tmp_path):
     # One node: several on one machine share a folder, and each would put the job's files there

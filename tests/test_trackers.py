@@ -255,6 +255,7 @@ def client(server, monkeypatch):
     return MlflowClient(server)
 
 
+@pytest.mark.full
 def test_a_run_is_recorded_by_a_real_mlflow_server_and_a_resumed_one_goes_on(client, folder):
     track(folder, "mlflow", 1, 4, INTERRUPTED)
     run_id = json.loads((folder.path / "trackers.json").read_text())["mlflow"]
@@ -275,6 +276,7 @@ def test_a_run_is_recorded_by_a_real_mlflow_server_and_a_resumed_one_goes_on(cli
     assert len(client.search_runs([experiment])) == 1
 
 
+@pytest.mark.full
 def test_a_run_that_fails_is_failed_there(client, folder):
     with pytest.raises(RuntimeError), Trackers(["mlflow"], folder) as trackers:
         trackers.start(document())
@@ -283,6 +285,7 @@ def test_a_run_that_fails_is_failed_there(client, folder):
     assert client.get_run(run_id).info.status == "FAILED"
 
 
+@pytest.mark.full
 def test_a_server_that_is_away_for_a_while_gets_everything_in_the_end(
     client, folder, monkeypatch, capsys
 ):
@@ -309,6 +312,7 @@ def test_a_server_that_is_away_for_a_while_gets_everything_in_the_end(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.full
 def test_a_server_that_is_down_is_refused_at_the_start(folder, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
@@ -323,6 +327,7 @@ def test_a_server_that_is_down_is_refused_at_the_start(folder, monkeypatch):
 # Weights & Biases --------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_wandb_offline_leaves_its_files_and_a_resumed_run_is_the_same(folder, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -336,6 +341,7 @@ def test_wandb_offline_leaves_its_files_and_a_resumed_run_is_the_same(folder, mo
     assert b"losses/policy_loss" in content and b"env_steps" in content
 
 
+@pytest.mark.full
 def test_wandb_without_a_key_is_refused(folder, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "online")

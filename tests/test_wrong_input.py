@@ -517,6 +517,7 @@ ANY = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "arguments", "message"), ANY, ids=[f"{row[0]} {row[1][:60]!a}" for row in ANY]
 )
@@ -640,6 +641,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(refused):
         assert time.monotonic() - started < 30
 
 
+@pytest.mark.full
 def test_every_command_refuses_as_a_process_too(prepared):
     before = snapshot(prepared)
     results = run_modules(
