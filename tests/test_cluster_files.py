@@ -502,6 +502,7 @@ def hadolint(content):
     return subprocess.run(arguments, input=content, capture_output=True, text=True).stdout
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_are_clean(name):
     assert shellcheck(text(name)) == ""
@@ -509,6 +510,7 @@ def test_scripts_are_clean(name):
     assert "set -euo pipefail" in text(name)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", RAY_UP)
 def test_commands_in_yaml_are_clean(name):
     config = yaml.safe_load(text(name))
@@ -526,15 +528,18 @@ def test_commands_in_yaml_are_clean(name):
     assert shellcheck(script) == ""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_shellcheck_catches_an_unquoted_variable(name):
     assert "SC2086" in shellcheck(text(name) + "\nrm -rf $HOME/$1\n")
 
 
+@pytest.mark.full
 def test_the_container_recipe_is_clean():
     assert hadolint(text("Containerfile")) == ""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "line, rule",
     [("RUN cd /tmp", "DL3003"), ("WORKDIR relative", "DL3000"), ("USER root", "DL3002")],
