@@ -13,14 +13,17 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from sb3_contrib import RecurrentPPO
-from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.env_checker import check_env
-from stable_baselines3.common.torch_layers import CombinedExtractor
 
 import toolagent  # noqa: F401  (registers the ids)
 from toolagent.envs import env_id, register_with_rllib
 from toolagent.tasks import TASKS, get_task
+
+pytest.importorskip("sb3_contrib", reason="needs the extra dev")
+
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.torch_layers import CombinedExtractor
 
 STEPS = 200
 STAGES = [(name, stage) for name in TASKS for stage in get_task(name).stages]
@@ -60,6 +63,7 @@ SB3_LEARNERS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("learner", SB3_LEARNERS)
 @pytest.mark.parametrize(("name", "stage"), STAGES)
 def test_stable_baselines_takes_every_stage(learner, name, stage):
@@ -127,6 +131,7 @@ def rllib_takes(make_config, name, stage, vectorization):
         algorithm.stop()
 
 
+@pytest.mark.full
 # The last of eight stages and the first that is not 0: where an index that is off by one shows.
 @pytest.mark.parametrize(
     ("make_config", "stage", "vectorization"),

@@ -222,6 +222,7 @@ def test_cloning_an_expert_certifies_every_stage_and_survives_a_checkpoint(tmp_p
         other.stop()
 
 
+@pytest.mark.full
 def test_an_iteration_is_continued_from_its_middle(tmp_path):
     record(tmp_path)
 

@@ -96,6 +96,7 @@ def test_a_search_with_asha_ends_with_a_config_that_runs(tmp_path):
     subprocess.run(run, cwd=tmp_path, env=own_environment(), check=True, capture_output=True)
 
 
+@pytest.mark.full
 def test_a_limit_does_not_wait_for_the_end_of_an_iteration(tmp_path):
     settings = SMALL | {"training.updates_per_iteration": 1_000_000}
     write(tmp_path, settings=settings, num_samples=1)
