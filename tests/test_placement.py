@@ -7,7 +7,6 @@ import pytest
 from toolagent.config import build_algorithm_config, load_settings, settings_from_text, to_yaml
 from toolagent.config.placement import (
     check_placement,
-    is_auto,
     room_for,
     with_auto_runners,
 )
@@ -63,9 +62,9 @@ def test_stock_rllib_takes_every_free_cpu():
 
 def test_auto_stays_auto_in_the_written_configuration():
     settings = load_settings(None, ["env_runners.num_env_runners=auto"])
-    assert is_auto(settings)
+    assert settings.auto_runners
     again = settings_from_text("# Here: auto: 7 env runners\n" + to_yaml(settings), "config.yaml")
-    assert again == settings and is_auto(again)
+    assert again == settings and again.auto_runners
 
 
 @pytest.mark.parametrize("value", ["automatic", "-1", "1.5", "[auto]"])

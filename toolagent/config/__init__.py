@@ -18,15 +18,9 @@ from toolagent.config.folder import (
     shipped_configs,
     shipped_searches,
 )
+from toolagent.config.loading import load_settings, settings_from_text
 from toolagent.config.resources import resolve_resources
-from toolagent.config.settings import (
-    RunSettings,
-    Settings,
-    config_sha256,
-    load_settings,
-    settings_from_text,
-    to_yaml,
-)
+from toolagent.config.settings import RunSettings, Settings, config_sha256, to_yaml
 
 __all__ = [
     "ALGORITHMS",

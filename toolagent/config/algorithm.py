@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib
 import os
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from toolagent.config.callbacks import check_callbacks
-from toolagent.config.code import with_code
-from toolagent.config.hints import fits
-from toolagent.config.options import (
-    Option,
-    check_names,
-    check_sections,
-    check_value,
-    options_of,
-    sections_of,
-)
-from toolagent.config.placement import AUTO, AUTO_KEY
-from toolagent.config.source import KeyPath, shown
-from toolagent.errors import UserError, nearest
+from toolagent.config.schema import IMPORT, checked_options, deprecated_of, typed_dict
+from toolagent.config.settings import AUTO, AUTO_KEY, Settings
+from toolagent.config.source import KeyPath
+from toolagent.config.validation import check_name, validated
+from toolagent.errors import UserError
 from toolagent.tasks import TASKS
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-
-    from toolagent.config.settings import Settings
 
 # Name in the YAML -> 'module:class' of the AlgorithmConfig; imported when it is needed.
 ALGORITHMS: dict[str, str] = {
@@ -67,24 +57,24 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
 
     from toolagent.envs.registration import register_with_rllib
 
-    check_options(settings)
+    _check_network(settings)
     register_with_rllib()
     config = algorithm_config_class(settings.algorithm)()
     # RLlib would warn, once, that the new API stack is on by default. Here it is on by intent.
     log_once(f"{getattr(config.algo_class, '__name__', None)}_on_new_api_stack")
     _apply_defaults(config, settings)
-    known = sections_of(type(config))
-    for section, given in settings.sections.items():
-        options = {
-            name: with_code(value, known[section][name], (section, name), settings.source)
-            for name, value in copy.deepcopy(given).items()
-        }
+    for section, options in _checked(settings, IMPORT).items():
         if options.get(AUTO_KEY[1]) == AUTO:
             options[AUTO_KEY[1]] = 1  # until the cluster is known
         for merged in ("env_config", "model_config"):  # into the defaults, just above
             options.pop(merged, None)
         with _Refusals(settings, (section,)):
             getattr(config, section)(**options)
+        for name in deprecated_of(type(config), section) & set(options):  # RLlib took it in silence
+            raise settings.source.error(
+                (section, name),
+                "is deprecated in RLlib, without effect or replaced by another option",
+            )
     check_callbacks(config, settings.sections.get("callbacks", {}), settings.source)
     _try_environment(config, settings)
     with _Refusals(settings, ()):
@@ -97,43 +87,39 @@ def check_options(settings: Settings) -> None:
     """Names and types of all options in the sections. Imports Ray.
 
     Raises:
-        UserError: an unknown option, or a value of the wrong type.
+        UserError: an unknown option, or a value of the wrong type or out of range.
     """
-    check_sections(algorithm_config_class(settings.algorithm), settings.sections, settings.source)
-    for path in _ENV_CONFIGS:
-        _check_env_config(settings, path)
-    _check_model_config(settings)
+    _checked(settings)
+    _check_network(settings)
 
 
-def _check_model_config(settings: Settings) -> None:
-    given = _written(settings, _MODEL_CONFIG)
+def _checked(settings: Settings, context: str | None = None) -> dict[str, dict[str, Any]]:
+    config_class = algorithm_config_class(settings.algorithm)
+    return {
+        section: checked_options(
+            config_class, section, copy.deepcopy(options), settings.source, context
+        )
+        for section, options in settings.sections.items()
+    }
+
+
+def _check_network(settings: Settings) -> None:
+    given = settings.written(*_MODEL_CONFIG)
     if not given:
         return
-    known = _model_config_defaults(settings.task, _network_name(settings))
-    check_names(known, _MODEL_CONFIG, given, settings.source)
-    for name, value in given.items():
-        kind = type(known[name])
-        path = (*_MODEL_CONFIG, name)
-        if not fits(value, kind):
-            raise settings.source.error(path, f"expected {kind.__name__}, got {shown(value)}")
-        if name == "max_seq_len" and value < 1:
-            raise settings.source.error(path, f"must be at least 1, not {value}")
-    _try_network(settings, known | given)
+    defaults = _model_config_defaults(settings.task, _network_name(settings))
+    options: dict[str, Any] = {name: type(value) for name, value in defaults.items()}
+    options["max_seq_len"] = Annotated[int, Field(ge=1)]
+    validated(typed_dict("model_config", options), given, _MODEL_CONFIG, settings.source)
+    _try_network(settings, defaults | given)
 
 
 def _network_name(settings: Settings) -> str:
     """The key of `MODULES` that the model config names, or the default."""
     from toolagent.models.rl_module import MODULES
 
-    name = _written(settings, _MODEL_CONFIG).get("network", _DEFAULT_NETWORK)
-    path = (*_MODEL_CONFIG, "network")
-    if not isinstance(name, str):
-        raise settings.source.error(
-            path, f"expected one of {', '.join(MODULES)}, got {shown(name)}"
-        )
-    if name not in MODULES:
-        raise settings.source.error(path, f"no network {shown(name)}; {nearest(name, MODULES)}")
-    return name
+    name = settings.written(*_MODEL_CONFIG).get("network", _DEFAULT_NETWORK)
+    return check_name(name, (*_MODEL_CONFIG, "network"), MODULES, settings.source)
 
 
 def _model_config_defaults(task: str, network: str) -> dict[str, Any]:
@@ -193,7 +179,7 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
             "seed": settings.seed,
             "stage": settings.curriculum.levels[0].stage,
             "earlier_stage_share": settings.curriculum.earlier_stage_share,
-            **_written(settings, _ENV_CONFIGS[0]),
+            **settings.written(*_ENV_CONFIGS[0]),
         },
     )
     if not config.is_online:  # without env runners, nobody else tells the spaces
@@ -204,7 +190,7 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
         rl_module_spec=RLModuleSpec(
             module_class=MODULES[network],
             model_config=_model_config_defaults(settings.task, network)
-            | _written(settings, _MODEL_CONFIG),
+            | settings.written(*_MODEL_CONFIG),
         )
     )
     # RLlib's 60 s between a runner's death and its restart suit machines that are slow to come.
@@ -219,44 +205,13 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
     config.evaluation(evaluation_config={"env_config": {"evaluation": True}})
 
 
-@functools.cache
-def _env_options() -> dict[str, Option]:
-    """What `env_config` may hold: the environments' arguments and the seed."""
-    from toolagent.envs.single import ToolEnv
-    from toolagent.envs.vector import ToolVectorEnv
-
-    options = options_of(ToolEnv.__init__) | options_of(ToolVectorEnv.__init__)
-    for name in ("task", "num_envs", "stream", "render_mode"):  # given by 'task' and by RLlib
-        options.pop(name, None)
-    return options | {"seed": Option("seed", int), "evaluation": Option("evaluation", bool)}
-
-
-def _check_env_config(settings: Settings, path: KeyPath) -> None:
-    given = _written(settings, path)
-    if not isinstance(given, Mapping):
-        raise settings.source.error(path, f"expected mapping, got {shown(given)}")
-    if "task" in given:
-        raise settings.source.error((*path, "task"), "the task is the top-level 'task'")
-    check_names(_env_options(), path, given, settings.source)
-    for name, value in given.items():
-        check_value(_env_options()[name], (*path, name), value, settings.source)
-
-
 def _try_environment(config: AlgorithmConfig, settings: Settings) -> None:
     """Builds the environment, one episode wide: it knows best what it refuses."""
     from toolagent.envs.registration import create_for_rllib
 
     for path in _ENV_CONFIGS:
         with _Refusals(settings, path):
-            create_for_rllib({**config.env_config, **_written(settings, path), "num_envs": 1})
-
-
-def _written(settings: Settings, path: KeyPath) -> Any:
-    """A copy of what the user wrote at this place; {} for nothing."""
-    value: Any = settings.sections
-    for key in path:
-        value = value.get(key) or {}
-    return copy.deepcopy(value)
+            create_for_rllib({**config.env_config, **settings.written(*path), "num_envs": 1})
 
 
 class _Refusals:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from toolagent.config.code import class_of
 from toolagent.config.source import Source
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ def check_callbacks(config: AlgorithmConfig, given: Mapping[str, Any], source: S
     runner = config.env_runner_cls
     if not (isinstance(runner, type) and issubclass(runner, BatchedEnvRunner)):
         return
-    classes = [class_of(made) for made in force_list(config.callbacks_class)]
+    classes = [
+        made.func if isinstance(made, functools.partial) else made
+        for made in force_list(config.callbacks_class)
+    ]
     for name in _OF_SINGLE_EPISODES:
         default = getattr(RLlibCallback, name)
         overriding = [made for made in classes if getattr(made, name) is not default]

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from toolagent.config.actors import Group, Offer, actors_of, counted
+from toolagent.config.settings import AUTO
 from toolagent.errors import UserError
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-
-    from toolagent.config.settings import Settings
-
-Offer = Mapping[str, float]  # of a node: {"CPU": 8.0, "GPU": 1.0, "spot": 8.0}
-
-AUTO = "auto"
-AUTO_KEY = ("env_runners", "num_env_runners")
 
 # How many env runners a learner can use (README, 'Scale on paper'): one plays 322,000 steps/s, a
 # learner on a CPU learns 155,000; one on a GPU that learned 5 million could use 16. In a cluster a
@@ -24,12 +19,6 @@ AUTO_KEY = ("env_runners", "num_env_runners")
 # learner's CPU.
 _FOR_CPU_LEARNER, _FOR_CPU_LEARNER_IN_CLUSTER, _FOR_GPU_LEARNER = 1, 2, 16
 _OWN_TO_RAY = ("CPU", "GPU", "memory", "object_store_memory", "bundle", "accelerator_type", "node")
-
-
-def is_auto(settings: Settings) -> bool:
-    """Whether the number of env runners follows from the cluster."""
-    section, key = AUTO_KEY
-    return settings.sections.get(section, {}).get(key) == AUTO
 
 
 def with_auto_runners(
@@ -46,24 +35,21 @@ def with_auto_runners(
     Returns:
         The config with the number, and a line that says why it is that many.
     """
-    runner, learner = _requests(config)
-    taken = config.num_learners * learner["CPU"] if isinstance(config.num_learners, int) else 0.0
-    taken += (config.evaluation_num_env_runners or 0) * runner["CPU"]
-    taken += max(1, config.num_learners or 0) * (config.num_aggregator_actors_per_learner or 0)
+    runners, *others = actors_of(config)
+    taken = sum(group.all_cpus for group in others)
     taken += 1.0 if driver.get("CPU", 0.0) >= 1 else 0.0
-    room = room_for(runner, offers)
-    if runner["CPU"]:
+    room = room_for(runners.request, offers)
+    if runners.cpus:
         cpus = sum(offer.get("CPU", 0.0) for offer in offers)
-        room = min(room, int((cpus - taken) / runner["CPU"]))
-    useful, why = _useful(config, joined)
+        room = min(room, int((cpus - taken) / runners.cpus))
+    useful, why = _useful(config, others[1], joined)
     count = max(1, min(room, useful))
     reason = why if useful <= room else "one for each free CPU" if joined else "a CPU is free"
     if room < 1:
         reason = "no CPU is free; it shares"
     changed = config.copy(copy_frozen=False)
     changed.env_runners(num_env_runners=count)
-    noun = "env runner" if count == 1 else "env runners"
-    return changed, f"{AUTO}: {count} {noun} ({reason})"
+    return changed, f"{AUTO}: {counted(count, runners.noun)} ({reason})"
 
 
 def check_placement(config: AlgorithmConfig, offers: Sequence[Offer], driver: Offer) -> None:
@@ -77,12 +63,10 @@ def check_placement(config: AlgorithmConfig, offers: Sequence[Offer], driver: Of
     Raises:
         UserError: no node has what one of them asks for, or not so many of them.
     """
-    runner, learner = _requests(config)
-    groups = (
-        ("env_runners", "env_runner", config.num_env_runners or 0, runner),
-        ("learners", "learner", config.num_learners or 0, learner),
-    )
-    for section, noun, count, request in groups:
+    runners, _, learners, _ = actors_of(config)
+    for section, group in (("env_runners", runners), ("learners", learners)):
+        count, request = group.count, group.request
+        noun = group.noun.replace(" ", "_")
         room = room_for(request, offers)
         if count <= room:
             continue
@@ -99,7 +83,7 @@ def check_placement(config: AlgorithmConfig, offers: Sequence[Offer], driver: Of
             f"{section}.num_{section}: {count} {section.replace('_', ' ')} ask for {asked} each; "
             f"the nodes have room for {room}"
         )
-    if not config.num_learners and learner["GPU"] and not driver.get("GPU", 0.0):
+    if not learners.count and learners.gpus and not driver.get("GPU", 0.0):
         raise UserError(
             "learners.num_gpus_per_learner: without remote learners the driver learns, and its "
             "node has no GPU; add --num-learners 1"
@@ -132,41 +116,20 @@ def room_for(request: Offer, offers: Sequence[Offer]) -> int:
     )
 
 
-def _requests(config: Any) -> tuple[dict[str, float], dict[str, float]]:
-    """What one env runner, and what one remote learner, asks a node for."""
-    gpus = _number(config.num_gpus_per_learner)
-    cpus = config.num_cpus_per_learner
-    if cpus == "auto":  # as in RLlib's LearnerGroup
-        cpus = 0 if gpus else 1
-    runner = {
-        "CPU": _number(config.num_cpus_per_env_runner),
-        "GPU": _number(config.num_gpus_per_env_runner),
-        **(config.custom_resources_per_env_runner or {}),
-    }
-    learner = {"CPU": _number(cpus), "GPU": gpus, **(config.custom_resources_per_learner or {})}
-    return runner, learner
-
-
-def _useful(config: Any, joined: bool) -> tuple[int, str]:
+def _useful(config: Any, learners: Group, joined: bool) -> tuple[int, str]:
     """The most env runners that can be kept busy, and what sets the limit."""
     if not hasattr(config, "max_staleness"):  # stock RLlib: the env runners are the limit
         return 1_000_000, ""
-    learners = max(1, config.num_learners or 0)
-    on_gpu = _number(config.num_gpus_per_learner) > 0
+    count, on_gpu = max(1, learners.count), learners.gpus > 0
     in_cluster = _FOR_CPU_LEARNER_IN_CLUSTER if joined else _FOR_CPU_LEARNER
     each = _FOR_GPU_LEARNER if on_gpu else in_cluster
     fragments = math.ceil(config.episodes_per_update / config.num_envs_per_env_runner)
     busy = fragments * (config.max_staleness + 1)
-    if busy < each * learners:
+    if busy < each * count:
         return busy, "training.episodes_per_update keeps no more busy"
     kind = "GPU" if on_gpu else "CPU"
-    return each * learners, f"{learners} {kind} learner{'s' * (learners > 1)} can use no more"
+    return each * count, f"{counted(count, f'{kind} learner')} can use no more"
 
 
 def _is_custom(name: str) -> bool:
     return name.partition(":")[0] not in _OWN_TO_RAY
-
-
-def _number(value: object) -> float:
-    """RLlib's hints allow null and text everywhere."""
-    return float(value) if isinstance(value, (int, float)) else 0.0

@@ -1,35 +1,27 @@
-"""The resolved settings: loaded from YAML and `--set`, checked, written back."""
+"""The settings of a run, every value resolved, and how they are written."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from toolagent.config import documents
-from toolagent.config.algorithm import ALGORITHMS, algorithm_config_class, check_options
-from toolagent.config.folder import find_config, read_config
-from toolagent.config.options import check_section_names
-from toolagent.config.overrides import Override, apply_overrides, parse_override
-from toolagent.config.renamed import check_renamed
-from toolagent.config.source import KeyPath, Source, one_name, shown
+from toolagent.config.source import Source
 from toolagent.curriculum.rule import CurriculumSettings
-from toolagent.errors import UserError, nearest
-from toolagent.tasks import TASKS
 
 DEFAULT_TASK = "calculator"
 DEFAULT_ALGORITHM = "toolagent"
 MAX_SEED = 2**31 - 1  # RLlib adds the runner's index, and NumPy takes 32 bits
 
-_OWN_KEYS = ("task", "algorithm", "seed", "curriculum", "run", "recording")
-
-Model = TypeVar("Model", bound=BaseModel)
+# In the place of a number of env runners: it follows from the cluster.
+AUTO = "auto"
+AUTO_KEY = ("env_runners", "num_env_runners")
 
 
 class RunSettings(BaseModel):
@@ -105,46 +97,17 @@ class Settings:
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)  # not to be changed
     source: Source = field(default_factory=Source, compare=False, repr=False)
 
+    def written(self, *path: str) -> Any:
+        """A copy of what the user wrote at this place in the sections; {} for nothing."""
+        value: Any = self.sections
+        for key in path:
+            value = value.get(key) or {}
+        return copy.deepcopy(value)
 
-def load_settings(
-    path: Path | str | None, overrides: Sequence[str] = (), *, check_sections: bool = True
-) -> Settings:
-    """Loads a config and puts the overrides in place.
-
-    Args:
-        path: a file, the bare name of a shipped config, or None for the default config.
-        overrides: 'section.key=value', the value in YAML; later ones win.
-        check_sections: check the AlgorithmConfig sections too, which imports Ray. A command that
-            needs only the task or the seed does without.
-
-    Raises:
-        UserError: anything that is wrong with the file or an override, in one line.
-    """
-    file = find_config(path)
-    text = read_config(file)
-    return settings_from_text(text, str(file), overrides, check_sections=check_sections)
-
-
-def settings_from_text(
-    text: str, name: str, overrides: Sequence[str] = (), *, check_sections: bool = True
-) -> Settings:
-    """As `load_settings`, from YAML text; `name` is what messages call it."""
-    document = _parsed(text, name)
-    source = Source(name)
-    check_renamed(document, source)
-    parsed = [parse_override(text) for text in overrides]
-    document = apply_overrides(_expanded(document, parsed, source), parsed)
-    source = Source(name, tuple(item.path for item in parsed))
-    check_renamed(document, source)
-    algorithm = document.get("algorithm", DEFAULT_ALGORITHM)
-    algorithm = _name(algorithm, "algorithm", ALGORITHMS, source)
-    if check_sections:
-        config_class = algorithm_config_class(algorithm)
-        check_section_names(config_class, document, _OWN_KEYS, source)
-    settings = _resolve(document, algorithm, source)
-    if check_sections:
-        check_options(settings)
-    return settings
+    @property
+    def auto_runners(self) -> bool:
+        """Whether the number of env runners follows from the cluster."""
+        return self.written(*AUTO_KEY) == AUTO
 
 
 def to_yaml(settings: Settings) -> str:
@@ -168,133 +131,3 @@ def _document(settings: Settings) -> dict[str, Any]:
         "recording": settings.recording.model_dump(mode="json"),
         **settings.sections,
     }
-
-
-def _parsed(text: str, name: str) -> dict[str, Any]:
-    document = documents.parse(text, one_name(name))
-    if isinstance(document, dict):
-        return document
-    got = "the file is empty" if document is None else f"got {shown(document)}"
-    raise UserError(f"{one_name(name)}: expected a mapping such as 'task: {DEFAULT_TASK}'; {got}")
-
-
-def _expanded(
-    document: dict[str, Any], overrides: Sequence[Override], source: Source
-) -> dict[str, Any]:
-    """Writes out curriculum and run where an override reaches into them, so that
-    `curriculum.levels.0` can be set also where the levels are the defaults."""
-    result = dict(document)
-    reached = {override.path[0] for override in overrides if len(override.path) > 1}
-    if "curriculum" in reached:
-        tasks = [override.value for override in overrides if override.path == ("task",)]
-        task = [document.get("task"), *tasks][-1]
-        if not isinstance(task, str) or task not in TASKS:
-            task = DEFAULT_TASK  # a wrong one is refused where all is resolved
-        resolved = _curriculum(result.get("curriculum"), task, source)
-        result["curriculum"] = resolved.model_dump(mode="json")
-    for name, model in (("run", RunSettings), ("recording", RecordingSettings)):
-        if name in reached:
-            result[name] = _model(model, name, result.get(name), source).model_dump(mode="json")
-    return result
-
-
-def _resolve(document: dict[str, Any], algorithm: str, source: Source) -> Settings:
-    task = _name(document.get("task", DEFAULT_TASK), "task", TASKS, source)
-    curriculum = _curriculum(document.get("curriculum"), task, source)
-    try:
-        curriculum.check_stages(TASKS[task]().stages)
-    except ValueError as error:
-        raise _relative(str(error), "curriculum", source) from None
-    return Settings(
-        task=task,
-        algorithm=algorithm,
-        seed=_seed(document.get("seed", 0), source),
-        curriculum=curriculum,
-        run=_model(RunSettings, "run", document.get("run"), source),
-        recording=_model(RecordingSettings, "recording", document.get("recording"), source),
-        sections={
-            name: _mapping(value, name, source)
-            for name, value in document.items()
-            if name not in _OWN_KEYS
-        },
-        source=source,
-    )
-
-
-def _curriculum(value: Any, task: str, source: Source) -> CurriculumSettings:
-    """The curriculum; where no levels are written, one level with the task's first stage."""
-    levels = [{"stage": TASKS[task].first_stage}]
-    given = {"levels": levels} | _mapping(value, "curriculum", source)
-    return _model(CurriculumSettings, "curriculum", given, source)
-
-
-def _name(value: Any, key: str, known: Mapping[str, Any], source: Source) -> str:
-    if not isinstance(value, str):
-        raise source.error((key,), f"expected one of {', '.join(known)}, got {shown(value)}")
-    if value not in known:
-        raise source.error((key,), f"no {key} {shown(value)}; {nearest(value, known)}")
-    return value
-
-
-def _seed(value: Any, source: Source) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEED:
-        return value
-    raise source.error(("seed",), f"expected an integer from 0 to {MAX_SEED}, got {shown(value)}")
-
-
-def _mapping(value: Any, key: str, source: Source) -> dict[str, Any]:
-    """A section; one without entries ('training:') is None in YAML."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise source.error((key,), f"expected a mapping of options, got {shown(value)}")
-    return value
-
-
-def _model(model: type[Model], key: str, value: Any, source: Source) -> Model:
-    try:
-        return model.model_validate(_mapping(value, key, source))
-    except ValidationError as error:
-        raise model_fault(error, model, key, source) from None
-
-
-def model_fault(
-    error: ValidationError, model: type[BaseModel], key: str, source: Source
-) -> UserError:
-    """The first of pydantic's errors, in one line; `key` is where the model lies, '' on top."""
-    first = error.errors(include_url=False)[0]
-    location, kind = first["loc"], first["type"]
-    path: KeyPath = (*filter(None, (key,)), *(str(part) for part in location))
-    if kind == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        return source.error(path, f"unknown; {nearest(path[-1], known)}")
-    if kind == "missing":
-        return source.error(path, "missing")
-    if kind == "value_error":
-        return _relative(
-            str(first.get("ctx", {}).get("error", first["msg"])), ".".join(path), source
-        )
-    wanted = first["msg"].replace("Input should be a valid", "expected a valid")
-    wanted = wanted.replace("Input should be", "must be")
-    return source.error(path, f"{wanted}, got {shown(first['input'])}")
-
-
-def _relative(message: str, key: str, source: Source) -> UserError:
-    """A model's own message begins with the key, as seen from the model: 'levels.0: ...'."""
-    inner, _, fault = message.partition(": ")
-    return source.error((*key.split("."), *inner.split(".")), fault)
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The fields of the model that lies at this place inside the model."""
-    for part in location:
-        if isinstance(part, str):
-            inner = _inner_model(model.model_fields[part].annotation)
-            model = inner or model
-    return list(model.model_fields)
-
-
-def _inner_model(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_inner_model, get_args(annotation))), None)

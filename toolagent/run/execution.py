@@ -16,7 +16,7 @@ from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.ray_session import Cluster, quiet
 from toolagent.cluster.spread import spread_env_runners
 from toolagent.config import add_callbacks, config_sha256, documents, resolve_resources, to_yaml
-from toolagent.config.placement import check_placement, is_auto, with_auto_runners
+from toolagent.config.placement import check_placement, with_auto_runners
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.errors import UserError
 from toolagent.report.charts import accuracy_charts
@@ -166,7 +166,7 @@ def execute(
 def _fitted(settings: Any, algorithm_config: Any, cluster: Cluster) -> tuple[Any, list[str]]:
     """The config as it fits the cluster, and a line for each thing that was changed."""
     notes = []
-    if is_auto(settings):
+    if settings.auto_runners:
         algorithm_config, note = with_auto_runners(
             algorithm_config, cluster.offers, cluster.driver, cluster.joined
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from toolagent.config import (
     Settings,
@@ -20,8 +20,8 @@ from toolagent.config import (
     to_yaml,
 )
 from toolagent.config.folder import read_config
-from toolagent.config.settings import model_fault
 from toolagent.config.source import Source, one_name, shown
+from toolagent.config.validation import validated
 from toolagent.errors import UserError
 from toolagent.tune.space import CHOICE, Distribution, parse_distribution, parts_of
 
@@ -143,7 +143,7 @@ def load_search(
         raise UserError(f"{one_name(file)}: expected a search: base, space, trial, ...")
     flags = {"num_samples": num_samples, "stop_time_s": stop_time_s}
     document = document | {name: value for name, value in flags.items() if value is not None}
-    settings = _parsed(document, source)
+    settings: SearchSettings = validated(SearchSettings, document, (), source)
     space = {
         key: parse_distribution(value, ("space", key), source)
         for key, value in settings.space.items()
@@ -165,7 +165,7 @@ def search_from_texts(search_yaml: str, base_yaml: str, name: str) -> Search:
     document = documents.parse(search_yaml, name)
     if not isinstance(document, dict):
         raise UserError(f"{name}: holds no search")
-    settings = _parsed(document, source)
+    settings: SearchSettings = validated(SearchSettings, document, (), source)
     space = {
         key: parse_distribution(value, ("space", key), source)
         for key, value in settings.space.items()
@@ -195,13 +195,6 @@ def as_overrides(values: dict[str, Any]) -> list[str]:
         for key, value in values.items()
         for part in parts_of(key)
     ]
-
-
-def _parsed(document: dict[str, Any], source: Source) -> SearchSettings:
-    try:
-        return SearchSettings.model_validate(document)
-    except ValidationError as error:
-        raise model_fault(error, SearchSettings, "", source) from None
 
 
 def _check(settings: SearchSettings, space: dict[str, Distribution], source: Source) -> None:
