@@ -56,7 +56,7 @@ def assert_same(native, sync):
 
 SEED = st.integers(0, 2**40)
 SEEDS = st.lists(st.none() | SEED, min_size=N, max_size=N)
-MASK = st.lists(st.booleans(), min_size=N, max_size=N).filter(any)
+MASK = st.just([True] * N) | st.lists(st.booleans(), min_size=N, max_size=N).filter(any)
 PLACES = st.lists(st.integers(0, 2), min_size=N, max_size=N)
 TOKENS = st.lists(
     st.sampled_from([*range(18), *[11, 12, 13, 15, 16] * 4, *[ANS] * 8]), min_size=N, max_size=N

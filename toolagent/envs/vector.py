@@ -187,9 +187,10 @@ class ToolVectorEnv(VectorEnv):
             gymnasium.error.ResetNeeded: a mask in the first call.
         """
         options = dict(options or {})
+        seeds_rows = "reset_mask" in options
         mask = self._check_mask(options.pop("reset_mask", None))
         chosen = self._check_stages(options)
-        streams = self._check_seeds(seed, mask)
+        streams = self._check_seeds(seed, mask, seeds_rows)
         rows = np.flatnonzero(mask)
         if isinstance(streams, dict):
             self._own_streams |= streams
@@ -357,12 +358,18 @@ class ToolVectorEnv(VectorEnv):
             )
         return np.broadcast_to(chosen, (self.num_envs,))
 
-    def _check_seeds(self, seed: Any, mask: np.ndarray) -> Any:
-        """What the seed of `reset` makes: the batch's stream and seed, or those of some rows."""
+    def _check_seeds(self, seed: Any, mask: np.ndarray, seeds_rows: bool) -> Any:
+        """What the seed of `reset` makes: the batch's stream and seed, or those of some rows.
+
+        Args:
+            seed: as in `reset`.
+            mask: (N,) bool: the rows that are reset.
+            seeds_rows: one integer, too, is for the streams of rows.
+        """
         if seed is None:
             return {}
         if np.ndim(seed) == 0:
-            if mask.all():
+            if not seeds_rows:
                 return problem_stream(seed, self._stream)
             seed = [seed + row for row in range(self.num_envs)]
         if len(seed) != self.num_envs:
