@@ -264,6 +264,7 @@ GONE = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("line", GONE)
 def test_a_stream_that_is_gone_ends_no_command(line, script):
     done = shell(script, line)
@@ -272,6 +273,7 @@ def test_a_stream_that_is_gone_ends_no_command(line, script):
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.full
 def test_a_terminal_that_is_gone_ends_no_command(script):
     controller, terminal = os.openpty()
     os.close(controller)  # writing to it is EIO from now on
@@ -287,6 +289,7 @@ def test_a_terminal_that_is_gone_ends_no_command(script):
     assert (script / "result").read_text() == "whole"
 
 
+@pytest.mark.full
 def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(script):
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -299,6 +302,7 @@ def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(script):
             assert pipe.read().decode().replace("\n", "").count("x") == 3 * len(long)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -314,12 +318,14 @@ def test_a_result_that_is_only_printed_is_not_lost_without_a_word(line, code, sc
     assert (b"\nerror: standard output: " in done.stderr) == bool(code)
 
 
+@pytest.mark.full
 def test_what_a_stream_s_encoding_has_not_is_printed_as_an_escape(script):
     done = shell(script, "COMMAND", LC_ALL="C", PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == rb"a line \xe9 \u2500 word"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("line", "environment"),
     [
@@ -335,6 +341,7 @@ def test_an_argument_that_is_no_text_is_refused_in_one_line(line, environment, s
     assert not (script / "result").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_a_command_after_it_has_cleaned_up(number, script):
     with subprocess.Popen(
@@ -350,6 +357,7 @@ def test_a_signal_ends_a_command_after_it_has_cleaned_up(number, script):
     assert (script / "cleaned").exists()
 
 
+@pytest.mark.full
 def test_a_hangup_that_is_ignored_stays_ignored(script):
     with subprocess.Popen(
         ["nohup", sys.executable, "command.py", "--sleep"],
@@ -374,6 +382,7 @@ def test_numbers_are_of_ascii_digits(kind, text, capsys):
     assert "is not a valid" in refusal(capsys)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("where", ["cd $'d\\xff';", "TMPDIR=$PWD/$'d\\xff'"])
 def test_a_folder_that_ray_cannot_name_is_refused_before_it_is_started(where, tmp_path):
     os.mkdir(os.fsencode(tmp_path) + b"/d\xff")

@@ -203,6 +203,7 @@ def test_an_interrupted_run_can_be_resumed_and_records_its_episodes(tmp_path):
     assert resumed["wall_time_s"] > interrupted["wall_time_s"]
 
 
+@pytest.mark.full
 def test_signals_limits_and_checkpoints_do_not_wait_for_the_end_of_an_iteration(tmp_path):
     folder = tmp_path / "run"
     process = start(
@@ -241,6 +242,7 @@ def check_recorded(episodes, env_steps):
     assert sum(map(len, table["actions"].to_pylist())) >= 0.9 * env_steps
 
 
+@pytest.mark.full
 def test_a_run_outlives_its_terminal_on_one_cpu_in_a_folder_of_any_name(tmp_path):
     cpu = min(os.sched_getaffinity(0))
     program = [sys.executable, "-m", "toolagent.run"]

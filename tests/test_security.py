@@ -105,6 +105,7 @@ def test_the_dashboard_lets_no_stranger_in(live, path, headers, status):
     assert status_of(live[0], path, headers) == status
 
 
+@pytest.mark.full
 @each_stranger
 def test_no_stranger_submits_a_job(live, headers, status):
     body = json.dumps({"entrypoint": "true"})
@@ -112,12 +113,14 @@ def test_no_stranger_submits_a_job(live, headers, status):
     assert status_of(live[0], "/api/jobs/", headers, "POST", body) == status
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", PATHS)
 def test_the_owner_of_the_token_gets_in(live, path):
     netloc, token = live
     assert status_of(netloc, path, {"Authorization": f"Bearer {token.read_text()}"}) == 200
 
 
+@pytest.mark.full
 def test_only_the_owner_can_read_the_token(live):
     _, token = live
     assert len(token.read_text()) >= 32
