@@ -1,6 +1,7 @@
 """Layers: a file imports from its own package and from those above it, and no further."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,42 @@ def test_no_two_packages_import_each_other():
     for layer, names in MAY_IMPORT.items():
         assert set(names.split()) <= above, layer
         above.add(layer)
+
+
+def modules():
+    """Dotted name -> file, a package by its own name."""
+    names = (path.relative_to(ROOT).with_suffix("").parts for path in files())
+    return {
+        ".".join(parts[:-1] if parts[-1] == "__init__" else parts): path
+        for parts, path in zip(names, files(), strict=True)
+    }
+
+
+def imported_modules(name, known):
+    """The modules of toolagent that a module imports anywhere in it, in functions too."""
+    found = set()
+    for imported in imports_of(known[name]):
+        while imported and imported not in known:
+            imported = imported.rpartition(".")[0]
+        found.add(imported)
+    return found - {name, ""}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Imports in functions and for type checkers count: none is allowed to close a circle."""
+    known = modules()
+    order = graphlib.TopologicalSorter({name: imported_modules(name, known) for name in known})
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def test_a_circle_would_be_seen(tmp_path):
+    first, second = tmp_path / "first.py", tmp_path / "second.py"
+    first.write_text("def late():\n    import toolagent.second\n")
+    second.write_text("from toolagent.first import late\n")
+    known = {"toolagent.first": first, "toolagent.second": second}
+    order = graphlib.TopologicalSorter({name: imported_modules(name, known) for name in known})
+    with pytest.raises(graphlib.CycleError):
+        order.prepare()
 
 
 def test_the_curriculum_s_rule_knows_neither_ray_nor_torch():

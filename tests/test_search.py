@@ -32,8 +32,9 @@ from toolagent.tune import __main__ as tune
 from toolagent.tune.folder import SearchFolder
 from toolagent.tune.history import in_time, reports_of
 from toolagent.tune.progress import SearchProgress
-from toolagent.tune.report import TrialRow, best_config, ranking, summarize
+from toolagent.tune.report import best_config, summarize
 from toolagent.tune.resources import plan
+from toolagent.tune.rows import TrialRow, ranking
 from toolagent.tune.search import (
     SearchSettings,
     TrialLimits,

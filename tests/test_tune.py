@@ -21,7 +21,7 @@ from processes import ROOT, own_environment
 from toolagent.checkpoints.policy import load_policy
 from toolagent.config import load_settings
 from toolagent.tune.folder import SearchFolder
-from toolagent.tune.report import rows_of
+from toolagent.tune.rows import rows_of
 
 SMALL = {
     "env_runners.num_env_runners": 0,

@@ -21,7 +21,7 @@ from toolagent.errors import UserError, quoted
 from toolagent.tune.folder import SearchFolder
 
 if TYPE_CHECKING:
-    from toolagent.tune.report import TrialRow
+    from toolagent.tune.rows import TrialRow
     from toolagent.tune.search import Search
 
 _TIME = cli.FloatRange(min=0, min_open=True)
@@ -150,8 +150,9 @@ def _run(
     resumed: bool,
 ) -> int:
     from toolagent.tune.progress import SearchProgress
-    from toolagent.tune.report import print_report, rows_of, summarize, write_report
+    from toolagent.tune.report import print_report, summarize, write_report
     from toolagent.tune.resources import plan
+    from toolagent.tune.rows import rows_of
     from toolagent.tune.trial import trial_class
     from toolagent.tune.tuner import SearchEnd, earlier_trials, run_trials
 
@@ -209,7 +210,7 @@ def _run(
 
 def _all_ended(rows: Sequence[TrialRow], search: Search) -> bool:
     """Whether there is nothing left to do."""
-    from toolagent.tune.report import UNFINISHED
+    from toolagent.tune.rows import UNFINISHED
 
     return len(rows) == search.num_trials and all(row.status != UNFINISHED for row in rows)
 

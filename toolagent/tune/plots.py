@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolagent.installation import install_command
-from toolagent.tune.report import TrialRow
+from toolagent.tune.rows import TrialRow
 from toolagent.tune.search import SECONDS, Search
 from toolagent.tune.space import CHOICE, Distribution, short_names, value_text
 from toolagent.tune.trial import SCORE
