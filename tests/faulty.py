@@ -24,7 +24,7 @@ import torch
 
 from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.rollouts.env_runner import BatchedEnvRunner
-from toolagent.run.faults import FAULT_FIELDS
+from toolagent.run.faults import FAULTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -324,7 +324,7 @@ class FaultyRun:
             assert after["iteration"] == before["iteration"] + 1
             for name in ("env_steps", "time_s"):
                 assert after[name] >= before[name]
-            for name in FAULT_FIELDS:
+            for name in FAULTS:
                 assert after[name] >= before[name]
         assert rows[-1]["env_steps"] == summary["env_steps"]
         check_ledger(self.faults, summary["env_steps"])

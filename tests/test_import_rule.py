@@ -17,26 +17,27 @@ MAY_IMPORT = {
     "errors": "",
     "files": "errors",
     "installation": "",
+    "figures": "",
     "vocabulary": "",
     "tasks": "errors vocabulary",
     "models": "vocabulary",
     "cluster": "__init__ errors",
     "envs": "tasks vocabulary",
     "__init__": "envs",
-    "checkpoints": "__init__ errors files models tasks",
+    "checkpoints": "__init__ errors figures files models tasks",
     "rollouts": "__init__ envs errors models tasks vocabulary",
     "learning": "cluster errors models rollouts vocabulary",
     "curriculum": "models rollouts tasks",
     "cli": "errors rollouts tasks",
     "config": "__init__ curriculum envs errors models rollouts tasks",
-    "trackers": "__init__ checkpoints cli errors files installation",
+    "trackers": "__init__ checkpoints cli errors figures files installation",
     "evaluate": "checkpoints cli errors files installation models rollouts tasks vocabulary",
     "explain": "checkpoints cli errors files models rollouts tasks vocabulary",
     "export": "checkpoints cli errors files installation models rollouts tasks vocabulary",
-    "report": "__init__ checkpoints cli config errors files tasks vocabulary",
+    "report": "__init__ checkpoints cli config errors figures files tasks vocabulary",
     "run": (
-        "__init__ checkpoints cli cluster config curriculum errors files learning models report "
-        "rollouts tasks trackers vocabulary"
+        "__init__ checkpoints cli cluster config curriculum errors figures files learning "
+        "models report rollouts tasks trackers vocabulary"
     ),
     "serve": (
         "__init__ checkpoints cli cluster errors installation models rollouts tasks vocabulary"
@@ -55,6 +56,7 @@ OUTSIDE = {
     "errors": set(),
     "files": set(),
     "installation": set(),
+    "figures": set(),
     "tasks": {"numpy"},
     "models": {"numpy", "torch", "ray"},
     "__init__": set(),

@@ -350,7 +350,7 @@ def broken(make_run, tmp_path):
         (lambda path: (path / "config.yaml").unlink(), "holds no run (no config.yaml)"),
         (lambda path: (path / "progress.jsonl").unlink(), "holds no run (no progress.jsonl)"),
         (lambda path: (path / "progress.jsonl").write_text(""), "no iteration has ended yet"),
-        (lambda path: (path / "progress.jsonl").write_text("{}\n"), "line 1: iteration: Field req"),
+        (lambda path: (path / "progress.jsonl").write_text("{}\n"), "line 1: time_s: Field req"),
         (lambda path: (path / "progress.jsonl").write_text("x\n{}\n"), "line 1: is no JSON"),
         (lambda path: (path / "progress.jsonl").write_bytes(b"\xff\n"), "line 1: is no JSON"),
         (lambda path: (path / "summary.json").write_text("{"), "summary.json: is no JSON"),

@@ -21,10 +21,12 @@ from pydantic import (
     Field,
     RootModel,
     ValidationError,
+    create_model,
     model_validator,
 )
 
 from toolagent.errors import UserError
+from toolagent.figures import FIGURES
 
 LARGEST_FILE = 64 << 20  # bytes; of a file that is read as a whole
 LARGEST_ROW = 1 << 20  # bytes; of a line of `progress.jsonl`
@@ -35,7 +37,8 @@ Stage = Annotated[int, Field(ge=0, lt=1000)]
 Seconds = Annotated[float, Field(ge=0, lt=1e12)]
 Rate = Annotated[float, Field(ge=0, lt=1e15)]  # a second
 Share = Annotated[float, Field(ge=0, le=1)]
-Figure = Annotated[float, Field(gt=-1e39, lt=1e39)]  # any float32
+Number = Annotated[float, Field(gt=-1e39, lt=1e39)]  # any float32
+_Found = Annotated[float | None, Field(gt=-1e39, lt=1e39)]
 _Text = Annotated[str, Field(max_length=100_000)]
 _Seed = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 _Sum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -75,7 +78,7 @@ class SummaryStage(Counts):
     complete: bool = True  # these are all problems there are
     first_solved_env_steps: Count | None = None
     first_solved_s: Seconds | None = None
-    mean_reward: Figure | None = None
+    mean_reward: Number | None = None
     held_out: Counts | None = None
 
 
@@ -105,8 +108,13 @@ class ProgramRow(RunFile):
     solved_length: Annotated[float, Field(ge=0, lt=1e6)] | None = None
 
 
-class Row(RunFile):
-    """A line of `progress.jsonl`."""
+# A field for each figure, so that it is checked; None where a row has none.
+_fields: dict[str, Any] = {figure.name: (_Found, None) for figure in FIGURES}
+_Figures: Any = create_model("_Figures", __base__=RunFile, **_fields)
+
+
+class Row(_Figures):
+    """A line of `progress.jsonl`: the figures, and what is no number of the iteration."""
 
     iteration: Count
     time_s: Seconds
@@ -117,18 +125,7 @@ class Row(RunFile):
     curriculum_event: _Text | None = None
     measured: bool
     accuracy: dict[Stage, Share]
-    programs: dict[Stage, ProgramRow] = {}
-    episode_return_mean: Figure | None = None
-    episode_len_mean: Figure | None = None
-    policy_loss: Figure | None = None
-    vf_loss: Figure | None = None
-    entropy: Figure | None = None
-    approximate_kl: Figure | None = None
-    clipped_share: Figure | None = None
-    explained_variance: Figure | None = None
-    learner_idle_share: Figure | None = None
-    sampler_idle_share: Figure | None = None
-    policy_age_mean: Figure | None = None
+    programs: dict[Stage, ProgramRow] = Field(default_factory=dict)
 
 
 class BehaviourStage(RunFile):
@@ -146,10 +143,10 @@ class SampleStep(RunFile):
     probability: Share | None
     runner_up: _Text
     runner_up_probability: Share | None
-    value: Figure | None
+    value: Number | None
     registers: dict[str, int | _Text | None]
     changed: list[_Text]
-    reward: Figure
+    reward: Number
 
 
 class Sample(RunFile):

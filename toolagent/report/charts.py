@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from toolagent.figures import FIGURES
 from toolagent.report.facts import Table, stages_of
 from toolagent.report.run_files import RunRecord
 
@@ -78,29 +79,7 @@ class Chart:
     legend: list[Legend] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Metric:
-    """A column of `progress.jsonl` that is drawn."""
-
-    field: str
-    title: str
-    unit: str = ""
-    percent: bool = False
-
-
-TRAINING = (
-    _Metric("env_steps_per_s", "Speed", "env steps/s"),
-    _Metric("learner_idle_share", "Learner idle", "% of the time", percent=True),
-    _Metric("sampler_idle_share", "Env runners idle", "% of the time", percent=True),
-    _Metric("episode_return_mean", "Mean return of training episodes"),
-    _Metric("episode_len_mean", "Mean length of training episodes", "actions"),
-    _Metric("entropy", "Entropy of the policy", "nats"),
-    _Metric("policy_loss", "Policy loss"),
-    _Metric("vf_loss", "Value loss"),
-    _Metric("explained_variance", "Variance explained by the critic"),
-    _Metric("approximate_kl", "Divergence from the policy that played", "nats"),
-    _Metric("clipped_share", "Clipped steps", "% of the steps", percent=True),
-)
+TRAINING = {figure.name: figure.chart for figure in FIGURES if figure.chart}
 
 
 def accuracy_charts(runs: list[RunRecord]) -> list[Chart]:
@@ -163,18 +142,17 @@ def tool_charts(run: RunRecord, suffix: str = "") -> list[Chart]:
 def training_charts(runs: list[RunRecord]) -> list[Chart]:
     """Speed, losses and the like, a line a run; what no run has is left out."""
     charts = []
-    for metric in TRAINING:
-        scale = 100 if metric.percent else 1
+    for name, drawn in TRAINING.items():
+        scale = 100 if drawn.percent else 1
         lines = [
             Line(
-                run.name,
-                *_column([(row.env_steps, getattr(row, metric.field)) for row in run.rows], scale),
+                run.name, *_column([(row.env_steps, getattr(row, name)) for row in run.rows], scale)
             )
             for run in runs
         ]
         if any(len(line.steps) for line in lines):
-            limits = (-3, 103) if metric.percent else None
-            charts.append(_chart(metric.field, metric.title, lines, metric.unit, limits))
+            limits = (-3, 103) if drawn.percent else None
+            charts.append(_chart(name, drawn.title, lines, drawn.unit, limits))
     return charts
 
 

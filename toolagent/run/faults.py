@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-FAULTS = (
-    "env_runner_restarts",  # new processes that play, whatever ended the ones before
-    "hung_env_runners",  # of those, ended because they did not answer
-    "rejected_batches",  # fragments that can't be what was played
-    "skipped_updates",  # gradient steps whose gradient was no number
-    "learner_restarts",  # times that learning was started again from a checkpoint
-    "failed_checkpoints",  # could not be written
-)
-FAULT_FIELDS = tuple(f"{name}_lifetime" for name in FAULTS)  # in a row of `progress.jsonl`
+from toolagent import figures
+from toolagent.figures import FIGURES
+
+# What is counted, by its column in `progress.jsonl`.
+FAULTS = {figure.name: figure.keys[0] for figure in FIGURES if figure.source == figures.FAULTS}
 
 
 class FaultCounts:
@@ -42,24 +38,19 @@ class FaultCounts:
             self.add("env_runner_restarts", restarts - self._stock_restarts)
             self._stock_restarts = restarts
             return
-        for name in FAULTS:
+        for name in FAULTS.values():
             number = pipeline.get(name)
             if number is not None and number > 0:
                 self.add(name, round(float(number)))
 
     def fields(self) -> dict[str, int]:
         """For a row of `progress.jsonl`."""
-        return {
-            field: self.counts.get(name, 0)
-            for name, field in zip(FAULTS, FAULT_FIELDS, strict=True)
-        }
+        return {column: self.counts.get(name, 0) for column, name in FAULTS.items()}
 
 
 def faults_line(row: dict[str, Any]) -> str:
     """The faults of a run in words, from its last row; '' if there were none."""
-    number = {
-        name: int(row.get(field) or 0) for name, field in zip(FAULTS, FAULT_FIELDS, strict=True)
-    }
+    number = {name: int(row.get(column) or 0) for column, name in FAULTS.items()}
     hung = number["hung_env_runners"]
     parts = [
         _counted(number["env_runner_restarts"], "env runner process", "es", " replaced"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cli.interrupt import Interrupt
 from toolagent.config import Settings
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback, env_steps_of
+from toolagent.figures import ENV_RUNNERS, FIGURES, LEARNER, PIPELINE, Figure
 from toolagent.learning.faults import check_learners
 from toolagent.rollouts.certification import (
     SAMPLE_SIZE,
@@ -33,24 +35,6 @@ from toolagent.run.watchdog import Watchdog
 from toolagent.tasks import Task
 from toolagent.trackers import Trackers
 from toolagent.trackers.prometheus import RunMetrics
-
-_PIPELINE_FIELDS = (
-    "policy_age_mean",
-    "policy_age_max",
-    "learner_idle_share",
-    "sampler_idle_share",
-    "dropped_episodes_lifetime",
-    "lost_requests_lifetime",
-)
-# What it is called here: what this pipeline's and RLlib's own learners call it.
-_LEARNER_FIELDS = {
-    "imitation_loss": ("imitation_loss",),
-    "approximate_kl": ("approx_kl",),
-    "clipped_share": ("clipfrac",),
-    "explained_variance": ("vf_explained_var",),
-    "learning_rate": ("default_optimizer_learning_rate",),
-    "gradient_norm": ("gradients_default_optimizer_global_norm",),
-}
 
 
 @dataclass
@@ -313,9 +297,11 @@ def _in_words(task: Task, stage: int) -> str:
 def _row(result: dict[str, Any], state: RunState, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of `progress.jsonl`: plain numbers, None where there is none."""
     curriculum = result[CURRICULUM]
-    runners = result.get(ENV_RUNNER_RESULTS, {})
-    learner = result.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
-    pipeline = result.get("pipeline", {})
+    sources = {
+        ENV_RUNNERS: result.get(ENV_RUNNER_RESULTS, {}),
+        LEARNER: result.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {}),
+        PIPELINE: result.get("pipeline", {}),
+    }
     last = rows[-1] if rows else {"time_s": 0.0, "env_steps": 0}
     seconds = state.time_s - last["time_s"]
     event = None
@@ -333,16 +319,11 @@ def _row(result: dict[str, Any], state: RunState, rows: list[dict[str, Any]]) ->
         "accuracy": curriculum["accuracy"],
         "mean_return": curriculum["mean_return"],
         "programs": curriculum["programs"] if curriculum["measured"] else {},
-        "episode_return_mean": _number(runners.get("episode_return_mean")),
-        "episode_len_mean": _number(runners.get("episode_len_mean")),
-        "policy_loss": _number(learner.get("policy_loss")),
-        "vf_loss": _number(learner.get("vf_loss")),
-        "entropy": _number(learner.get("entropy")),
         **{
-            name: next((_number(learner[key]) for key in keys if key in learner), None)
-            for name, keys in _LEARNER_FIELDS.items()
+            figure.name: _number(_figure(figure, sources[figure.source]))
+            for figure in FIGURES
+            if figure.source in sources
         },
-        **{name: _number(pipeline.get(name)) for name in _PIPELINE_FIELDS},
     }
 
 
@@ -359,6 +340,11 @@ def _unfinished_row(
         "mean_return": {str(stage.stage): stage.mean_return for stage in callback.measured},
     }
     return _row({CURRICULUM: figures}, state, rows)
+
+
+def _figure(figure: Figure, source: Mapping[str, Any]) -> Any:
+    keys = figure.keys or (figure.name,)
+    return next((source[key] for key in keys if key in source), None)
 
 
 def _number(value: Any) -> float | None:

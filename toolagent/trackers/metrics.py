@@ -11,38 +11,17 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+from toolagent.figures import FIGURES
+
 RLLIB_PREFIX = "ray/tune/"
 
-# The tag: the field of `progress.jsonl`.
-_TAGS = {
-    "charts/episodic_return": "episode_return_mean",
-    "charts/episodic_length": "episode_len_mean",
-    "charts/SPS": "env_steps_per_s",
-    "charts/learning_rate": "learning_rate",
-    "charts/stage": "stage",
-    "charts/time_s": "time_s",
-    "losses/policy_loss": "policy_loss",
-    "losses/value_loss": "vf_loss",
-    "losses/entropy": "entropy",
-    "losses/imitation_loss": "imitation_loss",
-    "losses/approx_kl": "approximate_kl",
-    "losses/clipfrac": "clipped_share",
-    "losses/explained_variance": "explained_variance",
-    "losses/gradient_norm": "gradient_norm",
-    "pipeline/policy_age_mean": "policy_age_mean",
-    "pipeline/policy_age_max": "policy_age_max",
-    "pipeline/learner_idle_share": "learner_idle_share",
-    "pipeline/sampler_idle_share": "sampler_idle_share",
-    "pipeline/dropped_episodes_lifetime": "dropped_episodes_lifetime",
-    "pipeline/lost_requests_lifetime": "lost_requests_lifetime",
-}
 # Parts of a result that say nothing about learning, or are among the tags above.
 _LEFT_OUT = ("config", "curriculum", "pid", "done", "timestamp", "time_since_restore")
 
 
 def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The figures of one row of `progress.jsonl` by tag; a figure that is not there has none."""
-    found = {tag: row.get(field) for tag, field in _TAGS.items()}
+    found = {figure.tag: row.get(figure.name) for figure in FIGURES if figure.tag}
     if row["measured"]:
         found |= {f"accuracy/stage_{stage}": share for stage, share in row["accuracy"].items()}
         for stage, programs in row.get("programs", {}).items():

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from ray.util.metrics import Counter, Gauge
 
 from toolagent.cli import one_line
+from toolagent.figures import FIGURES
 
 PREFIX = "toolagent_"
 # Ray exports every 10 s (`RAY_metrics_report_interval_ms`, at least 1 s) what was set since.
@@ -24,21 +25,12 @@ _PERIOD_S = 1.0
 
 # Ray's counters can't be 0, and stay after their run has gone. So whatever may stay at 0 is a
 # gauge: it shows that 0, and goes with its run.
-GAUGES = {
-    "stage": "Stage that is trained on",
+_OF_ROW = {figure.name: figure.gauge for figure in FIGURES if figure.gauge}  # by column
+GAUGES = {gauge.name: gauge.help for gauge in _OF_ROW.values()} | {
     "stages_solved": "Stages all of whose problems were solved at least once",
     "curriculum_events": "Changes of the stage since this session began",
     "accuracy": "Share of fresh problems that the greedy agent solves, for each stage",
-    "episode_return_mean": "Mean return of the policy's training episodes",
-    "entropy": "Mean entropy of the policy, in nats",
-    "env_steps_per_second": "Env steps per second of the last iteration",
     "iteration_seconds": "Seconds of the last iteration, with measuring and certifying",
-    "policy_age_updates": "Mean age of the weights that played what was learned from, in updates",
-    "learner_idle_ratio": "Share of the time in which the learner waits for episodes",
-    "sampler_idle_ratio": "Share of the time in which the env runners wait for requests",
-    "dropped_episodes": "Episodes since the run began that came too late to be learned from",
-    "lost_requests": "Requests since the run began that died with their env runner",
-    "env_runner_restarts": "Env runner processes since the run began that took a lost one's place",
     "env_runners_configured": "Env runners asked for; the driver itself is one if it plays",
     "env_runners_healthy": "Env runners that answer",
     "learners_configured": "Learners asked for; the driver itself is one if it learns",
@@ -53,18 +45,6 @@ COUNTERS = {
     "env_steps": "Env steps since the run began",
     "iterations": "Iterations since the run began",
     "ended": "1 once the session has ended in good order, whatever stopped it",
-}
-_OF_ROW = {  # gauge -> column of `progress.jsonl`
-    "stage": "stage",
-    "episode_return_mean": "episode_return_mean",
-    "entropy": "entropy",
-    "env_steps_per_second": "env_steps_per_s",
-    "policy_age_updates": "policy_age_mean",
-    "learner_idle_ratio": "learner_idle_share",
-    "sampler_idle_ratio": "sampler_idle_share",
-    "dropped_episodes": "dropped_episodes_lifetime",
-    "lost_requests": "lost_requests_lifetime",
-    "env_runner_restarts": "env_runner_restarts_lifetime",
 }
 
 
@@ -175,8 +155,8 @@ class RunMetrics:
             algorithm: its actors are counted without a remote call.
         """
         values = self._values
-        for name, column in _OF_ROW.items():
-            values[name] = row[column]
+        for column, gauge in _OF_ROW.items():
+            values[gauge.name] = row[column]
         self._accuracy = row["accuracy"]
         self._totals["env_steps"] = row["env_steps"]
         self._totals["iterations"] = row["iteration"]
