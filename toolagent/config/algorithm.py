@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import os
 import re
@@ -57,13 +58,14 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
 
     from toolagent.envs.registration import register_with_rllib
 
+    checked = _checked(settings, IMPORT)
     _check_network(settings)
     register_with_rllib()
     config = algorithm_config_class(settings.algorithm)()
     # RLlib would warn, once, that the new API stack is on by default. Here it is on by intent.
     log_once(f"{getattr(config.algo_class, '__name__', None)}_on_new_api_stack")
     _apply_defaults(config, settings)
-    for section, options in _checked(settings, IMPORT).items():
+    for section, options in checked.items():
         if options.get(AUTO_KEY[1]) == AUTO:
             options[AUTO_KEY[1]] = 1  # until the cluster is known
         for merged in ("env_config", "model_config"):  # into the defaults, just above
@@ -107,11 +109,9 @@ def _check_network(settings: Settings) -> None:
     given = settings.written(*_MODEL_CONFIG)
     if not given:
         return
-    defaults = _model_config_defaults(settings.task, _network_name(settings))
-    options: dict[str, Any] = {name: type(value) for name, value in defaults.items()}
-    options["max_seq_len"] = Annotated[int, Field(ge=1)]
-    validated(typed_dict("model_config", options), given, _MODEL_CONFIG, settings.source)
-    _try_network(settings, defaults | given)
+    network = _network_name(settings)
+    validated(_model_config_type(network), given, _MODEL_CONFIG, settings.source)
+    _try_network(settings, _model_config_defaults(settings.task, network) | given)
 
 
 def _network_name(settings: Settings) -> str:
@@ -120,6 +120,13 @@ def _network_name(settings: Settings) -> str:
 
     name = settings.written(*_MODEL_CONFIG).get("network", _DEFAULT_NETWORK)
     return check_name(name, (*_MODEL_CONFIG, "network"), MODULES, settings.source)
+
+
+@functools.cache
+def _model_config_type(network: str) -> Any:
+    defaults = _model_config_defaults(next(iter(TASKS)), network)  # of one type for every task
+    options: dict[str, Any] = {name: type(value) for name, value in defaults.items()}
+    return typed_dict("model_config", options | {"max_seq_len": Annotated[int, Field(ge=1)]})
 
 
 def _model_config_defaults(task: str, network: str) -> dict[str, Any]:

@@ -143,17 +143,18 @@ def sections_of(config_class: type) -> dict[str, _Names]:
 
     sections: dict[str, _Names] = {}
     for name, _ in inspect.getmembers(config_class, inspect.isfunction):
-        # 'Leave as it is' as a default is what tells an option method from any other method. An
-        # override may pass everything on, as MARWIL's `offline_data` does.
-        methods = [vars(base)[name] for base in config_class.__mro__ if name in vars(base)]
-        parameters = [
-            parameter
-            for method in methods
-            if inspect.isfunction(method)
-            for parameter in inspect.signature(method).parameters.values()
-        ]
+        parameters: list[inspect.Parameter] = []
+        options: dict[str, Any] = {}
+        # Through its **kwargs, a method takes the parameters of those that it overrides.
+        for method in (vars(base)[name] for base in config_class.__mro__ if name in vars(base)):
+            own = inspect.signature(method).parameters.values()
+            parameters.extend(own)
+            options = options_of(method) | options
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+                break
+        # 'Leave as it is' as a default is what tells an option method from any other method.
         if not name.startswith("_") and any(p.default is NotProvided for p in parameters):
-            sections[name] = _inherited_options(methods)
+            sections[name] = options
     return sections
 
 
@@ -323,17 +324,6 @@ def _owners(config_class: type) -> dict[str, str]:
         for name, kind in options.items()
         if kind is not _DEPRECATED
     }
-
-
-def _inherited_options(methods: list[Callable[..., Any]]) -> _Names:
-    """The method's parameters and, through its **kwargs, those of the methods it overrides."""
-    options: dict[str, Any] = {}
-    for method in methods:
-        options = options_of(method) | options
-        parameters = inspect.signature(method).parameters.values()
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return options
 
 
 def _resolved(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:

@@ -15,7 +15,14 @@ from toolagent.checkpoints.training_state import restore_checkpoint
 from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.ray_session import Cluster, quiet
 from toolagent.cluster.spread import spread_env_runners
-from toolagent.config import add_callbacks, config_sha256, documents, resolve_resources, to_yaml
+from toolagent.config import (
+    Settings,
+    add_callbacks,
+    config_sha256,
+    documents,
+    resolve_resources,
+    to_yaml,
+)
 from toolagent.config.placement import check_placement, with_auto_runners
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.errors import UserError
@@ -37,7 +44,7 @@ from toolagent.trackers.group import result_files
 
 def execute(
     console: Any,
-    settings: Any,
+    settings: Settings,
     algorithm_config: Any,
     cluster: Cluster,
     folder: RunFolder,
@@ -163,7 +170,7 @@ def execute(
     return 0
 
 
-def _fitted(settings: Any, algorithm_config: Any, cluster: Cluster) -> tuple[Any, list[str]]:
+def _fitted(settings: Settings, algorithm_config: Any, cluster: Cluster) -> tuple[Any, list[str]]:
     """The config as it fits the cluster, and a line for each thing that was changed."""
     notes = []
     if settings.auto_runners:

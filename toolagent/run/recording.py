@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolagent.checkpoints.storage import without_secret
+from toolagent.config import Settings
 from toolagent.errors import UserError
 from toolagent.files import folder_fault
 
@@ -42,7 +43,7 @@ def check_recording(folder: str | None) -> None:
         raise UserError(f"--record-episodes {folder}: {error}") from None
 
 
-def check_records(settings: Any, algorithm_config: Any) -> None:
+def check_records(settings: Settings, algorithm_config: Any) -> None:
     """Reads the episodes that an offline algorithm learns from, before anything is started.
 
     Raises:
@@ -66,7 +67,7 @@ def check_records(settings: Any, algorithm_config: Any) -> None:
         raise UserError(f"offline_data.input_: {error}") from None
 
 
-def described_records(settings: Any, algorithm_config: Any) -> str | None:
+def described_records(settings: Settings, algorithm_config: Any) -> str | None:
     """A line on how many recorded episodes are learned from; None for who plays its own."""
     if algorithm_config.is_online:
         return None
@@ -83,7 +84,7 @@ def described_records(settings: Any, algorithm_config: Any) -> str | None:
     return f"learns from {len(stages):,} of {drawn:,} recorded episodes ({', '.join(counts)})"
 
 
-def recording_of(settings: Any, run_folder: Path) -> Any:
+def recording_of(settings: Settings, run_folder: Path) -> Any:
     """The `Recording` that is asked for; None for none.
 
     Its run id is the name of the run's folder and eight random digits: each start of the command

@@ -13,6 +13,7 @@ from toolagent import cli
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.stops import STOPPED_BY
 from toolagent.checkpoints.training_state import best_checkpoint, list_checkpoints
+from toolagent.config import Settings
 from toolagent.errors import quoted
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
@@ -22,7 +23,7 @@ from toolagent.tasks import Task
 from toolagent.vocabulary import TOKEN_NAMES
 
 
-def summarize(settings: Any, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
+def summarize(settings: Settings, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
     """The content of `summary.json`."""
     state, keeper = outcome.state, outcome.keeper
     last = keeper.last or next(reversed(list_checkpoints(folder.checkpoints)), None)
@@ -78,7 +79,7 @@ def pipeline_line(rows: list[dict[str, Any]]) -> str:
 
 def print_report(
     console: Console,
-    settings: Any,
+    settings: Settings,
     outcome: Outcome,
     samples: list[Trajectory],
     task: Task,
@@ -140,7 +141,7 @@ def final_table(task: Task, outcome: Outcome, trained: list[int]) -> Table:
     return table
 
 
-def sample_trajectories(settings: Any, network: AgentNetwork, task: Task) -> list[Trajectory]:
+def sample_trajectories(settings: Settings, network: AgentNetwork, task: Task) -> list[Trajectory]:
     """`run.sample_trajectories` of each stage that was trained on."""
     rng = np.random.default_rng(np.random.SeedSequence((settings.seed, 0x73616D70)))  # 'samp'
     return [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.config import Settings
 from toolagent.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def check_local_resources(algorithm_config: Any, address: str | None) -> None:
 def resumed_start(
     folder: RunFolder,
     named: Path | None,
-    settings: Any,
+    settings: Settings,
     before: Any,
     algorithm_config: Any,
 ) -> Start:
@@ -134,7 +135,7 @@ def state_losses(console: Any, algorithm: Any) -> None:
         console.print(f"lost: {requests} requests under way, so {episodes:,} episodes")
 
 
-def policy_of(flag: str, path: str | Path, settings: Any, algorithm_config: Any) -> Policy:
+def policy_of(flag: str, path: str | Path, settings: Settings, algorithm_config: Any) -> Policy:
     """The policy at the path: sound, of the settings' task, and of the configured network."""
     from toolagent.checkpoints.policy import load_policy
 
