@@ -26,8 +26,9 @@ from bombs import Bomb, plant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import kill, lines_of, own_environment, start
+from refusals import COMMANDS
+from run_folders import PROGRESS, edit_json, list_files, write_run
 from test_recorder import record
-from test_wrong_input import COMMANDS, PROGRESS, edit_json, list_files, write_run
 from trained import ROOT, untrained_expression_network, untrained_network
 
 from toolagent import cli
