@@ -342,12 +342,6 @@ def test_a_task_s_wrong_name_is_the_fault_also_where_its_levels_are_reached_into
         assert message.startswith("--set task: ")
 
 
-def test_restarts_are_quick_unless_told_otherwise(load):
-    config = build_algorithm_config(load(PPO))
-    assert config.restart_failed_env_runners is True
-    assert config.delay_between_env_runner_restarts_s == 1.0
-
-
 def test_building_changes_nothing_in_the_settings(load):
     loaded = load(PPO + "environment: {env_config: {stage: 1}}\nlearners: {num_learners: 0}")
     before = to_yaml(loaded)
@@ -549,9 +543,7 @@ WRONG_FILE = [
     ("training: {use_gae: 1}", "training.use_gae", "expected a valid boolean, got 1"),
     ("training: {lr: fast}", "training.lr", "expected a valid number or a valid list, got 'fast'"),
     ("training: {lr: -1}", "training.lr", "must be greater than or equal to 0, got -1"),
-    ("training: {lr: .inf}", "training.lr", "must be a finite number, got inf"),
     ("training: {lr: [[0, 0.1]]}", "training.lr", "expected two or more [env step, value], such"),
-    ("training: {lr: [[0, 0.1], [9]]}", "training.lr", "expected two or more [env step, value]"),
     ("training: {lr: [[5, 0.1], [6, 0.2]]}", "training.lr", "the first step must be 0, such as"),
     ("training: {lr: [[0, 0.1], [0, 0.2]]}", "training.lr", "must be greater than the one before"),
     ("training: {lr: [[0, 0.1], [2, -1]]}", "training.lr", "steps and values must be at least 0"),
@@ -559,7 +551,6 @@ WRONG_FILE = [
     ("env_runners: {num_env_runners: automatic}", "env_runners.num_env_runners",
      "expected a valid integer or 'auto', got 'automatic'"),
     ("environment: {observation_space: 3}", "environment.observation_space", "an object, which"),
-    ("environment: {env_config: {stage: a}}", "environment.env_config.stage", "a valid integer"),
     ("seed: -1", "seed", "must be greater than or equal to 0, got -1"),
     # What has another place here.
     ("training: {model: {fcnet_hiddens: [1]}}", "training.model", "belongs to RLlib's old API"),
@@ -673,19 +664,31 @@ def test_every_option_refuses_what_its_schema_refuses(algorithm):
     assert count > 1500
 
 
+# A floor for the property above, which knows no more than the types do: what RLlib takes without a
+# word and fails on later, or learns nonsense from.
+FLOOR = {
+    "training": {"lr": -1, "gamma": 1.5, "grad_clip": -1, "num_epochs": 0, "minibatch_size": 0},
+    "env_runners": {
+        "num_env_runners": -1,
+        "num_envs_per_env_runner": 0,
+        "num_cpus_per_env_runner": -1,
+        "num_gpus_per_env_runner": -1,
+        "max_requests_in_flight_per_env_runner": 0,
+    },
+    "learners": {"num_learners": -1, "num_cpus_per_learner": -1, "num_gpus_per_learner": -1},
+    "evaluation": {"evaluation_num_env_runners": -1, "evaluation_duration_unit": "text"},
+    "fault_tolerance": {"delay_between_env_runner_restarts_s": -1},
+    "debugging": {"log_level": "text"},
+}
+
+
 def test_what_the_schemas_must_not_let_through():
-    """A floor for the property above: an option whose type says nothing refuses nothing."""
-    wrong = {(section, option) for section, option, _ in wrong_values("toolagent")}
-    options = {("training", name) for name in PipelineOptions.model_fields} | {
-        ("env_runners", "num_env_runners"),
-        ("env_runners", "num_envs_per_env_runner"),
-        ("learners", "num_learners"),
-        ("training", "lr"),
-        ("training", "gamma"),
-        ("training", "num_epochs"),
-        ("evaluation", "evaluation_config"),
-    }
-    assert options <= wrong
+    found = list(wrong_values("toolagent"))
+    wrong = {(section, option) for section, option, _ in found}
+    assert {("training", name) for name in PipelineOptions.model_fields} <= wrong
+    for section, options in FLOOR.items():
+        for option, value in options.items():
+            assert (section, option, value) in found, option
 
 
 @pytest.fixture(scope="module")
