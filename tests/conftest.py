@@ -14,6 +14,17 @@ settings.load_profile("here")
 
 
 @pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for each other on a busy machine take 100 times as long as none."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def cluster():
     """Ray in this process, with two CPUs."""
     import ray

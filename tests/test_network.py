@@ -12,13 +12,7 @@ from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
 WIDTH = 12
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a busy machine take 100 times as long as none."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_network(seed=0, width=WIDTH):

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import browser, needs_browser
+from refusals import refusal
 from trained import trained_network
 
 from toolagent import cli
@@ -343,30 +344,25 @@ def broken(make_run, tmp_path):
     return path
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda path: shutil.rmtree(path), "there is no such folder"),
-        (lambda path: (path / "config.yaml").unlink(), "holds no run (no config.yaml)"),
-        (lambda path: (path / "progress.jsonl").unlink(), "holds no run (no progress.jsonl)"),
-        (lambda path: (path / "progress.jsonl").write_text(""), "no iteration has ended yet"),
-        (lambda path: (path / "progress.jsonl").write_text("{}\n"), "line 1: time_s: Field req"),
-        (lambda path: (path / "progress.jsonl").write_text("x\n{}\n"), "line 1: is no JSON"),
-        (lambda path: (path / "progress.jsonl").write_bytes(b"\xff\n"), "line 1: is no JSON"),
-        (lambda path: (path / "summary.json").write_text("{"), "summary.json: is no JSON"),
-        (lambda path: (path / "summary.json").write_text("[]"), "summary.json: the whole"),
-        (lambda path: (path / "behaviour.json").write_text("{}"), "another version of toolagent"),
-        (lambda path: (path / "config.yaml").write_text("a: [b"), "config.yaml"),
-        (lambda path: (path / "report.html").mkdir(), "is a folder; name a file"),
-        (lambda path: (path / "report").write_text(""), "report: is a file"),
-    ],
-)
-def test_what_is_no_run_is_refused_in_one_line(broken, spoil, message, capsys):
+# A row for each check of a run's folder; what is in its files is tried further below.
+SPOILT = [
+    (shutil.rmtree, "no such folder"),
+    (lambda path: (path / "config.yaml").unlink(), "config.yaml"),
+    (lambda path: (path / "progress.jsonl").unlink(), "progress.jsonl"),
+    (lambda path: (path / "progress.jsonl").write_text(""), "no iteration"),
+    (lambda path: (path / "progress.jsonl").write_text("{}\n"), "line 1: "),
+    (lambda path: (path / "progress.jsonl").write_text("x\n{}\n"), "line 1: "),
+    (lambda path: (path / "behaviour.json").write_text("{}"), "behaviour.json"),
+    (lambda path: (path / "config.yaml").write_text("a: [b"), "config.yaml"),
+    (lambda path: (path / "report.html").mkdir(), "report.html"),
+    (lambda path: (path / "report").write_text(""), "report: is a file"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "named"), SPOILT)
+def test_what_is_no_run_is_refused_in_one_line(broken, spoil, named, capsys):
     spoil(broken)
-    assert command(broken) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ") and message in captured.err
+    refusal(capsys, "report", [broken], [named], broken.parent)
 
 
 def test_wrong_flags_are_refused(finished, broken, tmp_path, capsys):
@@ -374,16 +370,14 @@ def test_wrong_flags_are_refused(finished, broken, tmp_path, capsys):
     shutil.copytree(broken, other)
     text = (other / "config.yaml").read_text().replace("task: calculator", "task: tutorial")
     (other / "config.yaml").write_text(text)
-    for arguments, message in (
-        ([], "missing argument"),
-        ([finished, broken], "name the page to write with --output"),
-        ([finished, finished], "is named twice"),
-        ([finished, "--output", tmp_path / "no" / "x.html"], "there is no folder"),
-        ([finished, other, "--output", tmp_path / "x.html"], "runs of different tasks"),
+    for arguments, named in (
+        ([finished, broken], "--output"),
+        ([finished, finished], "twice"),
+        ([broken / "config.yaml"], "config.yaml: is a file"),
+        ([finished, "--output", tmp_path / "no" / "x.html"], str(tmp_path / "no")),
+        ([finished, other, "--output", tmp_path / "x.html"], "different tasks"),
     ):
-        assert command(*arguments) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and message in error
+        refusal(capsys, "report", arguments, [named], tmp_path)
 
 
 def test_a_page_written_to_a_pipe_has_no_charts_beside_it(finished, tmp_path):

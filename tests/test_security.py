@@ -178,17 +178,6 @@ def test_a_token_that_others_can_read_is_protected(home, monkeypatch):
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "elsewhere"))
 
 
-@pytest.mark.parametrize("create", [True, False])
-def test_a_token_that_is_named_must_be_there(home, monkeypatch, create):
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
-    with pytest.raises(UserError, match="there is no such file; it must hold the cluster's token"):
-        prepare_token(create)
-    (home / "token").touch()
-    with pytest.raises(UserError, match="is empty"):
-        prepare_token(create)
-    assert [path.name for path in home.iterdir()] == ["token"]
-
-
 def test_a_cluster_without_a_token_is_warned_of(home, monkeypatch, capsys):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     prepare_token(create=True)
@@ -450,7 +439,9 @@ def takes_up_or_refuses(folder):
         assert str(error).strip() and "a run is at work" not in str(error)
     else:
         state = RunState(**start.state)
-        assert state.iteration >= 0 and state.env_steps >= 0
+        assert type(state.iteration) is int and 0 <= state.iteration < 2**63
+        assert type(state.env_steps) is int and 0 <= state.env_steps < 2**63
+        assert 0 <= state.time_s < float("inf")
     best_checkpoint(folder.parent)
 
 

