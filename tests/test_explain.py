@@ -7,7 +7,6 @@ import pytest
 import torch
 from trained import (
     PROGRAMS,
-    is_refusal,
     noisy_network,
     run_modules,
     trained_network,
@@ -241,16 +240,8 @@ def test_a_wrong_command_line_is_refused(arguments, words, checkpoint, capsys):
 
 
 def test_the_command_line_as_a_user_runs_it(checkpoint, tmp_path):
-    explain, path = ["-m", "toolagent.explain"], str(checkpoint)
-    good, *wrong = run_modules(
-        [*explain, path, "--stage", "1", "--digits", "3,4,5,6"],
-        [*explain, path, "--stage", "9"],
-        [*explain, path, "--digits", "1,2"],
-        [*explain, str(tmp_path)],
-        cwd=tmp_path,
-    )
-    assert (good.returncode, good.stderr) == (0, "")
-    assert "answers 11 = 3*4+5-6: right" in good.stdout
-    for result in wrong:
-        assert is_refusal(result), (result.args, result.stdout, result.stderr)
+    command = ["-m", "toolagent.explain", str(checkpoint), "--stage", "1", "--digits", "3,4,5,6"]
+    (result,) = run_modules(command, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "answers 11 = 3*4+5-6: right" in result.stdout
     assert not list(tmp_path.iterdir())

@@ -354,10 +354,6 @@ def test_more_gpus_than_there_are_are_refused_before_any_trial(write):
     assert "num_gpus_per_learner" in refusal(plan, search, Cluster(2.0, 0.0, 1, None, False))
 
 
-def test_a_distribution_is_what_it_was_parsed_from():
-    assert Distribution("randint", (1, 4)).extremes == (1, 3)
-
-
 # What a person sees -----------------------------------------------------------------------
 
 

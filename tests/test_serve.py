@@ -20,7 +20,6 @@ import pytest
 import ray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from load_client import random_problem
 from playground import Server, save_two
 from processes import listening_addresses, wait_for
 from refusals import refusal
@@ -449,13 +448,3 @@ def test_it_listens_on_loopback_only(playground):
     main = psutil.Process(playground.process.pid)
     addresses = listening_addresses([main, *main.children(recursive=True)])
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"} and "127.0.0.1" in addresses
-
-
-def test_problems_of_the_load_client_are_worked_out_right():
-    import random
-
-    for seed in range(50):
-        posed, text, target = random_problem(random.Random(seed), False)
-        task = get_task("calculator")
-        problem = task.pose(np.array([2]), digits=np.array([posed["digits"]]))
-        assert task.describe(problem, 0) == f"a*b+c-d*e = {text} = {target}"

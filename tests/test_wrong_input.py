@@ -52,6 +52,7 @@ def prepared(tmp_path_factory):
     (folder / "expressions.yaml").write_text("task: expression\n")
     (folder / "nul.yaml").write_text('run: {record_episodes: "a\\0b"}\n')
     (folder / "good.csv").write_text("stage,a,b,c,d,e\n0,1,2,3,,\n")
+    (folder / "bad.csv").write_text("stage,a,b,c,d,e\n0,1,x,3,,\n")
     (folder / "empty").mkdir()
     (folder / "full").mkdir()
     (folder / "full" / "notes.txt").write_text("mine")
@@ -170,6 +171,7 @@ WRONG = [
     ("evaluate", "missing", "'missing'"),
     ("evaluate", "good --problems missing.csv", "missing.csv"),
     ("evaluate", "good --problems good.csv --json good.csv", "--json good.csv", "--problems"),
+    ("evaluate", "good --problems bad.csv --json new", "bad.csv, line 2"),
     ("evaluate", "good --json good/new.json", "good/new.json", "checkpoint good"),
     ("evaluate", "good --json loop", "loop"),
     ("evaluate", "good --reasoning-gym nothing", "--reasoning-gym", "'calculator'"),
