@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
+from ray.rllib.core.learner.utils import make_target_network
+from ray.rllib.core.rl_module.apis import (
+    TARGET_NETWORK_ACTION_DIST_INPUTS,
+    TargetNetworkAPI,
+    ValueFunctionAPI,
+)
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.annotations import override
 from torch import Tensor
@@ -20,7 +25,7 @@ HIDDEN = "hidden"
 STARTED = "started"
 
 
-class NetworkModule(TorchRLModule, ValueFunctionAPI):
+class NetworkModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
     """An `AgentNetwork` behind RLlib's forward methods; subclasses say which.
 
     The hidden state starts from the observation (context and stage), which RLlib's
@@ -32,6 +37,10 @@ class NetworkModule(TorchRLModule, ValueFunctionAPI):
 
     In the learner the batch may also be the columns of whole episodes (`context` (B, L), `stage`
     (B,), `actions` (B, T), `lengths` (B,)): what was observed follows from them.
+
+    Of RLlib's algorithms, PPO, IMPALA and APPO (which needs a target network) learn with this
+    module, and BC and MARWIL from recorded episodes. The others need Q-values or a continuous
+    action space, and RLlib refuses the module when it builds them.
 
     Model config: the options of the network's `Sizes`, and `max_seq_len` (at least the task's
     actions + 1 keeps an episode in one piece in the learner; shorter ones are right too, and
@@ -78,16 +87,32 @@ class NetworkModule(TorchRLModule, ValueFunctionAPI):
             _, embeddings, _ = self._unroll(batch)
         return embeddings
 
-    def _unroll(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    @override(TargetNetworkAPI)
+    def make_target_networks(self) -> None:
+        """Called by learners that need one (APPO's), after the module is built."""
+        self.target_network = make_target_network(self.network)
+
+    @override(TargetNetworkAPI)
+    def get_target_network_pairs(self) -> list[tuple[AgentNetwork, AgentNetwork]]:
+        return [(self.network, self.target_network)]
+
+    @override(TargetNetworkAPI)
+    def forward_target(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The target network's logits, (B, T, actions)."""
+        logits, _, _ = self._unroll(batch, self.target_network)
+        return {TARGET_NETWORK_ACTION_DIST_INPUTS: logits}
+
+    def _unroll(
+        self, batch: dict[str, Any], network: AgentNetwork | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        network = self.network if network is None else network
         observation, state = batch[Columns.OBS], batch[Columns.STATE_IN]
         started = state[STARTED] > 0  # (B, 1)
-        encoding, first = self.network.begin(
+        encoding, first = network.begin(
             observation["context"][:, 0], observation["stage"][:, 0]
         )
         hidden = torch.where(started, state[HIDDEN], first)
-        logits, values, hidden = self.network.unroll(
-            observation["previous_token"], encoding, hidden
-        )
+        logits, values, hidden = network.unroll(observation["previous_token"], encoding, hidden)
         return logits, values, {HIDDEN: hidden, STARTED: torch.ones_like(state[STARTED])}
 
 
