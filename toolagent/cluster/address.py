@@ -65,15 +65,11 @@ def _ask(address: str) -> Any:
     """The nodes of the cluster there (`GetAllNodeInfoReply`)."""
     import grpc
     import ray
-    from ray._private.grpc_utils import init_grpc_channel  # knows Ray's settings of TLS and token
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    messages: Any = gcs_service_pb2  # generated: no type checker knows what is in it
+    from toolagent.cluster.ray_internals import control_service
+
     _check_token(address)
-    # A cluster is in our own network; a proxy for the world outside it would answer in its place.
-    channel: Any = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
-    with channel:
-        service = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+    with control_service(address) as (service, messages):
         limit = ANSWERS_WITHIN_S
         try:
             alive = service.CheckAlive(messages.CheckAliveRequest(), timeout=limit)
@@ -92,16 +88,10 @@ def _ask(address: str) -> Any:
 
 def _check_token(address: str) -> None:
     """Where a token is to be sent (`RAY_AUTH_MODE=token`) there has to be one."""
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-    from ray.exceptions import AuthenticationError
-
     if os.environ.get(_MODE_VARIABLE, "").lower() != "token":
         return
-    try:
-        if AuthenticationTokenLoader.instance().has_token():
-            return
-    except AuthenticationError:
-        pass
+    if os.environ.get("RAY_AUTH_TOKEN") or os.path.isfile(os.path.expanduser(_token_file())):
+        return  # whether it is one was looked at before (`token.prepare_token`)
     raise UserError(
         f"--address {address}: {_MODE_VARIABLE}=token, but there is no token in {_token_file()}; "
         "put the cluster's token there, with mode 0600"
@@ -151,16 +141,13 @@ def _refused(address: str, error: Any) -> UserError:
 
 
 def _check_nodes(address: str, reply: Any) -> None:
-    """A driver needs a raylet of the cluster on its own machine; Ray would look for one for 30 s.
-
-    Ray finds the raylets of this machine by looking at its processes.
-    """
-    from ray._private.services import find_node_ids
+    """A driver needs a raylet of the cluster on its own machine; Ray would look for one for 30 s."""
+    from toolagent.cluster.ray_internals import node_ids_here
 
     alive = {node.node_id.hex() for node in reply.node_info_list if node.state == 0}
     if not alive:
         raise no_cluster(address, "none of its nodes is alive")
-    if not alive & set(find_node_ids()):
+    if not alive & node_ids_here():
         raise UserError(
             f"--address {address}: this machine is none of that cluster's {len(alive)} nodes; "
             f"start Ray here (ray start --address={address}), or submit a job "

@@ -8,18 +8,17 @@ the interface of the machine's name, unless another one is named.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import ray
-from ray.rllib.core.learner import learner_group
-from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.torch.config import TorchConfig
 from torch import distributed
+
+from toolagent.cluster.ray_internals import learner_backend
 
 _LOOPBACK = "127.0.0.1"
 _LOOPBACK_INTERFACE = "lo"
@@ -31,22 +30,11 @@ class LoopbackLearnersMixin:
 
     def build_learner_group(self, **kwargs: Any) -> Any:
         """RLlib's, with the process group above."""
-        with _own_backend():
+        with learner_backend(_Config):
             return super().build_learner_group(**kwargs)  # type: ignore[misc]
 
 
-@contextlib.contextmanager
-def _own_backend() -> Iterator[None]:
-    """RLlib has no option for the backend of its learners; it asks this function."""
-    before = learner_group._get_backend_config
-    learner_group._get_backend_config = lambda learner_class: _Config()  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        learner_group._get_backend_config = before
-
-
-class _Backend(_TorchBackend):
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     share_cuda_visible_devices = False  # as RLlib has it: a learner sees its own GPUs only
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -93,6 +92,8 @@ def ray_session(
     import ray
     from ray.exceptions import AuthenticationError
 
+    from toolagent.cluster.ray_internals import own_sigterm_handler
+
     # "local": without it, Ray would join whatever cluster `ray start` has left on this machine.
     options: dict[str, Any] = {
         "address": "local",
@@ -105,7 +106,7 @@ def ray_session(
     if address:
         check_address(address)
         options = {"address": address, "runtime_env": runtime_environment(sections or {})}
-    with _quiet_stderr(), _own_sigterm(), _hangup_held():
+    with _quiet_stderr(), own_sigterm_handler(), _hangup_held():
         try:
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
@@ -129,26 +130,6 @@ def ray_session(
 
 
 @contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Where SIGTERM is handled already, `ray.init()` leaves it alone. It has no option for that,
-    and would end the process in the middle of starting, with an exit code of its own."""
-    from ray._private import utils
-
-    own = signal.getsignal(signal.SIGTERM)
-    if own in (signal.SIG_DFL, None):
-        yield  # then Ray's handler is what ends its processes
-        return
-    before = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = before
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, own)  # Ray's C++ has taken it
-
-
-@contextlib.contextmanager
 def _hangup_held() -> Iterator[None]:
     """Ray's processes inherit that SIGHUP is blocked, as Ray itself blocks SIGINT in them.
 
@@ -165,10 +146,9 @@ def _hangup_held() -> Iterator[None]:
 def _usable_cpus() -> int:
     """The CPUs that a local cluster has to share out: Ray sees a container's quota and not the
     process's affinity (`taskset`, Slurm); the smaller one counts."""
-    from ray._private.utils import get_num_cpus  # what `ray.init()` itself asks
+    from toolagent.cluster.ray_internals import cpus_that_ray_sees
 
-    seen = get_num_cpus(override_docker_cpu_warning=True)
-    return max(1, min(int(seen), len(os.sched_getaffinity(0))))
+    return max(1, min(cpus_that_ray_sees(), len(os.sched_getaffinity(0))))
 
 
 def _check_paths() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from toolagent.cluster.ray_internals import learner_manager
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
 MOST_SKIPPED_IN_A_ROW = 10  # gradient steps that were no numbers, then learning has failed
@@ -32,8 +33,7 @@ def lost_learners(algorithm: Any) -> int:
 
     RLlib leaves a dead learner out and goes on; without any, it goes on without learning.
     """
-    # RLlib has no public view of them.
-    manager = getattr(getattr(algorithm, "learner_group", None), "_worker_manager", None)
+    manager = learner_manager(algorithm)
     return 0 if manager is None else manager.num_actors() - manager.num_healthy_actors()
 
 

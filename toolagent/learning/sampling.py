@@ -11,6 +11,7 @@ import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.annotations import override
 
+from toolagent.cluster.ray_internals import actor_manager
 from toolagent.learning.faults import LearningFailed, fault_in
 from toolagent.learning.iteration import IterationMixin
 from toolagent.learning.pipeline_figures import PipelineFigures
@@ -227,8 +228,7 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
 
     def _replace(self, runner: int) -> None:
         """Ends a runner's process; Ray starts another one, `restore_env_runners` finds it."""
-        # RLlib has no public way to end an actor that it manages.
-        manager = self.env_runner_group._worker_manager
+        manager = actor_manager(self.env_runner_group)
         ray.kill(manager.actors()[runner], no_restart=False)
         manager.set_actor_state(runner, healthy=False)
 
@@ -247,7 +247,7 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
         healthy = set(group.healthy_env_runner_ids())
         group.fetch_ready_async_reqs(tags=_PING, timeout_seconds=0.0, mark_healthy=True)
         restored = [r for r in group.healthy_env_runner_ids() if r not in healthy]
-        runners = group._worker_manager.actor_ids()
+        runners = actor_manager(group).actor_ids()
         if restored:  # what they were asked for before they died
             others = [runner for runner in runners if runner not in restored]
             self._figures.lost_requests += self.requests.lose_all_but(others)

@@ -9,6 +9,7 @@ import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.columns import Columns
 
+from toolagent.cluster.ray_internals import weights_number
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.rollouts.play import PlayDetails
@@ -43,7 +44,7 @@ class RecordEpisodesCallback(RLlibCallback):
         if whole:
             network = env_runner.module.network
             batch, details = batch_of_episodes(whole, recorder.task, network)
-            recorder.add(batch, details, int(env_runner._weights_seq_no))
+            recorder.add(batch, details, weights_number(env_runner))
 
 
 def finished(samples: list[Any], under_way: dict[str, Pieces]) -> list[Pieces]:

@@ -13,8 +13,8 @@ from toolagent import cli
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.training_state import restore_checkpoint
 from toolagent.cli.interrupt import Interrupt
+from toolagent.cluster.ray_internals import spread_env_runners
 from toolagent.cluster.ray_session import Cluster, quiet
-from toolagent.cluster.spread import spread_env_runners
 from toolagent.config import (
     Settings,
     add_callbacks,

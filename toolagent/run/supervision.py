@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +13,7 @@ from ray.exceptions import RayError
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.training_state import newest_checkpoint, set_aside_later
 from toolagent.cli.interrupt import Interrupt
+from toolagent.cluster.ray_internals import actor_manager
 from toolagent.config import Settings
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.errors import UserError, quoted
@@ -193,7 +192,7 @@ class Supervision:
 def stop(algorithm: Any) -> None:
     """`algorithm.stop()`, which would wait for ever for an env runner that hangs or is nowhere."""
     for group in (algorithm.env_runner_group, algorithm.eval_env_runner_group):
-        manager = getattr(group, "_worker_manager", None)  # RLlib has no public view of actors
+        manager = actor_manager(group)
         if manager is None or not manager.num_actors():
             continue
         ended = manager.foreach_actor("stop", healthy_only=False, timeout_seconds=STOP_WITHIN_S)
@@ -202,8 +201,6 @@ def stop(algorithm: Any) -> None:
             if runner not in answered:
                 ray.kill(actor)
     algorithm.stop()
-    with contextlib.suppress(OSError):  # RLlib makes a folder in ~/ray_results; ours is the run's
-        os.rmdir(algorithm.logdir)
 
 
 def _why_learning_failed(error: Exception, algorithm: Any) -> str | None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+from toolagent.cluster.ray_internals import learner_manager
+
 _LONGEST_LOOK_S = 1.0
 
 
@@ -52,7 +54,7 @@ class Watchdog:
         """Looks after this algorithm from now on; None: one is being built."""
         self._algorithm, self._asked_since = algorithm, None
         self._doing = None if algorithm else "starting env runners and learners"
-        learners = _learners_of(algorithm)
+        learners = learner_manager(algorithm)
         if learners is not None:  # RLlib asks learners for everything in this way
             learners.foreach_actor = self._timed(learners.foreach_actor)
 
@@ -94,7 +96,7 @@ class Watchdog:
         if idle >= self._next_warning_s:
             self._next_warning_s = 2 * idle
             self._say(f"warning: {doing or 'no update'} for {idle:.0f} s{_health_of(algorithm)}")
-        self._end_hung_learners(_learners_of(algorithm))
+        self._end_hung_learners(learner_manager(algorithm))
 
     def _end_hung_learners(self, learners: Any) -> None:
         since = self._asked_since
@@ -111,11 +113,6 @@ class Watchdog:
             ray.kill(learner)
 
 
-def _learners_of(algorithm: Any) -> Any:
-    """RLlib's manager of remote learners, of which it has no public view; None without any."""
-    return getattr(getattr(algorithm, "learner_group", None), "_worker_manager", None)
-
-
 def _progress_of(algorithm: Any) -> int:
     """Gradient steps; of a stock algorithm, iterations."""
     progress = getattr(algorithm, "updates", None)
@@ -129,7 +126,7 @@ def _health_of(algorithm: Any) -> str:
     if runners is not None and runners.num_remote_env_runners():
         healthy, all_of_them = runners.healthy_env_runner_ids(), runners.num_remote_env_runners()
         parts.append(f"{len(healthy)} of {all_of_them} env runners alive")
-    learners = _learners_of(algorithm)
+    learners = learner_manager(algorithm)
     if learners is not None:
         parts.append(f"{learners.num_healthy_actors()} of {learners.num_actors()} learners alive")
     requests = getattr(algorithm, "requests", None)

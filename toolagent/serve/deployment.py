@@ -52,8 +52,10 @@ def application(arguments: Mapping[str, Any]) -> Any:
         def __init__(self, checkpoints: Sequence[str], hosts: Sequence[str], one_machine: bool):
             import torch
 
+            from toolagent.cluster.ray_internals import keep_replicas_on_loopback
+
             if one_machine:
-                _keep_replicas_on_loopback()
+                keep_replicas_on_loopback()
             torch.set_num_threads(1)  # networks this small gain nothing from more
             quiet()
             self._agents, self._hosts = Agents(load_agents(checkpoints)), hosts
@@ -68,21 +70,6 @@ def application(arguments: Mapping[str, Any]) -> Any:
     hosts = [*LOOPBACK, *arguments.get("hosts", ())]
     folders = [str(path) for path in arguments["checkpoints"]]
     return Playground.bind(folders, hosts, arguments.get("one_machine", False))
-
-
-def _keep_replicas_on_loopback() -> None:
-    """Keeps a replica's second port off the network; to be called in the replica's constructor.
-
-    Behind its constructor, every replica opens a gRPC port for calls from other deployments: on all
-    interfaces, without a token, and what it is sent is unpickled. Ray 2.60 has no switch for it. A
-    test looks at what listens.
-    """
-    from ray.serve._private import replica
-
-    add_port = replica.add_port_to_grpc_server
-    replica.add_port_to_grpc_server = lambda server, address: add_port(
-        server, address.replace("[::]", "127.0.0.1")
-    )
 
 
 def require_serve() -> None:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from ray.util.metrics import Counter, Gauge
 
 from toolagent.cli import one_line
+from toolagent.cluster.ray_internals import actor_manager
 from toolagent.figures import FIGURES
 
 PREFIX = "toolagent_"
@@ -176,8 +177,7 @@ class RunMetrics:
         # Who learns from records has no group; with no remote runner the driver is the only one.
         local = 0 if group is None else 1
         remote = group is not None and bool(config.num_env_runners)
-        # RLlib counts healthy learners here and nowhere else.
-        manager = learners._worker_manager if learners.is_remote else None
+        manager = actor_manager(learners)
         self._values |= {
             "env_runners_configured": config.num_env_runners or local,
             "env_runners_healthy": group.num_healthy_remote_env_runners() if remote else local,

@@ -1,0 +1,188 @@
+"""Every use of a private part of Ray or RLlib, each with its reason and what is missing.
+
+No other file touches one (`tests/test_ray_internals.py` looks). The same tests fail where a new
+version of Ray makes an entry unnecessary or wrong. Ray is imported within the functions: it has to
+be prepared first (`ray_session.quiet`), and no command should import more of it than it uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def actor_manager(group: Any) -> Any:
+    """RLlib's manager of the actors in a LearnerGroup or EnvRunnerGroup.
+
+    Missing: a public way to learn which learners are healthy, or to end an actor of a group.
+    (`LearnerGroup` has none of either; `EnvRunnerGroup` counts its healthy actors only.)
+
+    Returns:
+        A `FaultTolerantActorManager`; None for a local learner, or for no group at all.
+    """
+    return getattr(group, "_worker_manager", None)
+
+
+def learner_manager(algorithm: Any) -> Any:
+    """The manager of an algorithm's remote learners; None without any."""
+    return actor_manager(getattr(algorithm, "learner_group", None))
+
+
+def weights_number(env_runner: Any) -> int:
+    """The number of the weights with which a `SingleAgentEnvRunner` plays.
+
+    Missing: a public name; RLlib logs it as a metric, after `on_sample_end`.
+    """
+    return int(env_runner._weights_seq_no)
+
+
+class TemporaryLogFolder:
+    """For Algorithms: the log folder outside Tune is a temporary one, and ends with the object.
+
+    RLlib makes one for each Algorithm in `~/ray_results`, writes nothing into it and leaves it
+    there. Missing: an option for its place (`logger_creator` is gone since Ray 2.4x).
+    """
+
+    _storage: Any  # Tune's, within a trial
+    _logdir: str
+
+    def _setup_logdir(self) -> None:
+        if self._storage:
+            super()._setup_logdir()  # type: ignore[misc]
+            return
+        self._temporary_log_folder = tempfile.TemporaryDirectory(prefix="toolagent-")
+        self._logdir = self._temporary_log_folder.name
+
+
+@contextlib.contextmanager
+def spread_env_runners() -> Iterator[None]:
+    """Algorithms that are built in the block spread their env runners over the cluster's nodes.
+
+    By default Ray fills a node to one half before it begins the next, so a cluster that is not full
+    has its env runners on few nodes, and a lost node costs more of them than it should. Not for
+    trials of Tune: those have places of their own reserved (a placement group).
+
+    Missing: an option of RLlib for the actors' scheduling strategy (its `placement_strategy` is
+    Tune's), and one for the class of the group.
+    """
+    from ray.rllib.algorithms import algorithm
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+    class SpreadEnvRunnerGroup(EnvRunnerGroup):
+        def _setup(self, **kwargs: Any) -> None:
+            self._remote_args["scheduling_strategy"] = "SPREAD"  # restarts included
+            super()._setup(**kwargs)
+
+    with _replaced(algorithm, "EnvRunnerGroup", SpreadEnvRunnerGroup):
+        yield
+
+
+@contextlib.contextmanager
+def learner_backend(make_config: Callable[[], Any]) -> Iterator[None]:
+    """Remote learners that are started in the block join by this backend.
+
+    Missing: an option of RLlib for it; its LearnerGroup asks this function.
+
+    Args:
+        make_config: makes a `ray.train.backend.BackendConfig`.
+    """
+    from ray.rllib.core.learner import learner_group
+
+    with _replaced(learner_group, "_get_backend_config", lambda learner_class: make_config()):
+        yield
+
+
+@contextlib.contextmanager
+def own_sigterm_handler() -> Iterator[None]:
+    """Where this process handles SIGTERM already, `ray.init()` in the block leaves it alone.
+
+    Ray's handler would end the process in the middle of starting, with an exit code of its own.
+    Missing: an option of `ray.init()`.
+    """
+    from ray._private import utils
+
+    own = signal.getsignal(signal.SIGTERM)
+    if own in (signal.SIG_DFL, None):
+        yield  # then Ray's handler is what ends its processes
+        return
+    try:
+        with _replaced(utils, "set_sigterm_handler", lambda handler: None):
+            yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)  # Ray's C++ has taken it
+
+
+def cpus_that_ray_sees() -> int:
+    """How many CPUs `ray.init()` would offer: the machine's, or a container's quota.
+
+    Missing: a public way to ask before Ray is started.
+    """
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus(override_docker_cpu_warning=True))
+
+
+def keep_replicas_on_loopback() -> None:
+    """Keeps a replica's second port off the network; to be called in the replica's constructor.
+
+    Behind its constructor, every replica opens a gRPC port for calls from other deployments: on all
+    interfaces, without a token, and what it is sent is unpickled. Missing: an address for it.
+    """
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(
+        server, address.replace("[::]", "127.0.0.1")
+    )
+
+
+@contextlib.contextmanager
+def control_service(address: str) -> Iterator[tuple[Any, Any]]:
+    """The client of a cluster's control service (GCS), and the messages that it takes.
+
+    Missing: a public call with a time limit that tells whether there is a cluster. `ray.init()`
+    tries for 20 to 30 s, whatever answers, and says little of why it gives up.
+
+    Args:
+        address: 'host:port'.
+    """
+    from ray._private.grpc_utils import init_grpc_channel  # knows Ray's settings of TLS and token
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    # A cluster is in our own network; a proxy for the world outside it would answer in its place.
+    channel: Any = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
+    with channel:
+        yield gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel), gcs_service_pb2
+
+
+def node_ids_here() -> set[str]:
+    """The ids of the nodes whose raylets run on this machine; found among its processes.
+
+    Missing: a public way before `ray.init()`, which waits 30 s for a node of the cluster here.
+    """
+    from ray._private.services import find_node_ids
+
+    return set(find_node_ids())
+
+
+def deprecated_default() -> Any:
+    """RLlib's default for an argument that has become ineffective. Missing: a public name."""
+    from ray._common.deprecation import DEPRECATED_VALUE
+
+    return DEPRECATED_VALUE
+
+
+@contextlib.contextmanager
+def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """`holder.name` is the value in the block."""
+    before = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)
