@@ -15,6 +15,7 @@ from typing import Any
 
 from toolagent.cluster.address import check_address, no_cluster
 from toolagent.cluster.code_transport import runtime_environment
+from toolagent.cluster.temporary_folder import prepare_temporary_folder
 from toolagent.cluster.token import prepare_token
 from toolagent.errors import UserError
 
@@ -37,7 +38,11 @@ def quiet() -> None:
     """Keeps Ray's and Python's warnings off the screen; to be called before Ray is imported.
 
     They are about Ray's own future, not about the run. Set `TOOLAGENT_VERBOSE=1` to see them.
+
+    Ray's hook for `uv run` is switched off too: it would pack the working folder, whatever is in
+    it, for workers that have the code already (on other machines by `code_transport`).
     """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if os.environ.get("TOOLAGENT_VERBOSE") == "1":
         return
     warnings.simplefilter("ignore")
@@ -84,11 +89,13 @@ def ray_session(
         sections: of the settings, for the code that they name.
 
     Raises:
-        UserError: there is no cluster at `address`, or it can't be joined; or there is no token
-            where the environment says.
+        UserError: there is no cluster at `address`, or it can't be joined; there is no token
+            where the environment says; or Ray's sockets can't be where it says.
     """
     _check_paths()
     prepare_token(create=not address)
+    if not address:
+        prepare_temporary_folder()
     import ray
     from ray.exceptions import AuthenticationError
 

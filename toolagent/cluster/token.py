@@ -19,7 +19,9 @@ def prepare_token(create: bool) -> None:
     """Has a token where Ray will look for it; to be called before Ray is started or joined.
 
     Ray looks into `RAY_AUTH_TOKEN`, the file at `RAY_AUTH_TOKEN_PATH` and `~/.ray/auth_token`. It
-    would make the last one itself, but readable for all users of the machine.
+    would make the last one itself, but readable for all users of the machine. Where it can't be
+    made (the home folder is read-only, or there is none), the token is in `RAY_AUTH_TOKEN` of this
+    process and of those that it starts, and ends with them.
 
     Args:
         create: make a token where there is none; for a cluster that is started here.
@@ -56,8 +58,18 @@ def prepare_token(create: bool) -> None:
         )
     if fault.startswith("holds no token"):
         raise UserError(f"{path}: {fault}; remove it, and a new one is made")
-    if create:
+    if not create:
+        return
+    try:
         _create(path)
+    except OSError as error:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        print(
+            f"warning: {path} can't be written ({error.strerror}): only this command knows the "
+            "token of its Ray cluster; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with "
+            "a token, to use one of yours (for Ray's dashboard)",
+            file=sys.stderr,
+        )
 
 
 def _create(path: Path) -> None:

@@ -90,7 +90,7 @@ class NetworkModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
     @override(TargetNetworkAPI)
     def make_target_networks(self) -> None:
         """Called by learners that need one (APPO's), after the module is built."""
-        self.target_network = make_target_network(self.network)
+        self.target_network: Any = make_target_network(self.network)
 
     @override(TargetNetworkAPI)
     def get_target_network_pairs(self) -> list[tuple[AgentNetwork, AgentNetwork]]:

@@ -1,0 +1,59 @@
+"""Where a cluster that is started here keeps its sockets and logs."""
+
+from __future__ import annotations
+
+import os
+
+from toolagent.errors import UserError
+
+_DEFAULT = "/tmp"
+_LONGEST_SOCKET_PATH = 107  # bytes, on Linux
+_SESSION = "ray/session_2026-01-31_23-59-59_000000"  # the process's id is appended
+
+
+def prepare_temporary_folder() -> None:
+    """Has a folder in which Ray's session can be; to be called before Ray is started.
+
+    Ray takes `RAY_TMPDIR`, `TMPDIR` or /tmp, and makes a folder `ray` in it. A `TMPDIR` that suits
+    other programs may be too long for a socket's path; then `RAY_TMPDIR` is set to /tmp.
+
+    Raises:
+        UserError: Ray can't use it.
+    """
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if not os.environ.get(name, "-"):  # Ray would take the empty path for the current folder
+            del os.environ[name]
+    chosen, folder = os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR")
+    fault = _fault(chosen or folder or _DEFAULT)
+    if fault is None:
+        return
+    if chosen is None and folder is not None and _fault(_DEFAULT) is None:
+        os.environ["RAY_TMPDIR"] = _DEFAULT
+        return
+    label = "RAY_TMPDIR=" if chosen else "TMPDIR=" if folder else ""
+    raise UserError(
+        f"{label}{chosen or folder or _DEFAULT}: {fault}; set RAY_TMPDIR to a folder with a short "
+        "name, such as /tmp, for the sockets and logs of Ray"
+    )
+
+
+def _fault(folder: str) -> str | None:
+    """Why Ray's session can't be in the folder; None if it can."""
+    if not os.path.isabs(folder):
+        return "is no absolute path"
+    if not folder.isascii():
+        return "is not ASCII, as the paths of Ray's sockets must be"
+    if any(character.isspace() for character in folder):
+        return "has a space in it, at which Ray takes its commands apart"
+    socket = os.path.join(folder, f"{_SESSION}_{os.getpid()}", "sockets", "plasma_store")
+    spare = _LONGEST_SOCKET_PATH - len(socket)
+    if spare < 0:
+        return (
+            f"is {len(folder)} bytes long, and Ray's sockets leave room for {len(folder) + spare}"
+        )
+    session = os.path.join(folder, "ray")
+    try:
+        os.makedirs(session, exist_ok=True)
+    except OSError as error:
+        return f"Ray can't make a folder in it ({error.strerror})"
+    return None if os.access(session, os.W_OK | os.X_OK) else f"{session} can't be written"
