@@ -141,7 +141,7 @@ def _refused(address: str, error: Any) -> UserError:
 
 
 def _check_nodes(address: str, reply: Any) -> None:
-    """A driver needs a raylet of the cluster on its own machine; Ray would look for one for 30 s."""
+    """A driver needs a raylet of the cluster on its machine; Ray would look for one for 30 s."""
     from toolagent.cluster.ray_internals import node_ids_here
 
     alive = {node.node_id.hex() for node in reply.node_info_list if node.state == 0}
