@@ -170,7 +170,7 @@ def sound(tmp_path_factory):
 
 
 FILES = ("manifest.json", "model.safetensors", "policy.json", "run.json")
-FILES += ("state.json", "state.safetensors")
+FILES += ("rllib_checkpoint.json", "state.json", "state.safetensors")
 
 
 def newest_and_notes(checkpoints):
@@ -186,6 +186,15 @@ def test_a_whole_checkpoint_has_these_files_and_is_taken(sound):
     holder = Holder({"updates": 0})
     restore_checkpoint(holder, sound / "checkpoint_000002")
     assert same(holder.state, Holder().state)
+
+
+def test_rllib_s_from_checkpoint_says_what_to_do_instead(sound):
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+    with pytest.raises(ValueError) as refusal:
+        Algorithm.from_checkpoint(str(sound / "checkpoint_000002"))
+    for instead in ("--resume", "--init-from", "toolagent.checkpoints.policy.load_policy"):
+        assert instead in str(refusal.value)
 
 
 def flip(path, place, mask):

@@ -41,6 +41,7 @@ from toolagent.config.schema import checked_options, section_type, sections_of
 from toolagent.config.settings import RecordingSettings
 from toolagent.config.source import Source
 from toolagent.config.validation import validated
+from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.errors import UserError
 from toolagent.learning.options import PipelineOptions
@@ -149,10 +150,9 @@ def test_scalars_as_yaml_1_2_reads_them(text, value):
 
 
 def test_values_of_every_kind_reach_rllib(load):
-    config = build_algorithm_config(
-        load(
-            PPO
-            + """
+    given = load(
+        PPO
+        + """
 seed: 5
 task: tutorial
 curriculum: {earlier_stage_share: 0.25}
@@ -168,9 +168,8 @@ fault_tolerance: {delay_between_env_runner_restarts_s: 7}
 callbacks: {callbacks_class: "ray.rllib.callbacks.callbacks:RLlibCallback"}
 reporting: {min_time_s_per_iteration: 0.5}
 """
-        )
     )
-    from ray.rllib.callbacks.callbacks import RLlibCallback
+    config = build_algorithm_config(given)
 
     assert config.env == "toolagent/Tutorial-v0"
     assert config.env_config == {
@@ -193,8 +192,10 @@ reporting: {min_time_s_per_iteration: 0.5}
     assert config.gym_env_vectorize_mode == "vector_entry_point"
     assert config.restart_failed_env_runners is True
     assert config.delay_between_env_runner_restarts_s == 7
-    assert config.callbacks_class is RLlibCallback  # the one that does nothing
-    assert add_callbacks(config.copy(), [dict, list]).callbacks_class == [dict, list]
+    [curriculum] = config.callbacks_class
+    assert curriculum.func is CurriculumCallback
+    assert curriculum.args == (given.curriculum,)
+    assert add_callbacks(config.copy(), [dict, list]).callbacks_class == [curriculum, dict, list]
     evaluation = config.get_evaluation_config_object()
     assert evaluation.explore is False
     assert evaluation.env_config == config.env_config | {"stage": 2, "evaluation": True}
@@ -207,7 +208,9 @@ def test_a_users_callbacks_are_called_beside_the_runs_own(load):
     for settings_of_a_user in (one, two):
         config = build_algorithm_config(settings_of_a_user)
         add_callbacks(config, [dict])
-        assert [c.__name__ for c in config.callbacks_class] == ["dict", "EpisodeCallback"]
+        curriculum, *others = config.callbacks_class
+        assert curriculum.func is CurriculumCallback
+        assert [c.__name__ for c in others] == ["dict", "EpisodeCallback"]
 
 
 @pytest.mark.parametrize(

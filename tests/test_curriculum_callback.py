@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from types import SimpleNamespace
@@ -37,9 +36,7 @@ OVERRIDES = (
 
 def build():
     settings = load_settings("ppo", OVERRIDES)
-    config = build_algorithm_config(settings)
-    config.callbacks(callbacks_class=[functools.partial(CurriculumCallback, settings.curriculum)])
-    return config.build_algo()
+    return build_algorithm_config(settings).build_algo()
 
 
 def callback_of(algorithm):

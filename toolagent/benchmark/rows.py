@@ -115,7 +115,11 @@ class BareRow:
 
 def shipped_config(name: str, overrides: Sequence[str]) -> AlgorithmConfig:
     """The shipped config of that name, with the benchmark's workload and these overrides."""
-    return build_algorithm_config(load_settings(name, (*WORKLOAD, *overrides)))
+    from ray.rllib.callbacks.callbacks import RLlibCallback
+
+    config = build_algorithm_config(load_settings(name, (*WORKLOAD, *overrides)))
+    # The stage is the workload's: without the curriculum, whose measurements are not training.
+    return config.callbacks(callbacks_class=RLlibCallback)
 
 
 class RLlibRow:

@@ -4,6 +4,7 @@
         policy.json, model.safetensors   the agent (`toolagent.checkpoints.policy`)
         run.json                         where the run stood
         state.json, state.safetensors    the whole state of the algorithm (`state_files`)
+        rllib_checkpoint.json            tells RLlib's `from_checkpoint` what to use in its place
         manifest.json                    size and SHA-256 of each file (`manifest`)
 
 No file is a pickle. A checkpoint is written under another name and renamed when all of it is on
@@ -33,6 +34,13 @@ from toolagent.errors import UserError
 from toolagent.models.base import AgentNetwork
 
 RUN_FILE = "run.json"
+# RLlib's `from_checkpoint` reads a checkpoint's version there, and says what it can't take: this.
+RLLIB_FILE = "rllib_checkpoint.json"
+_NOT_RLLIBS = (
+    "none of RLlib: this is a checkpoint of toolagent, to be continued by `python -m toolagent.run "
+    "--resume RUN`, or begun with by `--init-from CHECKPOINT`; its agent is loaded by "
+    "`toolagent.checkpoints.policy.load_policy(CHECKPOINT)`"
+)
 _PREFIX = "checkpoint_"
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 
@@ -71,6 +79,7 @@ def write_checkpoint(
         partial.mkdir(parents=True)
         files = encode_state(algorithm.get_state())
         files[RUN_FILE] = written(run_state, SavedRunState)
+        files[RLLIB_FILE] = (json.dumps({"checkpoint_version": _NOT_RLLIBS}) + "\n").encode()
         write_files(partial, files)
         save_policy(partial, network, iteration=run_state["iteration"], **policy_metadata)
         contents = {

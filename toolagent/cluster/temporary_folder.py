@@ -46,11 +46,9 @@ def _fault(folder: str) -> str | None:
     if any(character.isspace() for character in folder):
         return "has a space in it, at which Ray takes its commands apart"
     socket = os.path.join(folder, f"{_SESSION}_{os.getpid()}", "sockets", "plasma_store")
-    spare = _LONGEST_SOCKET_PATH - len(socket)
-    if spare < 0:
-        return (
-            f"is {len(folder)} bytes long, and Ray's sockets leave room for {len(folder) + spare}"
-        )
+    most = _LONGEST_SOCKET_PATH - len(socket) + len(folder)
+    if len(folder) > most:
+        return f"is {len(folder)} bytes long, and with Ray's sockets in it at most {most} can be"
     session = os.path.join(folder, "ray")
     try:
         os.makedirs(session, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from toolagent.config.callbacks import check_callbacks
+from toolagent.config.callbacks import add_callbacks, check_callbacks
 from toolagent.config.schema import IMPORT, checked_options, deprecated_of, typed_dict
 from toolagent.config.settings import AUTO, AUTO_KEY, Settings
 from toolagent.config.source import KeyPath
@@ -49,13 +49,16 @@ def algorithm_config_class(name: str) -> type[AlgorithmConfig]:
 
 
 def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
-    """The settings as a validated `AlgorithmConfig`, not frozen: callbacks can still be added.
+    """The settings as a validated `AlgorithmConfig`, with the curriculum among its callbacks.
+
+    It is not frozen: further callbacks can be added (`add_callbacks`).
 
     Raises:
         UserError: RLlib refuses a value; its message in one line, with the key.
     """
     from ray.util import log_once
 
+    from toolagent.curriculum.callback import CurriculumCallback
     from toolagent.envs.registration import register_with_rllib
 
     checked = _checked(settings, IMPORT)
@@ -78,6 +81,7 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
                 "is deprecated in RLlib, without effect or replaced by another option",
             )
     check_callbacks(config, settings.sections.get("callbacks", {}), settings.source)
+    add_callbacks(config, [functools.partial(CurriculumCallback, settings.curriculum)])
     _try_environment(config, settings)
     with _Refusals(settings, ()):
         config.validate()

@@ -20,7 +20,9 @@ _OF_SINGLE_EPISODES = (
 
 
 def add_callbacks(config: AlgorithmConfig, classes: list[Any]) -> AlgorithmConfig:
-    """Puts callbacks before those that the user's config names; RLlib would replace them.
+    """Puts callbacks after the curriculum's and before those that the user's config names.
+
+    RLlib's `config.callbacks(...)` would replace them all.
 
     Args:
         config: changed.
@@ -32,9 +34,12 @@ def add_callbacks(config: AlgorithmConfig, classes: list[Any]) -> AlgorithmConfi
     from ray.rllib.callbacks.callbacks import RLlibCallback
     from ray.rllib.utils import force_list
 
+    from toolagent.curriculum.callback import CurriculumCallback
+
     # RLlib's default is the class that does nothing.
     given = [made for made in force_list(config.callbacks_class) if made is not RLlibCallback]
-    return config.callbacks(callbacks_class=[*classes, *given])
+    first = 1 if given and class_of(given[0]) is CurriculumCallback else 0
+    return config.callbacks(callbacks_class=[*given[:first], *classes, *given[first:]])
 
 
 def check_callbacks(config: AlgorithmConfig, given: Mapping[str, Any], source: Source) -> None:

@@ -30,6 +30,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from toolagent.cluster.process_group import LoopbackLearnersMixin
+from toolagent.cluster.ray_internals import TemporaryLogFolder
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.exploration import STEP_COLUMNS, Exploration
 from toolagent.learning.faults import (
@@ -155,7 +156,7 @@ class ToolAgentConfig(
         return {}
 
 
-class ToolAgent(CallbackStateMixin, SamplingAlgorithm):
+class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
     """Samples whole episodes in columns (`SamplingAlgorithm`) and learns from them, both at once.
 
     A dead learner ends `train()` with `LearningFailed` or Ray's own error, now and in every later

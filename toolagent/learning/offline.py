@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from toolagent.cluster.process_group import LoopbackLearnersMixin
+from toolagent.cluster.ray_internals import TemporaryLogFolder
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.iteration import IterationMixin, take_learner_metrics
 from toolagent.learning.learner import EpisodeColumnsLearner
@@ -135,7 +136,7 @@ class OfflineMARWILConfig(
         return {}
 
 
-class OfflineMARWIL(CallbackStateMixin, IterationMixin, MARWIL):
+class OfflineMARWIL(CallbackStateMixin, IterationMixin, TemporaryLogFolder, MARWIL):
     """MARWIL on recorded episodes, without env runners."""
 
     # RLlib types these as their base classes, or as what they are before `setup`.

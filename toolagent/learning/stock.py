@@ -6,11 +6,12 @@ from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.utils.annotations import override
 
 from toolagent.cluster.process_group import LoopbackLearnersMixin
+from toolagent.cluster.ray_internals import TemporaryLogFolder
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.iteration import IterationMixin
 
 
-class StockPPO(CallbackStateMixin, IterationMixin, PPO):
+class StockPPO(CallbackStateMixin, IterationMixin, TemporaryLogFolder, PPO):
     """PPO as RLlib ships it, with the curriculum's state in its checkpoints.
 
     RLlib's training step, one batch of samples and the epochs on it, is the unit between which

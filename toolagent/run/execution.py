@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from typing import Any
@@ -24,7 +23,6 @@ from toolagent.config import (
     to_yaml,
 )
 from toolagent.config.placement import check_placement, with_auto_runners
-from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.errors import UserError
 from toolagent.report.charts import accuracy_charts
 from toolagent.report.page import write_report
@@ -84,10 +82,7 @@ def execute(
             cluster={"cpus": cluster.cpus, "gpus": cluster.gpus, "nodes": cluster.nodes}
         )
     )
-    add_callbacks(
-        algorithm_config,
-        [functools.partial(CurriculumCallback, settings.curriculum), RecordEpisodesCallback],
-    )
+    add_callbacks(algorithm_config, [RecordEpisodesCallback])
     recording = recording_of(settings, folder.path)
     if recording is not None:
         algorithm_config.environment(env_config={"recording": recording.to_dict()})

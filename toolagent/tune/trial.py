@@ -115,13 +115,7 @@ class SearchTrial:
     @classmethod
     def _algorithm_config(cls, settings: Settings) -> Any:
         config, _ = fit(build_algorithm_config(settings), cls.share)
-        return add_callbacks(
-            config,
-            [
-                functools.partial(CurriculumCallback, settings.curriculum),
-                functools.partial(TrialReport, settings, cls.search),
-            ],
-        )
+        return add_callbacks(config, [functools.partial(TrialReport, settings, cls.search)])
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:

@@ -1,0 +1,231 @@
+"""`toolagent.cluster.ray_internals` is the one file that touches Ray's private parts, and each of
+its entries is still needed: these tests fail where a version of Ray has a public way, or another
+private one.
+"""
+
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from processes import WAIT_S, own_environment
+
+from toolagent.cluster import ray_internals
+
+PACKAGE = Path(ray_internals.__file__).parents[1]
+# A module with a private part in its name, or a private attribute of an object of Ray's.
+PRIVATE = re.compile(
+    r"\bray(\.\w+)*\._[a-z]|\bray(\.\w+)* import _\w|\bray\.core\.generated|"
+    r"(?<!\bself)\._(worker_manager|remote_args|get_backend_config|weights_seq_no|storage|logdir)\b"
+)
+ENTRIES = {
+    "actor_manager",
+    "learner_manager",
+    "weights_number",
+    "TemporaryLogFolder",
+    "spread_env_runners",
+    "learner_backend",
+    "own_sigterm_handler",
+    "cpus_that_ray_sees",
+    "keep_replicas_on_loopback",
+    "control_service",
+    "node_ids_here",
+    "deprecated_default",
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "private"),
+    [
+        ("from ray._private import utils", True),
+        ("from ray.serve._private import replica", True),
+        ("from ray.core.generated import gcs_service_pb2", True),
+        ("manager = group._worker_manager", True),
+        ("env_runner._weights_seq_no", True),
+        ("self._weights_seq_no = 0", False),  # of a class of ours, in RLlib's place
+        ("from ray.rllib.core import COMPONENT_RL_MODULE", False),
+    ],
+)
+def test_what_counts_as_private(line, private):
+    assert bool(_private(line)) == private
+
+
+def test_no_other_file_touches_ray_s_private_parts():
+    found = {
+        str(path.relative_to(PACKAGE)): _private(path.read_text(encoding="utf-8"))
+        for path in PACKAGE.rglob("*.py")
+        if path != Path(ray_internals.__file__)
+    }
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_every_entry_is_tested_here():
+    public = {
+        name
+        for name, value in vars(ray_internals).items()
+        if getattr(value, "__module__", None) == ray_internals.__name__ and name[0] != "_"
+    }
+    assert public == ENTRIES
+
+
+def _private(text):
+    return [line.strip() for line in text.splitlines() if PRIVATE.search(line)]
+
+
+def test_rllib_s_groups_have_no_public_way_to_their_actors(cluster):
+    from ray.rllib.core.learner.learner_group import LearnerGroup
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+    for group in (LearnerGroup, EnvRunnerGroup):
+        public = [name for name in dir(group) if not name.startswith("_")]
+        assert not [name for name in public if "actor" in name]
+    assert not [name for name in dir(LearnerGroup) if "healthy" in name and name[0] != "_"]
+
+
+def test_the_managers_of_an_algorithm_and_its_log_folder(cluster, tmp_path, monkeypatch):
+    """One algorithm for several entries: building one takes seconds."""
+    from toolagent.config import build_algorithm_config, load_settings
+    from toolagent.curriculum.callback import CurriculumCallback
+
+    home = tmp_path / "ray_results"
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(home))
+    overrides = [
+        "env_runners={num_env_runners: 1, num_envs_per_env_runner: 4}",
+        "training={train_batch_size_per_learner: 20, minibatch_size: 10, num_epochs: 1}",
+    ]
+    config = build_algorithm_config(load_settings("ppo", overrides))
+    with ray_internals.spread_env_runners():
+        algorithm = config.build_algo()
+    try:
+        manager = ray_internals.actor_manager(algorithm.env_runner_group)
+        assert ray.get(manager.actors()[1].ping.remote()) == "pong"
+        assert ray_internals.learner_manager(algorithm) is None  # there is a local one only
+        strategy = algorithm.env_runner_group._remote_args["scheduling_strategy"]
+        assert strategy == "SPREAD"
+        assert any(isinstance(callback, CurriculumCallback) for callback in algorithm.callbacks)
+        numbers = algorithm.env_runner_group.foreach_env_runner(ray_internals.weights_number)
+        assert all(type(number) is int for number in numbers)
+        assert not home.exists()
+        folder = algorithm.logdir
+        assert os.path.isdir(folder)
+    finally:
+        algorithm.stop()
+    del algorithm
+    assert not os.path.exists(folder)
+
+
+def test_rllib_makes_its_log_folder_at_home(tmp_path, monkeypatch):
+    from ray.tune import Trainable
+
+    class Plain(Trainable):
+        pass
+
+    class Ours(ray_internals.TemporaryLogFolder, Trainable):
+        pass
+
+    home = tmp_path / "ray_results"
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(home))
+    assert not Path(Ours().logdir).is_relative_to(home)
+    assert not home.exists()
+    assert Path(Plain().logdir).is_relative_to(home)
+
+
+def test_rllib_has_no_options_for_placing_env_runners_and_for_the_backend():
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    for method in (AlgorithmConfig.env_runners, AlgorithmConfig.learners):
+        names = inspect.signature(method).parameters
+        assert not [n for n in names if re.search("schedul|placement|backend|process_group", n)]
+
+
+def test_learners_join_by_the_backend_that_is_given():
+    from ray.rllib.core.learner import learner_group
+    from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+
+    ours = object()
+    with ray_internals.learner_backend(lambda: ours):
+        assert learner_group._get_backend_config(TorchLearner) is ours
+    assert learner_group._get_backend_config(TorchLearner) is not ours
+    # It is asked by the group, and nobody passes the group another one.
+    assert "_get_backend_config(" in inspect.getsource(learner_group.LearnerGroup.__init__)
+
+
+SIGTERM = """
+import contextlib, signal, sys
+from toolagent.cluster.ray_internals import own_sigterm_handler
+import ray
+from ray._private import utils
+calls = []
+real = utils.set_sigterm_handler
+utils.set_sigterm_handler = lambda handler: calls.append(handler) or real(handler)
+signal.signal(signal.SIGTERM, lambda *_: None)
+with own_sigterm_handler() if sys.argv[1] == "ours" else contextlib.nullcontext():
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print(len(calls))
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("handler", "calls"), [("ray's", "1"), ("ours", "0")])
+def test_ray_init_takes_sigterm_unless_it_is_kept(handler, calls):
+    assert _run([sys.executable, "-c", SIGTERM, handler]).split()[-1] == calls
+
+
+def _run(command):
+    """What it prints on stdout."""
+    return subprocess.run(
+        command, env=own_environment(), capture_output=True, text=True, timeout=WAIT_S, check=True
+    ).stdout
+
+
+def test_a_replica_s_port_is_opened_on_all_interfaces():
+    from ray.serve._private import replica
+
+    assert "[::]" in inspect.getsource(replica)
+    assert "add_port_to_grpc_server(" in inspect.getsource(replica)
+
+
+def test_the_control_service_tells_version_and_nodes(cluster):
+    address = ray.get_runtime_context().gcs_address
+    with ray_internals.control_service(address) as (service, messages):
+        assert service.CheckAlive(messages.CheckAliveRequest(), timeout=5).ray_version
+        reply = service.GetAllNodeInfo(messages.GetAllNodeInfoRequest(), timeout=5)
+    ids = {node.node_id.hex() for node in reply.node_info_list}
+    assert ids == {ray.get_runtime_context().get_node_id()}
+    assert ids <= ray_internals.node_ids_here()
+
+
+@pytest.mark.slow
+def test_ray_offers_the_cpus_that_it_sees_whatever_the_affinity():
+    offered = (
+        "import ray; ray.init('local', include_dashboard=False, log_to_driver=False); "
+        "print(ray.cluster_resources()['CPU'])"
+    )
+    out = _run(["taskset", "-c", "0", sys.executable, "-c", offered])
+    assert float(out.split()[-1]) == ray_internals.cpus_that_ray_sees()
+
+
+def test_the_default_of_deprecated_arguments_has_no_public_name():
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    defaults = [
+        parameter.default
+        for _, method in inspect.getmembers(AlgorithmConfig, inspect.isfunction)
+        for parameter in inspect.signature(method).parameters.values()
+    ]
+    assert ray_internals.deprecated_default() in defaults
+
+
+def test_a_handler_of_nobody_is_left_to_ray(monkeypatch):
+    from ray._private import utils
+
+    real = utils.set_sigterm_handler
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
+    with ray_internals.own_sigterm_handler():
+        assert utils.set_sigterm_handler is real
