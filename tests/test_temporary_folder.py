@@ -41,7 +41,15 @@ def unusable(tmp_path):
 def test_an_unusable_tmpdir_gives_way_to_tmp(tmp_path_factory, monkeypatch, which):
     monkeypatch.setenv("TMPDIR", unusable(tmp_path_factory.mktemp("t"))[which])
     prepare_temporary_folder()
-    assert os.environ["RAY_TMPDIR"] == "/tmp"
+    assert os.environ["TMPDIR"] == "/tmp"
+    assert "RAY_TMPDIR" not in os.environ
+
+
+def test_python_s_own_sockets_are_beside_ray_s_where_tmpdir_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", of_length(tmp_path, 107))
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    prepare_temporary_folder()
+    assert os.environ["TMPDIR"] == "/tmp"
 
 
 @pytest.mark.parametrize("which", range(6))
