@@ -13,6 +13,7 @@ the disk, so that there is never a moment without a whole one.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence

@@ -38,7 +38,7 @@ def add_callbacks(config: AlgorithmConfig, classes: list[Any]) -> AlgorithmConfi
 
     # RLlib's default is the class that does nothing.
     given = [made for made in force_list(config.callbacks_class) if made is not RLlibCallback]
-    first = 1 if given and class_of(given[0]) is CurriculumCallback else 0
+    first = 1 if given and getattr(given[0], "func", None) is CurriculumCallback else 0
     return config.callbacks(callbacks_class=[*given[:first], *classes, *given[first:]])
 
 

@@ -251,7 +251,7 @@ _OBJECT = refused("takes an object, which YAML cannot write")
 
 def options_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The named parameters of a function (without `self`), with their types."""
-    from ray._common.deprecation import DEPRECATED_VALUE
+    from toolagent.cluster.ray_internals import deprecated_default
 
     options = {}
     for parameter in inspect.signature(function).parameters.values():
@@ -259,7 +259,7 @@ def options_of(function: Callable[..., Any]) -> dict[str, Any]:
         if name == "self" or kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             continue
         hinted = parameter.annotation is not inspect.Parameter.empty
-        if not hinted and parameter.default == DEPRECATED_VALUE:
+        if not hinted and parameter.default == deprecated_default():
             options[name] = _DEPRECATED
         elif function.__module__.startswith("ray.") and name in _CORRECTED:
             options[name] = _CORRECTED[name]
