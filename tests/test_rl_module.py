@@ -316,3 +316,24 @@ def test_an_update_of_rllibs_ppo_learner_changes_every_parameter(kind):
             assert not torch.equal(weight, before[name]), name
     finally:
         runner.stop()
+
+
+def test_the_target_network_computes_what_the_network_did_when_it_was_made(kind):
+    """APPO's learner asserts this API in a thread, and goes on without learning where it lacks."""
+    from ray.rllib.core.rl_module.apis import TARGET_NETWORK_ACTION_DIST_INPUTS, TargetNetworkAPI
+
+    module = make_module(kind)
+    assert isinstance(module, TargetNetworkAPI)
+    batch = {
+        Columns.OBS: observations(kind, 1, size=5, steps=6),
+        Columns.STATE_IN: initial_state(module, 5),
+    }
+    with torch.no_grad():
+        before = module.forward_train(batch)[Columns.ACTION_DIST_INPUTS]
+        module.make_target_networks()
+        [(network, target)] = module.get_target_network_pairs()
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+        assert network is module.network and not any(p.requires_grad for p in target.parameters())
+        assert torch.equal(module.forward_target(batch)[TARGET_NETWORK_ACTION_DIST_INPUTS], before)
+        assert not torch.equal(module.forward_train(batch)[Columns.ACTION_DIST_INPUTS], before)
