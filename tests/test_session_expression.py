@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +15,13 @@ from toolagent.checkpoints.policy import load_policy
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cli.interrupt import Interrupt
 from toolagent.config import load_settings
+from toolagent.curriculum import stopping
 from toolagent.rollouts import certification
 from toolagent.rollouts.certification import certify, measure
-from toolagent.run import training
 from toolagent.run.keeper import CheckpointKeeper
+from toolagent.run.loop import Outcome, TrainingLoop
 from toolagent.run.results import print_report, sample_trajectories, summarize
-from toolagent.run.training import Outcome, RunState
+from toolagent.run.training import RunState
 from toolagent.tasks import get_task
 
 EXPRESSION = get_task("expression")
@@ -56,6 +58,13 @@ def keeper_of(settings, folder):
     return CheckpointKeeper(settings, None, None, folder, print)
 
 
+class Watched:
+    """A watchdog that watches nothing."""
+
+    def during(self, doing):
+        return contextlib.nullcontext()
+
+
 class Events:
     """A display that keeps what it is told."""
 
@@ -67,11 +76,16 @@ class Events:
 
 
 def note_solved(settings, network, state, display, interrupt=None):
+    """Whether the run ends after a measurement of this network."""
     measured = measure(network, EXPRESSION, (2, 4), np.random.default_rng(0), 20)
-    callback = SimpleNamespace(network=network, task=EXPRESSION, measured=measured)
-    return training._note_solved(
-        settings, callback, state, True, display, {}, interrupt or Interrupt()
+    callback = SimpleNamespace(
+        network=network, task=EXPRESSION, measured=measured, settings=settings.curriculum
     )
+    session = SimpleNamespace(
+        settings=settings, display=display, interrupt=interrupt or Interrupt(), watchdog=Watched()
+    )
+    keeper = SimpleNamespace(algorithm=None, callback=callback)
+    return TrainingLoop(session, keeper, state, [])._certify(True)
 
 
 # When a stage is solved ------------------------------------------------------------------------
@@ -102,7 +116,7 @@ def test_what_was_solved_is_played_again_only_where_that_ends_the_run(settings, 
         played.append(stage)
         return is_solved(network, task, stage, failed)
 
-    monkeypatch.setattr(training, "is_solved", noted)
+    monkeypatch.setattr(stopping, "is_solved", noted)
     monkeypatch.setattr(certification, "is_solved", noted)
     state, display = RunState(), Events()
     go_on = load_settings(None, (*LEVELS, "run.stop_when_solved=false"), check_sections=False)
@@ -142,8 +156,9 @@ def test_what_was_failed_is_played_first(monkeypatch):
 def test_a_signal_ends_certifying(settings):
     interrupt = Interrupt()
     interrupt.requested = True
-    with pytest.raises(KeyboardInterrupt):
-        note_solved(settings, up_to(4), RunState(), Events(), interrupt)
+    state = RunState()
+    assert not note_solved(settings, up_to(4), state, Events(), interrupt)
+    assert state.uncertified and state.first_solved == {}  # resumed, it certifies first
 
 
 def test_a_faultless_measurement_is_not_enough(settings):

@@ -153,6 +153,11 @@ class CurriculumCallback(RLlibCallback):
                 _set_stage(group, self.stage)
 
 
+def curriculum_of(algorithm: Any) -> CurriculumCallback:
+    """The algorithm's own curriculum callback."""
+    return next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
+
+
 def env_steps_of(result: dict[str, Any]) -> int:
     """Env steps sampled in the whole run, from RLlib's result."""
     value = result.get(ENV_RUNNER_RESULTS, {}).get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)

@@ -96,6 +96,11 @@ class CurriculumSettings(BaseModel):
                 )
         return self
 
+    @property
+    def stages(self) -> set[int]:
+        """The stages of the levels; training is complete when all of them are solved."""
+        return {level.stage for level in self.levels}
+
     def check_stages(self, stages: range) -> None:
         """Raises ValueError where a level names a stage that is not among the task's."""
         for index, level in enumerate(self.levels):
@@ -108,7 +113,7 @@ class CurriculumSettings(BaseModel):
     def trained_stages(self, stages: range) -> list[int]:
         """Those of the task's stages that episodes can be of: the levels', and where a share is
         drawn from earlier stages, those before them. In ascending order."""
-        trained = {level.stage for level in self.levels}
+        trained = self.stages
         if self.earlier_stage_share > 0:
             trained.update(range(stages[0], max(trained)))
         return sorted(trained)

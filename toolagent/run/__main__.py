@@ -145,10 +145,13 @@ def command(
         ):
             interrupt.check()
             from toolagent.run.execution import execute
+            from toolagent.run.session import Session
 
-            code = execute(
-                console, settings, algorithm_config, cluster, folder, start, trackers, interrupt
+            session = Session(
+                *(console, settings, algorithm_config, cluster),
+                *(folder, start, trackers, interrupt),
             )
+            code = execute(session)
         return code if finish(folder) else code or 1
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
 
 from toolagent import figures
 from toolagent.figures import FIGURES
@@ -19,7 +22,7 @@ class FaultCounts:
         algorithm: not trained yet.
     """
 
-    def __init__(self, counts: dict[str, int], algorithm: Any):
+    def __init__(self, counts: dict[str, int], algorithm: Algorithm):
         self.counts, self._algorithm = counts, algorithm
         self._stock_restarts = 0
 

@@ -6,13 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.training_state import list_checkpoints, write_checkpoint
 from toolagent.config import Settings, config_sha256
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.rollouts.certification import StageAccuracy
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+    from toolagent.run.training import RunState
 
 
 class CheckpointKeeper:
@@ -33,7 +38,7 @@ class CheckpointKeeper:
     def __init__(
         self,
         settings: Settings,
-        algorithm: Any,
+        algorithm: Algorithm,
         callback: CurriculumCallback,
         folder: RunFolder,
         warn: Callable[[str], None],
@@ -51,16 +56,16 @@ class CheckpointKeeper:
         """The configured time has passed since the last attempt."""
         return time.perf_counter() - self._since >= self.settings.run.checkpoint_every_s
 
-    def write(self, state: Any, stages: Sequence[StageAccuracy] = ()) -> Path | None:
+    def write(self, state: RunState, stages: Sequence[StageAccuracy] = ()) -> Path | None:
         """Writes a checkpoint; None, with a warning, if that is not possible.
 
         Args:
-            state: `RunState`.
+            state: of the run.
             stages: certified accuracies, where there are any; else those measured last count.
         """
         started = time.perf_counter()
         settings = self.settings
-        wanted = {level.stage for level in settings.curriculum.levels}
+        wanted = settings.curriculum.stages
         rows = stages or self.callback.measured
         try:
             # What the checkpoint continues from must not be lost with the machine.

@@ -6,12 +6,18 @@ import os
 import re
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolagent.checkpoints.storage import without_secret
 from toolagent.config import Settings
 from toolagent.errors import UserError
 from toolagent.files import folder_fault
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    from toolagent.rollouts.recorder import RecorderStatus, Recording
 
 FINISH_WITHIN_S = 30.0  # for the last file of every env runner
 
@@ -43,7 +49,7 @@ def check_recording(folder: str | None) -> None:
         raise UserError(f"--record-episodes {folder}: {error}") from None
 
 
-def check_records(settings: Settings, algorithm_config: Any) -> None:
+def check_records(settings: Settings, algorithm_config: AlgorithmConfig) -> None:
     """Reads the episodes that an offline algorithm learns from, before anything is started.
 
     Raises:
@@ -67,7 +73,7 @@ def check_records(settings: Settings, algorithm_config: Any) -> None:
         raise UserError(f"offline_data.input_: {error}") from None
 
 
-def described_records(settings: Settings, algorithm_config: Any) -> str | None:
+def described_records(settings: Settings, algorithm_config: AlgorithmConfig) -> str | None:
     """A line on how many recorded episodes are learned from; None for who plays its own."""
     if algorithm_config.is_online:
         return None
@@ -75,8 +81,9 @@ def described_records(settings: Settings, algorithm_config: Any) -> str | None:
     from toolagent.rollouts.records import read_episodes
 
     episodes = read_episodes(str(algorithm_config.input_), settings.task)
-    drawn = min(algorithm_config.max_episodes or len(episodes), len(episodes))
-    stages = choose_episodes(episodes, algorithm_config).stage
+    config: Any = algorithm_config  # an offline one, whose options pyright does not see
+    drawn = min(config.max_episodes or len(episodes), len(episodes))
+    stages = choose_episodes(episodes, config).stage
     counts = [
         f"stage {level.stage}: {int((stages == level.stage).sum()):,}"
         for level in settings.curriculum.levels
@@ -84,7 +91,7 @@ def described_records(settings: Settings, algorithm_config: Any) -> str | None:
     return f"learns from {len(stages):,} of {drawn:,} recorded episodes ({', '.join(counts)})"
 
 
-def recording_of(settings: Settings, run_folder: Path) -> Any:
+def recording_of(settings: Settings, run_folder: Path) -> Recording | None:
     """The `Recording` that is asked for; None for none.
 
     Its run id is the name of the run's folder and eight random digits: each start of the command
@@ -103,7 +110,7 @@ def recording_of(settings: Settings, run_folder: Path) -> Any:
     )
 
 
-def finish_recording(algorithm: Any, recording: Any) -> list[str]:
+def finish_recording(algorithm: Algorithm, recording: Recording | None) -> list[str]:
     """Has every env runner write what it holds; says in a line or more what was recorded."""
     from toolagent.rollouts.records import count_episodes
 
@@ -114,22 +121,19 @@ def finish_recording(algorithm: Any, recording: Any) -> list[str]:
     finished = group.foreach_env_runner(_finish, timeout_seconds=FINISH_WITHIN_S)
     statuses = [status for status in finished if status is not None]
     episodes, size = count_episodes(recording.folder, recording.run_id)
-    full = ", and no more: a limit of 'recording' is reached" if _any(statuses, "full") else ""
+    full = any(status.full for status in statuses)
+    limit = ", and no more: a limit of 'recording' is reached" if full else ""
     lines = [
         f"recorded {episodes:,} episodes ({size / 1e6:,.1f} MB) in {recording.folder}, run_id "
-        f"{recording.run_id}{full}"
+        f"{recording.run_id}{limit}"
     ]
     faults = {status.fault for status in statuses if status.fault}
     return lines + [f"recording stopped early: {fault}" for fault in sorted(faults)]
 
 
-def _finish(env_runner: Any) -> Any:
+def _finish(env_runner: Any) -> RecorderStatus | None:
     recorder = getattr(env_runner, "recorder", None)
     if recorder is None:
         return None
     recorder.flush()
     return recorder.status()
-
-
-def _any(statuses: list[Any], name: str) -> bool:
-    return any(getattr(status, name) for status in statuses)

@@ -11,8 +11,13 @@ from toolagent.config import Settings
 from toolagent.errors import UserError
 
 if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from rich.console import Console
+
     from toolagent.checkpoints.policy import Policy
     from toolagent.models.base import AgentNetwork
+    from toolagent.run.training import RunState
 
 _FIXED = ("task", "algorithm", "seed")  # what a resumed run can't change
 
@@ -23,12 +28,12 @@ class Start:
 
     policy: Policy | None = None
     checkpoint: Path | None = None
-    state: dict[str, Any] = field(default_factory=dict)  # of `session.training.RunState`
+    state: dict[str, Any] = field(default_factory=dict)  # of `run.training.RunState`
     resumed: bool = False  # a run that is there already, with a checkpoint or not yet
     notes: tuple[str, ...] = ()  # what is to be told of how it was found
 
 
-def check_local_resources(algorithm_config: Any, address: str | None) -> None:
+def check_local_resources(algorithm_config: AlgorithmConfig, address: str | None) -> None:
     """More than this machine has is refused before anything is started or written."""
     if address is not None:
         return
@@ -37,7 +42,9 @@ def check_local_resources(algorithm_config: Any, address: str | None) -> None:
     from toolagent.config.placement import check_no_custom_resources
 
     check_no_custom_resources(algorithm_config)
-    asked = algorithm_config.num_gpus_per_learner * max(1, algorithm_config.num_learners)
+    asked = (algorithm_config.num_gpus_per_learner or 0) * max(
+        1, algorithm_config.num_learners or 0
+    )
     if asked > torch.cuda.device_count():
         raise UserError(
             f"learners.num_gpus_per_learner: asks for {asked:g} GPUs in all, this machine has "
@@ -49,8 +56,8 @@ def resumed_start(
     folder: RunFolder,
     named: Path | None,
     settings: Settings,
-    before: Any,
-    algorithm_config: Any,
+    before: Settings,
+    algorithm_config: AlgorithmConfig,
 ) -> Start:
     """The named or else the newest checkpoint, if these settings can continue from it.
 
@@ -106,7 +113,9 @@ def resumed_start(
     return Start(checkpoint=checkpoint, state=state, resumed=True, notes=tuple(notes))
 
 
-def take_up(console: Any, folder: RunFolder, start: Start, state: Any) -> list[dict[str, Any]]:
+def take_up(
+    console: Console, folder: RunFolder, start: Start, state: RunState
+) -> list[dict[str, Any]]:
     """Brings a run's folder to where it is continued from; returns the rows of its progress."""
     from toolagent.checkpoints.training_state import set_aside_later
 
@@ -127,15 +136,17 @@ def take_up(console: Any, folder: RunFolder, start: Start, state: Any) -> list[d
     return rows
 
 
-def state_losses(console: Any, algorithm: Any) -> None:
+def state_losses(console: Console, algorithm: Algorithm) -> None:
     """Says what was under way when the checkpoint was written and is not in it."""
     requests = getattr(algorithm, "lost_at_restore", 0)
     if requests:
-        episodes = requests * algorithm.config.num_envs_per_env_runner
+        episodes = requests * (algorithm.config.num_envs_per_env_runner or 1)
         console.print(f"lost: {requests} requests under way, so {episodes:,} episodes")
 
 
-def policy_of(flag: str, path: str | Path, settings: Settings, algorithm_config: Any) -> Policy:
+def policy_of(
+    flag: str, path: str | Path, settings: Settings, algorithm_config: AlgorithmConfig
+) -> Policy:
     """The policy at the path: sound, of the settings' task, and of the configured network."""
     from toolagent.checkpoints.policy import load_policy
 
@@ -177,7 +188,7 @@ def _as_yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def load_weights(algorithm: Any, policy: Policy) -> None:
+def load_weights(algorithm: Algorithm, policy: Policy) -> None:
     """Puts a policy's weights into the learners and the env runners."""
     from ray.rllib.core import DEFAULT_MODULE_ID
 

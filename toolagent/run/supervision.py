@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from rich.console import Console
 
-from toolagent.checkpoints.run_folder import RunFolder
-from toolagent.checkpoints.training_state import newest_checkpoint, set_aside_later
-from toolagent.cli.interrupt import Interrupt
-from toolagent.cluster.ray_internals import actor_manager
-from toolagent.config import Settings
-from toolagent.curriculum.callback import CurriculumCallback
+from toolagent.checkpoints.training_state import (
+    newest_checkpoint,
+    restore_checkpoint,
+    set_aside_later,
+)
+from toolagent.cluster.ray_internals import actor_manager, spread_env_runners
+from toolagent.cluster.ray_session import quiet
+from toolagent.curriculum.callback import curriculum_of
 from toolagent.errors import UserError, quoted
 from toolagent.learning.faults import LearningFailed, lost_learners
-from toolagent.run.display import Display
 from toolagent.run.keeper import CheckpointKeeper
-from toolagent.run.training import Outcome, RunState, train
-from toolagent.run.watchdog import Watchdog
-from toolagent.trackers import Trackers
-from toolagent.trackers.prometheus import RunMetrics
+from toolagent.run.loop import Outcome, TrainingLoop
+from toolagent.run.recording import finish_recording
+from toolagent.run.session import Session
+from toolagent.run.start import Start, load_weights, state_losses
+from toolagent.run.training import RunState
 
 STOP_WITHIN_S = 5.0  # an env runner that has not ended its work by then is ended
 
@@ -33,58 +36,26 @@ class RunFailed(Exception):
 
 
 class Supervision:
-    """One run, over as many algorithms as it takes.
+    """Trains in one session of a run, with as many algorithms as it takes."""
 
-    Args:
-        settings: of the run.
-        build: makes an algorithm.
-        prepare: puts it where a `Start` says.
-        finished: given the algorithm that came to a stop, before it is ended.
-        folder: to write to.
-        display: to show.
-        trackers: told of every iteration.
-        interrupt: taking in signals.
-        ray_since: as for `train`.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        build: Callable[[], Any],
-        prepare: Callable[[Any, Any], None],
-        finished: Callable[[Any], None],
-        folder: RunFolder,
-        display: Display,
-        trackers: Trackers,
-        interrupt: Interrupt,
-        ray_since: float | None = None,
-    ):
-        self.settings, self.folder, self.display = settings, folder, display
-        self._trackers = trackers
-        self._build, self._prepare, self._finished = build, prepare, finished
-        self._interrupt, self._ray_since = interrupt, ray_since
-        run = settings.run
-        self._watchdog = Watchdog(display.event, run.stall_warning_s, run.learner_timeout_s)
-        # Over all restarts: a counter that began again would count twice.
-        self._metrics = RunMetrics(
-            folder.path, settings.task, run.checkpoint_every_s, enabled=run.metrics
-        )
+    def __init__(self, session: Session):
+        self._session = session
         self._state = RunState()
         self._keeper: CheckpointKeeper | None = None
 
-    def run(self, start: Any, rows: list[dict[str, Any]]) -> Outcome:
-        """Trains from the start to a stop.
+    def run(self, rows: list[dict[str, Any]]) -> Outcome:
+        """Trains from the session's start to a stop.
 
         Args:
-            start: a new run's or a resumed one's `run.Start`.
             rows: of the progress so far.
 
         Raises:
             RunFailed: learning failed more often than `run.max_learner_restarts`, or the folder
                 can't be written when it is to begin again.
         """
-        most, restarts = self.settings.run.max_learner_restarts, 0
-        with self._watchdog, self._metrics:
+        session, start = self._session, self._session.start
+        most, restarts = session.settings.run.max_learner_restarts, 0
+        with session.watchdog, session.metrics:
             self._state = RunState(**start.state)
             while True:
                 try:
@@ -95,78 +66,71 @@ class Supervision:
                     if not restarts:
                         raise
                     reason = str(error).strip().splitlines()[0]
-                self._interrupt.check()
+                session.interrupt.check()
                 if restarts >= most:
                     raise RunFailed(
                         f"{reason}; learning was restarted {restarts} times, and "
                         f"run.max_learner_restarts is {most}; {self._advice()}"
                     )
                 restarts += 1
-                self.display.event(f"warning: {reason}; restart {restarts} of at most {most}")
+                session.display.event(f"warning: {reason}; restart {restarts} of at most {most}")
                 start, rows = self._begin_again(start)
 
-    def _attempt(self, start: Any, rows: list[dict[str, Any]]) -> Outcome:
-        algorithm, since = None, None
+    def _attempt(self, start: Start, rows: list[dict[str, Any]]) -> Outcome:
+        session, algorithm, loop = self._session, None, None
         try:
-            with self._interrupt.at_once():  # nothing is trained yet that could be lost
-                self._interrupt.check()
-                algorithm = self._build()
-                self._watchdog.watch(algorithm)
-                with self._watchdog.during("restoring"):
-                    self._prepare(algorithm, start)
-            callback = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
-            self._keeper = CheckpointKeeper(
-                *(self.settings, algorithm, callback, self.folder, self.display.event),
-                self._keeper,
-            )
-            since = time.perf_counter() - self._state.time_s
-            outcome = train(
-                self.settings,
-                algorithm,
-                callback,
-                self.folder,
-                self.display,
-                self._trackers,
-                self._state,
-                rows,
-                self._interrupt,
-                self._watchdog,
-                self._keeper,
-                self._metrics,
-                self._ray_since,
-            )
-            self._finished(algorithm)
+            with session.interrupt.at_once():  # nothing is trained yet that could be lost
+                session.interrupt.check()
+                algorithm = build_algorithm(session.algorithm_config)
+                session.watchdog.watch(algorithm)
+                with session.watchdog.during("restoring"):
+                    prepare(algorithm, start, session.console)
+            loop = self._loop(algorithm, rows)
+            outcome = loop.run()
+            outcome.recorded = finish_recording(algorithm, session.recording)
             return outcome
         except Exception as error:
-            if since is not None:  # an update that hung took its time too
-                self._state.time_s = time.perf_counter() - since
+            if loop is not None:  # an update that hung took its time too
+                loop.note_time()
             reason = _why_learning_failed(error, algorithm)
             if reason is None:
                 raise
             raise LearningFailed(reason) from error
         finally:
-            self._watchdog.watch(None)
+            session.watchdog.watch(None)
             if algorithm is not None:
                 stop(algorithm)
+
+    def _loop(self, algorithm: Algorithm, rows: list[dict[str, Any]]) -> TrainingLoop:
+        session = self._session
+        self._keeper = CheckpointKeeper(
+            session.settings,
+            algorithm,
+            curriculum_of(algorithm),
+            session.folder,
+            session.display.event,
+            self._keeper,
+        )
+        return TrainingLoop(session, self._keeper, self._state, rows)
 
     def _advice(self) -> str:
         """What is left to do for who started the run."""
         try:
-            newest_checkpoint(self.folder.checkpoints)
+            newest_checkpoint(self._session.folder.checkpoints)
         except UserError:
             return "there is no checkpoint to continue from"
-        return f"continue with --resume {quoted(self.folder.name)}"
+        return f"continue with --resume {quoted(self._session.folder.name)}"
 
-    def _begin_again(self, start: Any) -> tuple[Any, list[dict[str, Any]]]:
+    def _begin_again(self, start: Start) -> tuple[Start, list[dict[str, Any]]]:
         """Where the next attempt starts: the newest whole checkpoint, or the very beginning.
 
         Env steps go back with the weights. The time that was spent was spent, and faults stay
         counted.
         """
-        failed = self._state
-        self._ray_since = None  # how long a resumed run takes is not told by a restart
+        session, failed = self._session, self._state
+        session.ray_since = None  # how long a resumed run takes is not told by a restart
         try:
-            checkpoint, state = newest_checkpoint(self.folder.checkpoints, self.display.event)
+            checkpoint, state = newest_checkpoint(session.folder.checkpoints, session.display.event)
             start = dataclasses.replace(start, checkpoint=checkpoint, state=state)
             where = f"continues from {checkpoint.name}"
         except UserError:  # none was written yet, or none is whole
@@ -176,20 +140,38 @@ class Supervision:
         self._state.time_s = failed.time_s
         self._state.faults = dict(failed.faults)
         self._state.faults["learner_restarts"] = failed.faults.get("learner_restarts", 0) + 1
-        self._trackers.go_back(self._state.env_steps)
-        self.display.event(f"{where}, {failed.env_steps - self._state.env_steps:,} env steps back")
+        session.trackers.go_back(self._state.env_steps)
+        lost = failed.env_steps - self._state.env_steps
+        session.display.event(f"{where}, {lost:,} env steps back")
         try:
             # Those passed over would take the places of newer ones that are whole.
-            set_aside_later(self.folder.checkpoints, self._state.iteration)
-            return start, self.folder.cut_progress(self._state.finished_iterations)
+            set_aside_later(session.folder.checkpoints, self._state.iteration)
+            return start, session.folder.cut_progress(self._state.finished_iterations)
         except OSError as error:
             raise RunFailed(
-                f"{self.folder.progress} can't be written ({error.strerror or error}), which a "
+                f"{session.folder.progress} can't be written ({error.strerror or error}), which a "
                 f"restart of learning needs; {self._advice()}"
             ) from None
 
 
-def stop(algorithm: Any) -> None:
+def build_algorithm(config: AlgorithmConfig) -> Algorithm:
+    """The algorithm with its env runners and learners, which are started on the cluster."""
+    with spread_env_runners():
+        algorithm = config.build_algo()
+    quiet()  # RLlib has turned its loggers on again
+    return algorithm
+
+
+def prepare(algorithm: Algorithm, start: Start, console: Console) -> None:
+    """Puts a new algorithm where the session starts: at a checkpoint, or at a policy's weights."""
+    if start.checkpoint is not None:
+        restore_checkpoint(algorithm, start.checkpoint)
+        state_losses(console, algorithm)
+    elif start.policy is not None:
+        load_weights(algorithm, start.policy)
+
+
+def stop(algorithm: Algorithm) -> None:
     """`algorithm.stop()`, which would wait for ever for an env runner that hangs or is nowhere."""
     for group in (algorithm.env_runner_group, algorithm.eval_env_runner_group):
         manager = actor_manager(group)
@@ -203,7 +185,7 @@ def stop(algorithm: Any) -> None:
     algorithm.stop()
 
 
-def _why_learning_failed(error: Exception, algorithm: Any) -> str | None:
+def _why_learning_failed(error: Exception, algorithm: Algorithm | None) -> str | None:
     """In words, if a new algorithm may do better; None for a bug or whatever else."""
     if isinstance(error, LearningFailed):
         return str(error)

@@ -8,7 +8,6 @@ Tune creates its Trainable with the values that it drew, as a flat dict by key o
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,14 @@ from toolagent.config import (
     config_sha256,
     resolve_resources,
 )
-from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback, env_steps_of
-from toolagent.rollouts.certification import are_solved, certify
+from toolagent.curriculum.callback import (
+    CURRICULUM,
+    CurriculumCallback,
+    curriculum_of,
+    env_steps_of,
+)
+from toolagent.curriculum.stopping import StageCertifier, TrainingClock, first_limit_reached
+from toolagent.rollouts.certification import StageAccuracy, certify
 from toolagent.tune.search import ACCURACY, ENV_STEPS, Search, SearchSettings, trial_settings
 
 SCORE = "score"  # what Tune maximises
@@ -170,17 +175,16 @@ class TrialReport(RLlibCallback):
         super().__init__()
         self.settings = settings
         self.search = search
-        self.stages: list[Any] = []  # certified at the end of the trial
-        self._failed: dict[int, Any] = {}  # of `is_solved`
-        self._seconds = 0.0  # of training, before this process began to count
-        self._start = time.perf_counter()
+        self.stages: list[StageAccuracy] = []  # certified at the end of the trial
+        self._clock = TrainingClock()
         self._checkpointed_s = 0.0
         self._env_steps = 0
 
     def on_algorithm_init(self, *, algorithm: Any, **kwargs: Any) -> None:
         """Finds the curriculum; the clock begins here."""
-        self.curriculum = next(c for c in algorithm.callbacks if isinstance(c, CurriculumCallback))
-        self._start = time.perf_counter()
+        self.curriculum = curriculum_of(algorithm)
+        self._certifier = StageCertifier(self.curriculum)
+        self._clock = TrainingClock()
         algorithm.between_updates = lambda: self._end_at_limit(algorithm)
 
     def _end_at_limit(self, algorithm: Any) -> None:
@@ -190,32 +194,28 @@ class TrialReport(RLlibCallback):
 
     def _limit_reached(self, env_steps: int) -> str | None:
         limits = self.search.trial
-        if limits.max_env_steps and env_steps >= limits.max_env_steps:
-            return "env_steps"
-        if limits.max_time_s and self.seconds >= limits.max_time_s:
-            return "seconds"
-        return None
-
-    @property
-    def seconds(self) -> float:
-        """Of training, measuring and certifying included, as a run counts them."""
-        return self._seconds + time.perf_counter() - self._start
+        return first_limit_reached(
+            (
+                ("env_steps", limits.max_env_steps, env_steps),
+                ("seconds", limits.max_time_s, self._clock.seconds),
+            )
+        )
 
     def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
         """Certifies where a measurement was faultless, and decides whether the trial is over."""
         self._env_steps = max(env_steps_of(result), self._env_steps)
-        certified = bool(result[CURRICULUM]["measured"]) and self._certified()
+        certified = bool(result[CURRICULUM]["measured"]) and self._certifier.all_solved()
         ended = CERTIFIED if certified else self._limit_reached(self._env_steps)
         if ended:
             network = self.curriculum.refresh_network(algorithm)
-            self.stages = certify(network, self.curriculum.task, self._wanted())
+            self.stages = certify(network, self.curriculum.task, sorted(self._stages))
             accuracies = {str(row.stage): row.accuracy for row in self.stages}
         else:
-            wanted = {str(stage) for stage in self._wanted()}
+            wanted = {str(stage) for stage in self._stages}
             measured = result[CURRICULUM]["accuracy"]
             accuracies = {stage: measured[stage] for stage in measured if stage in wanted}
         accuracy = sum(accuracies.values()) / len(accuracies) if accuracies else 0.0
-        seconds = self.seconds
+        seconds = self._clock.seconds
         spent = {"env_steps": float(self._env_steps), "seconds": seconds}
         cost = spent[self.search.budget[0]] if certified else None
         result[REPORT] = {
@@ -249,23 +249,14 @@ class TrialReport(RLlibCallback):
 
     def get_state(self) -> dict[str, Any]:
         """For the trial's checkpoint (`learning.callback_state`)."""
-        return {"seconds": self.seconds, "env_steps": self._env_steps}
+        return {"seconds": self._clock.seconds, "env_steps": self._env_steps}
 
     def set_state(self, state: dict[str, Any], algorithm: Any) -> None:
         """The inverse of `get_state`."""
-        self._seconds, self._env_steps = state["seconds"], state["env_steps"]
-        self._checkpointed_s = self._seconds
-        self._start = time.perf_counter()
+        self._checkpointed_s, self._env_steps = state["seconds"], state["env_steps"]
+        self._clock = TrainingClock(state["seconds"])
 
-    def _wanted(self) -> list[int]:
-        """The stages that the curriculum is about."""
-        return sorted({level.stage for level in self.settings.curriculum.levels})
-
-    def _certified(self) -> bool:
-        """Every problem of every stage of the curriculum is solved."""
-        faultless = {row.stage for row in self.curriculum.measured if row.faultless}
-        network = self.curriculum.network
-        assert network is not None
-        return set(self._wanted()) <= faultless and are_solved(
-            network, self.curriculum.task, self._wanted(), self._failed
-        )
+    @property
+    def _stages(self) -> set[int]:
+        """The stages of the curriculum."""
+        return self.settings.curriculum.stages
