@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas
@@ -234,6 +235,17 @@ COMMAND = [
 @pytest.mark.parametrize("row", COMMAND, ids=lambda row: ascii(row[0]))
 def test_the_command_refuses(command, row):
     command(*row)
+
+
+def test_a_search_keeps_others_out_of_its_folder(command):
+    resumed, new = SearchFolder(Path("search")), SearchFolder(Path("empty"))
+    resumed.lock("--resume")
+    command("--resume search", "--resume search", "a search is at work")
+    new.lock("--output-dir")
+    other = SearchFolder.new(Path("empty"), "")  # which finds it as empty as the first did
+    with pytest.raises(UserError, match="--output-dir empty: a search is at work in it"):
+        other.make("", "")
+    assert list(Path("empty").iterdir()) == []
 
 
 def test_optuna_is_asked_for_where_it_is_missing(monkeypatch, command):

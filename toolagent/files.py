@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import stat
 import sys
+import weakref
 from pathlib import Path
 
 from toolagent.errors import UserError
@@ -99,6 +101,32 @@ def folder_fault(path: Path) -> str | None:
     if not os.access(nearest, os.W_OK | os.X_OK):
         return f"can't be written (no permission to write in '{nearest}')"
     return None
+
+
+def lock_folder(path: Path, owner: object, label: str, work: str) -> None:
+    """Locks a folder for as long as its owner and this process live; a kill leaves nothing behind.
+
+    A file system without locks is used without one.
+
+    Args:
+        path: of the folder.
+        owner: the lock is released when this object is garbage collected.
+        label: the option that named the folder, such as `--resume`.
+        work: what the lock keeps out, such as `run`.
+
+    Raises:
+        UserError: another process, or another owner, has locked it, or it can't be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{label} {path}: can't be read ({error.strerror})") from None
+    weakref.finalize(owner, os.close, descriptor)
+    with contextlib.suppress(OSError):  # a file system without locks
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{label} {path}: a {work} is at work in it; stop that first") from None
 
 
 def is_stream(path: Path) -> bool:

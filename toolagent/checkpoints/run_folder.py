@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import time
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from toolagent.checkpoints.run_files import (
     written,
 )
 from toolagent.errors import UserError, quoted
-from toolagent.files import folder_fault, write_atomically
+from toolagent.files import folder_fault, lock_folder, write_atomically
 
 CONFIG = "config.yaml"
 PROGRESS = "progress.jsonl"
@@ -156,21 +154,12 @@ class RunFolder:
         return cls.existing(path), None
 
     def lock(self, label: str) -> None:
-        """Keeps the folder for this process until it ends; a kill leaves nothing behind.
+        """Keeps the folder for this process until it ends.
 
         Raises:
             UserError: another run is at work in it.
         """
-        descriptor = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{label} {self.path}: a run is at work in it; stop that first"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+        lock_folder(self.path, self, label, "run")
 
     def note_origin(self, policy: Path) -> None:
         """Notes where the weights came from: until the first checkpoint nothing else says it."""

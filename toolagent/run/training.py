@@ -1,124 +1,245 @@
-"""Where a run stands, and its rows of `progress.jsonl`."""
+"""The training loop: `Algorithm.train()` until every stage is solved or a limit is reached.
+
+A stage whose problems can be listed is *solved* when it is certified: every problem was played and
+solved. A stage with too many problems is solved when every problem of the fixed sample is.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
-
-from toolagent.config import Settings
-from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback
-from toolagent.curriculum.stopping import first_limit_reached
-from toolagent.figures import ENV_RUNNERS, FIGURES, LEARNER, PIPELINE, Figure
+from toolagent.curriculum.callback import CURRICULUM, env_steps_of
+from toolagent.curriculum.stopping import StageCertifier, TrainingClock
+from toolagent.learning.faults import check_learners
+from toolagent.learning.iteration import IterationMixin
+from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.certification import SAMPLE_SIZE, StageAccuracy, certify
+from toolagent.run.faults import FaultCounts
+from toolagent.run.keeper import CheckpointKeeper
+from toolagent.run.session import Session
+from toolagent.run.training import RunState, limit_reached, progress_row, unfinished_row
+from toolagent.tasks import Task
 
 
 @dataclass
-class RunState:
-    """Where a run stands: plain values, in every checkpoint (`run_files.SavedRunState`)."""
+class Outcome:
+    """What a session came to."""
 
-    iteration: int = 0  # the latest, which may be under way
-    env_steps: int = 0
-    time_s: float = 0.0  # of training, over all sessions of a resumed run
-    first_solved: dict[str, dict[str, float]] = field(default_factory=dict)  # by stage
-    faults: dict[str, int] = field(default_factory=dict)  # names of `run.faults`
-    stopped_by: str | None = None  # as in `Outcome`, in the last checkpoint of a session
-    under_way: bool = False  # the iteration is not finished
-    uncertified: bool = False  # a signal ended certifying what the iteration had measured
-
-    @property
-    def finished_iterations(self) -> int:
-        """Those that have a row in a progress that is continued."""
-        return self.iteration - self.under_way
+    state: RunState
+    stopped_by: str  # "solved", "env_steps", "time", "iterations", "interrupted"
+    stages: list[StageAccuracy]
+    rows: list[dict[str, Any]]
+    keeper: CheckpointKeeper
+    network: AgentNetwork  # as it is at the end
+    task: Task
+    recorded: list[str] = field(default_factory=list)  # lines on the recorded episodes
 
 
-def limit_reached(settings: Settings, state: RunState) -> str | None:
-    """The limit of the run that is reached, as in `stopped_by`; None if none is."""
-    run = settings.run
-    return first_limit_reached(
-        (
-            ("env_steps", run.stop_env_steps, state.env_steps),
-            ("time", run.stop_time_s, state.time_s),
-            ("iterations", run.stop_iterations, state.finished_iterations),
+class _Stopped(Exception):
+    """Leaves `Algorithm.train()` in the middle of an iteration; the argument is `stopped_by`."""
+
+
+class TrainingLoop:
+    """Trains one algorithm until a stop, and writes progress and checkpoints on the way.
+
+    Signals, limits and due checkpoints act after the update under way. An iteration that is left
+    in the middle has a row in the progress, of what is known of it; a resumed run finishes the
+    iteration and replaces that row by the row of the whole iteration.
+
+    Measuring and certifying during the training are counted in `time_s` and in each rate, but not
+    in `env_steps`: they take time, but nothing is learned from them.
+
+    Args:
+        session: of the run.
+        keeper: of the checkpoints of the algorithm to train, which is built or restored.
+        state: a new run's, or a restored one; changed.
+        rows: of the progress so far; added to.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        keeper: CheckpointKeeper,
+        state: RunState,
+        rows: list[dict[str, Any]],
+    ):
+        self._session, self._keeper = session, keeper
+        self._settings, self._display = session.settings, session.display
+        self._algorithm, self._callback = keeper.algorithm, keeper.callback
+        self._state, self._rows = state, rows
+        self._clock = TrainingClock(state.time_s)
+        self._faults = FaultCounts(state.faults, self._algorithm)
+        self._certifier = StageCertifier(self._callback, self._guard_certifying)
+        self._unwritten: str | None = None  # why rows of the progress wait to be written
+
+    def run(self) -> Outcome:
+        """Trains, certifies the final network and writes the last checkpoint."""
+        self._state.stopped_by = None
+        algorithm = self._algorithm
+        if isinstance(algorithm, IterationMixin):  # RLlib's own stop after an iteration
+            algorithm.between_updates = lambda: self._between_updates(algorithm.env_steps)
+        self._session.metrics.begin(algorithm)
+        stopped_by = self._certify_left_over()
+        while not stopped_by:
+            stopped_by = self._iterate()
+        return self._end(stopped_by)
+
+    def note_time(self) -> None:
+        """Brings the time in the state up to now."""
+        self._state.time_s = self._clock.seconds
+
+    def _certify_left_over(self) -> str | None:
+        """Certifies what the session before had measured when a signal came."""
+        if not self._state.uncertified:
+            return None
+        self._state.uncertified = False
+        self._callback.refresh_network(self._algorithm)
+        return self._why_stop(self._certify(True))
+
+    def _iterate(self) -> str | None:
+        """One iteration; why training stops after it, or None."""
+        state = self._state
+        try:
+            result = self._algorithm.train()
+        except _Stopped as stop:
+            row = unfinished_row(self._callback, state, self._rows)
+            self._add_row(row | self._faults.fields())
+            return str(stop)
+        check_learners(self._algorithm)  # RLlib's own algorithms train on without them
+        state.iteration, state.under_way = int(self._algorithm.iteration), False
+        state.env_steps = max(env_steps_of(result), state.env_steps)
+        self.note_time()
+        self._faults.add_iteration(result)
+        solved = self._certify(result[CURRICULUM]["measured"])
+        self.note_time()
+        self._report(result)
+        stopped_by = self._why_stop(solved)
+        if self._keeper.due and not stopped_by:
+            self._write_checkpoint()
+            stopped_by = self._why_stop(solved)  # writing may have taken long
+        return stopped_by
+
+    def _between_updates(self, env_steps: int) -> None:
+        state = self._state
+        state.iteration, state.under_way = int(self._algorithm.iteration) + 1, True
+        state.env_steps = max(env_steps, state.env_steps)
+        self.note_time()
+        stopped_by = self._why_stop(False)
+        if stopped_by:
+            raise _Stopped(stopped_by)
+        if self._keeper.due:
+            self._write_checkpoint()
+
+    def _end(self, stopped_by: str) -> Outcome:
+        interrupt, callback = self._session.interrupt, self._callback
+        self._state.stopped_by = stopped_by
+        if stopped_by == "interrupted":  # first of all: the machine may be about to go
+            self._keeper.write(self._state)
+        network = callback.refresh_network(self._algorithm)
+        try:
+            with interrupt.at_once(), self._session.watchdog.during("certifying"):
+                if stopped_by != "interrupted":
+                    interrupt.check()  # there may have been a signal since it was looked for
+                stages = certified = certify(network, callback.task)
+        except KeyboardInterrupt:
+            if stopped_by == "interrupted":  # the second one
+                raise
+            self._state.stopped_by = stopped_by = "interrupted"
+            stages, certified = callback.measured, ()
+        self._keeper.write(self._state, certified)
+        return Outcome(
+            self._state, stopped_by, stages, self._rows, self._keeper, network, callback.task
         )
-    )
 
+    def _why_stop(self, solved: bool) -> str | None:
+        """Why training stops now, or None.
 
-def nothing_left(settings: Settings, state: RunState) -> str | None:
-    """Why a run that stands there has nothing left to do under these settings, and what would give
-    it something; None if it has."""
-    if state.stopped_by == "solved" and settings.run.stop_when_solved:
-        advice = "--set run.stop_when_solved=false"
-        return f"every stage of the curriculum is solved; to train on, add {advice}"
-    return {
-        "env_steps": f"it has made {state.env_steps:,} env steps; raise --stop-env-steps",
-        "time": f"it has trained for {state.time_s:.0f} s; raise --stop-time-s",
-        "iterations": (
-            f"it has made {state.finished_iterations:,} iterations; raise run.stop_iterations"
-        ),
-    }.get(limit_reached(settings, state) or "")
+        Args:
+            solved: the run is to end because every stage is solved.
+        """
+        if solved:
+            return "solved"
+        if self._session.interrupt.requested:
+            return "interrupted"
+        return limit_reached(self._settings, self._state)
 
+    def _certify(self, measured: bool) -> bool:
+        """Certifies what was measured; whether the run is to end because all stages are solved.
 
-def progress_row(
-    result: dict[str, Any], state: RunState, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """One row of `progress.jsonl`: plain numbers, None where there is none."""
-    curriculum = result[CURRICULUM]
-    sources = {
-        ENV_RUNNERS: result.get(ENV_RUNNER_RESULTS, {}),
-        LEARNER: result.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {}),
-        PIPELINE: result.get("pipeline", {}),
-    }
-    last = rows[-1] if rows else {"time_s": 0.0, "env_steps": 0}
-    seconds = state.time_s - last["time_s"]
-    event = None
-    if curriculum["reason"]:
-        event = f"stage {curriculum['next_stage']} begins: {curriculum['reason']}"
-    return {
-        "iteration": state.iteration,
-        "time_s": state.time_s,
-        "env_steps": state.env_steps,
-        "env_steps_per_s": (state.env_steps - last["env_steps"]) / seconds if seconds > 0 else 0.0,
-        "stage": curriculum["stage"],
-        "next_stage": curriculum["next_stage"],
-        "curriculum_event": event,
-        "measured": curriculum["measured"],
-        "accuracy": curriculum["accuracy"],
-        "mean_return": curriculum["mean_return"],
-        "programs": curriculum["programs"] if curriculum["measured"] else {},
-        **{
-            figure.name: _number(_figure(figure, sources[figure.source]))
-            for figure in FIGURES
-            if figure.source in sources
-        },
-    }
+        Args:
+            measured: there is a measurement that was not certified yet.
+        """
+        if not measured:
+            return False
+        try:
+            with self._session.watchdog.during("certifying"):
+                return self._note_solved()
+        except KeyboardInterrupt:  # of `interrupt`; the loop ends with it
+            self._state.uncertified = True
+            return False
 
+    def _note_solved(self) -> bool:
+        """Certifies stages whose measurement was faultless, where that tells something new: a stage
+        that was never solved before or, if that ends the run, that all are now.
 
-def unfinished_row(
-    callback: CurriculumCallback, state: RunState, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The row of an iteration that was left in the middle: without what its end tells."""
-    figures = {
-        "stage": callback.stage,
-        "next_stage": callback.stage,
-        "reason": None,
-        "measured": False,
-        "accuracy": {str(stage.stage): stage.accuracy for stage in callback.measured},
-        "mean_return": {str(stage.stage): stage.mean_return for stage in callback.measured},
-    }
-    return progress_row({CURRICULUM: figures}, state, rows)
+        Raises:
+            KeyboardInterrupt: a signal came.
+        """
+        known = {}
+        for stage in sorted(self._certifier.candidates):
+            if str(stage) in self._state.first_solved:
+                continue
+            known[stage] = self._certifier.is_solved(stage)
+            if known[stage]:
+                self._note_first_solved(stage)
+        return self._settings.run.stop_when_solved and self._certifier.all_solved(known)
 
+    def _note_first_solved(self, stage: int) -> None:
+        env_steps, time_s = self._state.env_steps, self._state.time_s
+        self._state.first_solved[str(stage)] = {"env_steps": env_steps, "time_s": time_s}
+        total = self._callback.task.num_problems(stage)
+        solved = (
+            f"solved, all {SAMPLE_SIZE:,} problems of the sample"
+            if total is None
+            else f"certified, all {total:,} problems solved"
+        )
+        self._display.event(f"{env_steps:>9,} env steps: stage {stage} {solved} ({time_s:.1f} s)")
 
-def _figure(figure: Figure, source: Mapping[str, Any]) -> Any:
-    keys = figure.keys or (figure.name,)
-    return next((source[key] for key in keys if key in source), None)
+    @contextlib.contextmanager
+    def _guard_certifying(self) -> Iterator[None]:
+        """Inside, a signal raises KeyboardInterrupt at once."""
+        with self._session.interrupt.at_once():
+            self._session.interrupt.check()  # there may have been one since it was looked for
+            yield
 
+    def _report(self, result: dict[str, Any]) -> None:
+        """Shows and writes what a whole iteration came to."""
+        session, state = self._session, self._state
+        row = progress_row(result, state, self._rows) | self._faults.fields()
+        if session.ray_since is not None:
+            seconds, session.ray_since = time.perf_counter() - session.ray_since, None
+            self._display.event(f"trains again, {seconds:.1f} s after Ray was up")
+        if row["curriculum_event"]:
+            self._display.event(f"{state.env_steps:>9,} env steps: {row['curriculum_event']}")
+        self._add_row(row)
+        session.metrics.note(row, len(state.first_solved), self._algorithm)
+        session.trackers.log(row, result)
 
-def _number(value: Any) -> float | None:
-    """A finite float, or None: NaN is no JSON."""
-    if value is None or not math.isfinite(float(value)):
-        return None
-    return float(value)
+    def _add_row(self, row: dict[str, Any]) -> None:
+        """Adds a row to the progress and shows it."""
+        self._rows.append(row)
+        before, self._unwritten = self._unwritten, self._session.folder.append_progress(row)
+        if self._unwritten and not before:
+            self._display.event(f"warning: progress.jsonl waits to be written ({self._unwritten})")
+        self._display.update(row)
+
+    def _write_checkpoint(self) -> None:
+        before = self._keeper.seconds
+        if self._keeper.write(self._state):
+            self._session.metrics.note_checkpoint(self._keeper.seconds - before)
+        else:
+            self._faults.add("failed_checkpoints")

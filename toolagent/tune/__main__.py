@@ -84,6 +84,7 @@ def command(
         # Read before anything is started: a wrong path is answered at once.
         _check_path("--resume", resume)
         folder = SearchFolder.existing(Path(resume))
+        folder.lock("--resume")
         if folder.summary.exists():
             before = read_file(folder.summary, SearchSummary).wall_time_s
     elif output_dir is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolagent.checkpoints.run_folder import new_folder
 from toolagent.errors import UserError, quoted
-from toolagent.files import folder_fault, write_atomically
+from toolagent.files import folder_fault, lock_folder, write_atomically
 
 SEARCH, BASE, TRIALS = "search.yaml", "base.yaml", "trials"
 
@@ -62,14 +62,23 @@ class SearchFolder:
             raise UserError(f"--resume {path}: {fault}")
         return folder
 
-    def make(self, search: str, base: str) -> None:
-        """Makes the folder and writes what the search is.
+    def lock(self, label: str) -> None:
+        """Keeps the folder for this process until it ends.
 
         Raises:
-            UserError: it can't be written.
+            UserError: another search is at work in it.
+        """
+        lock_folder(self.path, self, label, "search")
+
+    def make(self, search: str, base: str) -> None:
+        """Makes and locks the folder, and writes what the search is.
+
+        Raises:
+            UserError: it can't be written, or another search is at work in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lock("--output-dir")
             write_atomically(self.base, base.encode())
             write_atomically(self.search, search.encode())
         except OSError as error:
