@@ -10,7 +10,7 @@ from trained import untrained_network
 from toolagent.checkpoints.manifest import write_manifest
 from toolagent.checkpoints.policy import save_policy
 from toolagent.checkpoints.state_files import encode_state
-from toolagent.run.training import RunState
+from toolagent.run.state import RunState
 
 
 def write_run(folder, task="calculator", config="task: calculator\n"):

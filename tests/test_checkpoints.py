@@ -39,7 +39,7 @@ from toolagent.checkpoints.training_state import (
 from toolagent.config import load_settings
 from toolagent.errors import UserError
 from toolagent.run.keeper import CheckpointKeeper
-from toolagent.run.training import RunState
+from toolagent.run.state import RunState
 from toolagent.tasks import get_task
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from toolagent.figures import FIGURES
 from toolagent.run.faults import FaultCounts
-from toolagent.run.training import _row
+from toolagent.run.rows import progress_row
 from toolagent.trackers.metrics import metrics_of
 
 # Column of `progress.jsonl`, tag in trackers, name in Prometheus: scripts read them.
@@ -50,7 +50,10 @@ CURRICULUM = {
 
 def row_of(**parts):
     state = SimpleNamespace(iteration=1, time_s=2.0, env_steps=10)
-    return _row({"curriculum": CURRICULUM, **parts}, state, []) | FaultCounts({}, None).fields()
+    return (
+        progress_row({"curriculum": CURRICULUM, **parts}, state, [])
+        | FaultCounts({}, None).fields()
+    )
 
 
 def test_the_names_stay():

@@ -32,9 +32,9 @@ from toolagent.report.page import write_report
 from toolagent.report.run_files import read_run
 from toolagent.rollouts.certification import certify
 from toolagent.run.keeper import CheckpointKeeper
-from toolagent.run.loop import Outcome
 from toolagent.run.results import behaviour, sample_trajectories, summarize
-from toolagent.run.training import RunState
+from toolagent.run.state import RunState
+from toolagent.run.training import Outcome
 from toolagent.tasks import get_task
 
 HOSTILE = "<script>document.title='x'</script>$\\frac{&"

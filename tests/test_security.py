@@ -45,7 +45,7 @@ from toolagent.export import __main__ as export
 from toolagent.report.run_files import read_run
 from toolagent.rollouts.records import read_episodes
 from toolagent.run.start import resumed_start
-from toolagent.run.training import RunState
+from toolagent.run.state import RunState
 from toolagent.serve.agents import Agents, load_agents
 from toolagent.tasks import TASKS, get_task
 from toolagent.tune.search import search_from_texts

@@ -19,9 +19,9 @@ from toolagent.curriculum import stopping
 from toolagent.rollouts import certification
 from toolagent.rollouts.certification import certify, measure
 from toolagent.run.keeper import CheckpointKeeper
-from toolagent.run.loop import Outcome, TrainingLoop
 from toolagent.run.results import print_report, sample_trajectories, summarize
-from toolagent.run.training import RunState
+from toolagent.run.state import RunState
+from toolagent.run.training import Outcome, TrainingLoop
 from toolagent.tasks import get_task
 
 EXPRESSION = get_task("expression")

@@ -32,7 +32,7 @@ from toolagent.checkpoints.policy import save_policy
 from toolagent.cluster.address import check_address
 from toolagent.errors import UserError
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.run.training import RunState
+from toolagent.run.state import RunState
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ from toolagent.report.run_files import read_run
 from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
 from toolagent.rollouts.trajectory import Trajectory
 from toolagent.run.environment import describe_environment
-from toolagent.run.loop import Outcome
 from toolagent.run.recording import described_records, recording_of
 from toolagent.run.results import behaviour, print_report, sample_trajectories, summarize
 from toolagent.run.session import Session
 from toolagent.run.start import take_up
+from toolagent.run.state import RunState
 from toolagent.run.supervision import RunFailed, Supervision
-from toolagent.run.training import RunState
+from toolagent.run.training import Outcome
 from toolagent.trackers.base import FINISHED, INTERRUPTED
 from toolagent.trackers.group import result_files
 

@@ -17,7 +17,7 @@ from toolagent.rollouts.certification import StageAccuracy
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
-    from toolagent.run.training import RunState
+    from toolagent.run.state import RunState
 
 
 class CheckpointKeeper:

@@ -18,7 +18,7 @@ from toolagent.errors import quoted
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
 from toolagent.run.faults import faults_line
-from toolagent.run.loop import Outcome
+from toolagent.run.training import Outcome
 from toolagent.tasks import Task
 from toolagent.vocabulary import TOKEN_NAMES
 

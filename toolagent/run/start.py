@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from toolagent.checkpoints.policy import Policy
     from toolagent.models.base import AgentNetwork
-    from toolagent.run.training import RunState
+    from toolagent.run.state import RunState
 
 _FIXED = ("task", "algorithm", "seed")  # what a resumed run can't change
 
@@ -28,7 +28,7 @@ class Start:
 
     policy: Policy | None = None
     checkpoint: Path | None = None
-    state: dict[str, Any] = field(default_factory=dict)  # of `run.training.RunState`
+    state: dict[str, Any] = field(default_factory=dict)  # of `run.state.RunState`
     resumed: bool = False  # a run that is there already, with a checkpoint or not yet
     notes: tuple[str, ...] = ()  # what is to be told of how it was found
 
@@ -77,7 +77,7 @@ def resumed_start(
         read_run_state,
     )
     from toolagent.config import config_sha256
-    from toolagent.run.training import RunState, nothing_left
+    from toolagent.run.state import RunState, nothing_left
 
     for key in _FIXED:
         was, now = getattr(before, key), getattr(settings, key)

@@ -22,11 +22,11 @@ from toolagent.curriculum.callback import curriculum_of
 from toolagent.errors import UserError, quoted
 from toolagent.learning.faults import LearningFailed, lost_learners
 from toolagent.run.keeper import CheckpointKeeper
-from toolagent.run.loop import Outcome, TrainingLoop
 from toolagent.run.recording import finish_recording
 from toolagent.run.session import Session
 from toolagent.run.start import Start, load_weights, state_losses
-from toolagent.run.training import RunState
+from toolagent.run.state import RunState
+from toolagent.run.training import Outcome, TrainingLoop
 
 STOP_WITHIN_S = 5.0  # an env runner that has not ended its work by then is ended
 

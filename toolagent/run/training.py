@@ -20,8 +20,9 @@ from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.certification import SAMPLE_SIZE, StageAccuracy, certify
 from toolagent.run.faults import FaultCounts
 from toolagent.run.keeper import CheckpointKeeper
+from toolagent.run.rows import progress_row, unfinished_row
 from toolagent.run.session import Session
-from toolagent.run.training import RunState, limit_reached, progress_row, unfinished_row
+from toolagent.run.state import RunState, limit_reached
 from toolagent.tasks import Task
 
 
