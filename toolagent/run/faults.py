@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from ray.rllib.algorithms.algorithm import Algorithm
-
 from toolagent import figures
 from toolagent.figures import FIGURES
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
 
 # What is counted, by its column in `progress.jsonl`.
 FAULTS = {figure.name: figure.keys[0] for figure in FIGURES if figure.source == figures.FAULTS}
