@@ -27,7 +27,6 @@ from toolagent.config import (
 )
 from toolagent.curriculum.callback import (
     CURRICULUM,
-    CurriculumCallback,
     curriculum_of,
     env_steps_of,
 )
