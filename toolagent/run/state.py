@@ -16,7 +16,7 @@ class RunState:
     env_steps: int = 0
     time_s: float = 0.0  # of training, over all sessions of a resumed run
     first_solved: dict[str, dict[str, float]] = field(default_factory=dict)  # by stage
-    faults: dict[str, int] = field(default_factory=dict)  # names of `run.faults`
+    faults: dict[str, int] = field(default_factory=dict)  # name in `run.faults` -> count
     stopped_by: str | None = None  # as in `Outcome`, in the last checkpoint of a session
     under_way: bool = False  # the iteration is not finished
     uncertified: bool = False  # a signal ended certifying what the iteration had measured
