@@ -32,7 +32,7 @@ MANIFESTS = [
     "kubernetes/rayservice.yaml",
 ]
 SCRIPTS = ["slurm.sh", "submit.sh"]
-OTHERS = ["Containerfile", "with_nodes.py"]
+OTHERS = ["Containerfile", "with_nodes.py", "README.md"]  # test_documents.py reads the last
 MONITORING = [  # read and run by test_monitoring.py
     "monitoring/alerts.yml",
     "monitoring/alerts_test.yml",

@@ -402,6 +402,7 @@ def test_a_finished_run_goes_on_when_its_limits_are_raised(address, reference, t
     assert steps == [row["env_steps"] for row in rows_of(folder)]
 
 
+@pytest.mark.full
 def test_a_run_stopped_in_the_middle_of_an_iteration_ends_as_one_that_was_not(
     address, reference, tmp_path
 ):

@@ -78,6 +78,7 @@ def _fault(
         furthest = min(_rank(each, inner) for each in alike)
         found = [each for each in alike if _rank(each, inner) == furthest]
     first = found[0]
+    keys, _ = _place(first["loc"], value)  # as far as the value has its keys
     where = (*path, *map(str, keys))
     if first["type"] == "missing":
         return source.error((*path, *map(str, first["loc"])), "missing")
