@@ -350,6 +350,7 @@ def test_a_signal_ends_a_command_after_it_has_cleaned_up(number, script):
         env=own_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # this process may be under nohup
     ) as process:
         wait_for((script / "begun").exists, seconds=60)
         process.send_signal(number)

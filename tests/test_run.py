@@ -253,6 +253,8 @@ def test_a_run_outlives_its_terminal_on_one_cpu_in_a_folder_of_any_name(tmp_path
         cwd=tmp_path,
         env=processes.own_environment(),
         **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        # The tests may themselves be under nohup.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     os.close(terminal)
     wait_for_rows(process, tmp_path / "né")
