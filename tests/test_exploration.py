@@ -199,11 +199,13 @@ def test_samples_are_solved_episodes_by_weight_and_examples_rotate():
     store = SuccessReplay(slots=4, examples=3, rng=np.random.default_rng(0))
     assert store.sample(5) is None
     rng = np.random.default_rng(1)
-    for _ in range(10):
-        store.add(episodes([PLAN], rng.integers(0, 10, (1, 5))))
+    batches = [episodes([PLAN], rng.integers(0, 10, (1, 5))) for _ in range(10)]
+    for batch in batches:
+        store.add(batch)
     sample = store.sample(200)
     assert sample.solved.all() and len(sample) == 200
-    assert 1 < len(np.unique(sample.context, axis=0)) <= 3
+    latest = np.concatenate([batch.context for batch in batches[-3:]])
+    assert np.array_equal(np.unique(sample.context, axis=0), np.unique(latest, axis=0))
     assert store.sample(0) is None
 
 

@@ -425,7 +425,7 @@ def test_without_ray_serve_one_line_says_what_to_install(tmp_path):
         env=environment,
     )
     assert is_refusal(result)
-    assert "fastapi is missing" in result.stderr and "'.[serve]'" in result.stderr
+    assert "fastapi is missing" in result.stderr and "[serve]'" in result.stderr
 
 
 @pytest.mark.full

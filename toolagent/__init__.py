@@ -1,7 +1,7 @@
 """toolagent: small model-native agents, trained by distributed reinforcement learning on Ray.
 
-Importing the package registers the Gymnasium ids `toolagent/Tutorial-v0` and
-`toolagent/Calculator-v0`; it loads neither Ray nor torch.
+Importing the package registers the Gymnasium ids `toolagent/Tutorial-v0`,
+`toolagent/Calculator-v0` and `toolagent/Expression-v0`; it loads neither Ray nor torch.
 """
 
 import os

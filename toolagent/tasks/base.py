@@ -163,7 +163,7 @@ class Task(abc.ABC):
         """One action in each of B episodes that are not over; changes none of its arguments.
 
         Args:
-            actions: (B,) integers 0..17; checked by the caller (`tokens.check_actions`).
+            actions: (B,) integers 0..17; checked by the caller (`vocabulary.check_actions`).
         """
 
     @abc.abstractmethod
