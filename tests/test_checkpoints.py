@@ -38,6 +38,7 @@ from toolagent.checkpoints.training_state import (
 )
 from toolagent.config import load_settings
 from toolagent.errors import UserError
+from toolagent.files import write_atomically
 from toolagent.run.keeper import CheckpointKeeper
 from toolagent.run.state import RunState
 from toolagent.tasks import get_task
@@ -446,3 +447,49 @@ def test_a_run_killed_at_its_very_beginning_begins_anew_or_is_as_good_as_new(tmp
     run.append_progress({"iteration": 1})
     run.checkpoints.rmdir()  # not by a kill
     assert not never_wrote_one(run.checkpoints)
+
+
+# What is on the disk when -------------------------------------------------------------------
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What is synced to the disk and renamed, in order: ('sync', path), ('rename', from, to)."""
+    seen = []
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(descriptor):
+        seen.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def noting_replace(source, target):
+        seen.append(("rename", str(source), str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    return seen
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, events):
+    final = write(tmp_path, 1)
+    (rename,) = [event for event in events if event[0] == "rename" and event[2] == str(final)]
+    partial, before = rename[1], events[: events.index(rename)]
+    # A file that is renamed within the folder was synced under its earlier name.
+    earlier = {event[2]: event[1] for event in before if event[0] == "rename"}
+    for file in final.iterdir():
+        name = f"{partial}/{file.name}"
+        assert ("sync", earlier.get(name, name)) in before, file.name
+    assert ("sync", partial) in before  # the names in it
+    assert ("sync", str(tmp_path)) in events[events.index(rename) :]  # its own name
+
+
+def test_a_replaced_file_is_on_the_disk_before_it_has_its_name(tmp_path, events):
+    path = tmp_path / "summary.json"
+    write_atomically(path, b"1")
+    kinds = [(event[0], event[-1]) for event in events]
+    assert [kind for kind, _ in kinds] == ["sync", "rename", "sync"]
+    assert kinds[0][1] == events[1][1] and kinds[1:] == [
+        ("rename", str(path)),
+        ("sync", str(tmp_path)),
+    ]

@@ -20,7 +20,7 @@ from toolagent.checkpoints.run_files import Manifest, parsed, read_bytes
 from toolagent.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # 1 had no manifest, and pickles
+FORMAT = 3  # 1 had no manifest, and pickles; 2 knew no iteration under way
 _BLOCK = 1 << 20
 
 

@@ -73,7 +73,3 @@ class Interrupt:
             self.requested = True
             raise KeyboardInterrupt
         self.requested = True
-        self.first_request()
-
-    def first_request(self) -> None:
-        """A function that is called at the first signal."""

@@ -12,6 +12,7 @@ from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import add_callbacks, config_sha256, documents, resolve_resources, to_yaml
 from toolagent.config.placement import check_placement, with_auto_runners
 from toolagent.errors import UserError
+from toolagent.files import write_atomically
 from toolagent.report.charts import accuracy_charts
 from toolagent.report.page import write_report
 from toolagent.report.run_files import read_run
@@ -151,9 +152,9 @@ def _write_results(
         folder.write_behaviour(behaviour(outcome, samples, outcome.task))
         if outcome.rows:
             (accuracy,) = accuracy_charts([read_run(folder.path)])
-            folder.learning_curve.write_bytes(accuracy.png)
-    except OSError as error:  # what the run came to is on the screen all the same
-        return f"{error.strerror or error}"
+            write_atomically(folder.learning_curve, accuracy.png)
+    except (OSError, UserError) as error:  # the results are printed all the same
+        return getattr(error, "strerror", None) or f"{error}"
     return None
 
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from toolagent import cli
-from toolagent.checkpoints.policy import write_atomically
 from toolagent.config import to_yaml
 from toolagent.errors import quoted
+from toolagent.files import write_atomically
 from toolagent.tune.folder import SearchFolder
 from toolagent.tune.plots import plot_importance, plot_learning_curves, plot_parallel
 from toolagent.tune.progress import figure_cells, outcome_text
