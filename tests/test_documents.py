@@ -170,7 +170,8 @@ SHORTER = {
 MINUTES_LONG = {"--learning", "--ablations"}  # the tier `slow` runs them
 
 
-@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_command_runs_in_the_order_of_the_pages(tmp_path):
     """In one folder, as somebody would who follows the pages; training is cut short."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
