@@ -98,6 +98,7 @@ def has_rows(folder, count=1):
     return (folder / "progress.jsonl").is_file() and len(rows_of(folder)) >= count
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_run_on_three_raylets_that_have_no_toolagent(ray_cluster, environment, tmp_path):
     """Code travels; runners are on both nodes; one node is killed, another added; all certified."""
