@@ -187,7 +187,7 @@ class TrialReport(RLlibCallback):
         algorithm.between_updates = lambda: self._end_at_limit(algorithm)
 
     def _end_at_limit(self, algorithm: Any) -> None:
-        """A limit of the trial does not wait for the end of an iteration."""
+        """Ends the iteration after the update under way; one of RLlib's own PPO runs to its end."""
         if self._limit_reached(algorithm.env_steps):
             algorithm.end_iteration()
 
