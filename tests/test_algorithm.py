@@ -1,7 +1,6 @@
 """The pipeline on a real, small Ray: overlap, ages, seeds, failures, learners, checkpoints."""
 
 import functools
-import inspect
 import os
 import signal
 import sys
@@ -19,7 +18,8 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.envs.registration import env_id, register_with_rllib
-from toolagent.learning.algorithm import ToolAgentConfig, _learner_batch
+from toolagent.learning.algorithm import ToolAgentConfig
+from toolagent.learning.batches import learner_batches
 from toolagent.learning.exploration import Exploration
 from toolagent.learning.options import PipelineOptions
 from toolagent.learning.returns import leave_one_out_advantages, step_mask
@@ -413,7 +413,8 @@ def learner_batch(shard, shards):
         )
         network = spec.build().network
     batch = play(network, task, problems, torch.Generator().manual_seed(0))
-    return _learner_batch(Exploration(config_of(), 3, 36).learner_columns(batch), shard, shards)
+    columns = Exploration(config_of(), 3, 36).learner_columns(batch)
+    return learner_batches(columns, shards)[shard]
 
 
 def _spaces():
@@ -475,7 +476,7 @@ def test_shares_have_the_advantages_of_the_whole(shards):
     columns = exploration.learner_columns(batch)
 
     def advantages(shard, shards):
-        part = _learner_batch(columns, shard, shards)[DEFAULT_MODULE_ID]
+        part = learner_batches(columns, shards)[shard][DEFAULT_MODULE_ID]
         rewards, peers, lengths = (
             torch.from_numpy(part[name]) for name in ("rewards", "baseline", "lengths")
         )
@@ -512,7 +513,7 @@ def beyond(field):
     [(name, v) for name, f in PipelineOptions.model_fields.items() for v in beyond(f)],
 )
 def test_a_wrong_value_of_an_option_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"^{name} is .*; it must be "):
+    with pytest.raises(ValueError, match=rf"(?m)^{name}$"):
         config_of(**{name: value}).validate()
 
 
@@ -548,11 +549,8 @@ def test_options_that_do_not_go_together_are_refused(training, names):
 
 
 def test_an_option_is_declared_once_and_is_everywhere():
-    """In the signature, in the documentation, as an attribute, and set by `training()`."""
-    parameters = inspect.signature(ToolAgentConfig.training).parameters
+    """As an attribute, and set by `training()`."""
     for name, field in PipelineOptions.model_fields.items():
-        assert name in parameters
-        assert f"{name}: {field.description}" in ToolAgentConfig.training.__doc__
         assert getattr(ToolAgentConfig(), name) == field.default
         assert getattr(ToolAgentConfig().training(**{name: 7}), name) == 7
     assert ToolAgentConfig().training(lr=0.5, lambda_=0.5).lr == 0.5

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "__init__": "envs",
     "checkpoints": "__init__ errors figures files models tasks",
     "rollouts": "__init__ cluster envs errors models tasks vocabulary",
-    "learning": "cluster errors models rollouts vocabulary",
+    "learning": "cluster errors figures models rollouts vocabulary",
     "curriculum": "models rollouts tasks",
     "cli": "errors rollouts tasks",
     "config": "__init__ cluster curriculum envs errors models rollouts tasks",
@@ -44,8 +44,8 @@ MAY_IMPORT = {
     ),
     "tune": "checkpoints cli cluster config curriculum errors files installation rollouts",
     "benchmark": (
-        "checkpoints cli cluster config envs errors files learning models rollouts run tasks "
-        "vocabulary"
+        "checkpoints cli cluster config envs errors figures files learning models rollouts run "
+        "tasks vocabulary"
     ),
 }
 

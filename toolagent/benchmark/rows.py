@@ -12,6 +12,7 @@ from toolagent.benchmark.bare_loop import BareLoop
 from toolagent.benchmark.figures import Block
 from toolagent.benchmark.memory import memory_mib
 from toolagent.config import build_algorithm_config, load_settings, resolve_resources
+from toolagent.figures import PIPELINE
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -156,9 +157,9 @@ class RLlibRow:
         while (elapsed := time.perf_counter() - started) < seconds:
             result = self.algorithm.train()
             self._note(result)
-            if "pipeline" in result:
+            if PIPELINE in result:
                 self.add(result, sums)
-                pipeline = result["pipeline"]
+                pipeline = result[PIPELINE]
                 # Explorers' episodes are not learned from and not in this mean.
                 mean_length = float(result["env_runners"]["episode_len_mean"])
                 learned_episodes += float(pipeline["trained_env_steps"]) / mean_length
@@ -173,7 +174,7 @@ class RLlibRow:
 
     def add(self, result: dict[str, Any], sums: dict[str, float]) -> None:
         """Adds one iteration of the batched pipeline to the block's sums."""
-        pipeline = result["pipeline"]
+        pipeline = result[PIPELINE]
         for name in _SUMS:
             sums[name] += float(pipeline[name])
         sums[_BYTES] += float(pipeline["bytes_per_env_step"] * pipeline["env_steps"])

@@ -28,8 +28,6 @@ from toolagent.errors import nearest
 
 IMPORT = "import"  # as the context of a validation: what the values name is imported
 
-_Names = Mapping[str, Any]  # option -> type
-
 
 def _schedule(points: list[list[float]]) -> list[list[float]]:
     """RLlib finds some of these faults as it builds, and some never."""
@@ -137,11 +135,11 @@ _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 @functools.cache
-def sections_of(config_class: type) -> dict[str, _Names]:
+def sections_of(config_class: type) -> dict[str, dict[str, Any]]:
     """Section -> option -> type: every method that takes RLlib's options."""
     from ray.rllib.utils.from_config import NotProvided
 
-    sections: dict[str, _Names] = {}
+    sections: dict[str, dict[str, Any]] = {}
     for name, _ in inspect.getmembers(config_class, inspect.isfunction):
         parameters: list[inspect.Parameter] = []
         options: dict[str, Any] = {}
@@ -155,6 +153,10 @@ def sections_of(config_class: type) -> dict[str, _Names]:
         # 'Leave as it is' as a default is what tells an option method from any other method.
         if not name.startswith("_") and any(p.default is NotProvided for p in parameters):
             sections[name] = options
+    own = getattr(config_class, "OPTIONS", None)  # toolagent's (`learning.options`)
+    if own is not None:
+        hints = typing.get_type_hints(own, include_extras=True)
+        sections["training"] |= {name: hints[name] for name in own.model_fields}
     return sections
 
 

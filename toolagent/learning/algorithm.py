@@ -8,7 +8,6 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -18,29 +17,29 @@ from ray.rllib.core import (
     COMPONENT_RL_MODULE,
     DEFAULT_MODULE_ID,
 )
-from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
-    LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     WEIGHTS_SEQ_NO,
 )
 
 from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.cluster.ray_internals import TemporaryLogFolder
+from toolagent.figures import PIPELINE
+from toolagent.learning.batches import learner_batches, training_data
 from toolagent.learning.callback_state import CallbackStateMixin
-from toolagent.learning.exploration import STEP_COLUMNS, Exploration
+from toolagent.learning.exploration import Exploration
 from toolagent.learning.faults import (
     MOST_SKIPPED_IN_A_ROW,
     LearningFailed,
     check_learners,
 )
-from toolagent.learning.iteration import IterationMixin, take_learner_metrics
+from toolagent.learning.iteration import IterationMixin
 from toolagent.learning.learner import SKIPPED_IN_A_ROW, SKIPPED_UPDATES, EpisodeColumnsLearner
-from toolagent.learning.options import OptionsMixin, PipelineOptions, check_enough_episodes
+from toolagent.learning.options import OptionsMixin, PipelineOptions
 from toolagent.learning.pipeline_figures import PipelineFigures
 from toolagent.learning.pipeline_state import (
     DRAIN_S,
@@ -55,8 +54,6 @@ from toolagent.learning.sampling import SamplingAlgorithm
 from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch
-
-PIPELINE = "pipeline"  # where the pipeline's own figures stand in a result
 
 _CONNECTORS = "episodes are columns from end to end, and no connector sees them"
 _NO_RECORDS = "nothing recorded is learned from; use evaluation_interval"
@@ -77,10 +74,10 @@ _NOT_READ = {
 }
 
 
-class ToolAgentConfig(
-    OptionsMixin, LoopbackLearnersMixin, AlgorithmConfig, options=PipelineOptions
-):
+class ToolAgentConfig(OptionsMixin, LoopbackLearnersMixin, AlgorithmConfig):
     """Settings of `ToolAgent`: AlgorithmConfig's own, and `PipelineOptions` in `training()`."""
+
+    OPTIONS = PipelineOptions
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or ToolAgent)
@@ -118,7 +115,6 @@ class ToolAgentConfig(
                 f"num_envs_per_env_runner is {self.num_envs_per_env_runner}; it must be a multiple "
                 f"of group_size, {config.group_size}"
             )
-        check_enough_episodes(self)
         most = config.episodes_per_update // max(1, self.num_learners or 0)
         if self.minibatch_size is not None and self.minibatch_size > most:
             # RLlib would go round and round in a batch until a minibatch is full.
@@ -200,7 +196,7 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
                 break
             sampled = time.perf_counter()
             last = self.updates_done + 1 == updates
-            figures.trained_env_steps += self._update(batch, figures, reduce_metrics=last)
+            figures.trained_env_steps += self._update(batch, reduce_metrics=last)
             learned = time.perf_counter()
             self.publish_weights()
             figures.wait_s += sampled - started
@@ -222,19 +218,13 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
 
     # Learning -----------------------------------------------------------------------------
 
-    def _update(self, batch: EpisodeBatch, figures: PipelineFigures, reduce_metrics: bool) -> int:
+    def _update(self, batch: EpisodeBatch, reduce_metrics: bool) -> int:
         """One gradient step; returns the env steps that it learned from."""
         config = self.config
-        shards = max(1, config.num_learners)
         columns = self._exploration.learner_columns(batch)
-        batches = [_learner_batch(columns, shard, shards) for shard in range(shards)]
-        data = (
-            TrainingData(batch_refs=[ray.put(part) for part in batches])
-            if config.num_learners
-            else TrainingData(batch=batches[0])
-        )
+        batches = learner_batches(columns, config.num_learners)
         results = self.learner_group.update(
-            training_data=data,
+            training_data=training_data(batches, config.num_learners),
             timesteps={
                 NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(
                     (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0
@@ -249,20 +239,14 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
         )
         self._updates += 1
         if reduce_metrics:
-            self._note_learners(results, figures)
+            self._note_learners(results)
         return sum(part.env_steps() for part in batches)
 
-    def _note_learners(self, results: list[dict[str, Any]], figures: PipelineFigures) -> None:
-        """Takes in what the learners have logged."""
-        figures.skipped_updates += _of_learner(results, SKIPPED_UPDATES)
+    @override(IterationMixin)
+    def _note_learners(self, results: list[dict[str, Any]]) -> None:
+        self._figures.skipped_updates += _of_learner(results, SKIPPED_UPDATES)
         self._skipped_in_a_row = _of_learner(results, SKIPPED_IN_A_ROW)
-        self.metrics.aggregate(results, key=LEARNER_RESULTS)
-
-    def _take_learner_metrics(self) -> None:
-        """In the middle of an iteration: as its last update does it."""
-        results = take_learner_metrics(self.learner_group)
-        if results:  # else they died, which is seen when they are to learn
-            self._note_learners(results, self._figures)
+        super()._note_learners(results)
 
     @override(IterationMixin)
     def _env_steps_not_counted(self) -> int:
@@ -385,18 +369,6 @@ def _of_learner(results: list[dict[str, Any]], name: str) -> int:
     stats = results[0].get(DEFAULT_MODULE_ID, {}).get(name)
     value = 0.0 if stats is None else float(stats.peek())
     return 0 if math.isnan(value) else round(value)
-
-
-def _learner_batch(columns: dict[str, np.ndarray], shard: int, shards: int) -> MultiAgentBatch:
-    """One learner's share: every `shards`-th episode, cut to the longest one's steps."""
-    columns = {name: column[shard::shards] for name, column in columns.items()}
-    steps = int(columns["lengths"].max())
-    for name in STEP_COLUMNS:
-        columns[name] = columns[name][:, :steps]
-    return MultiAgentBatch(
-        {DEFAULT_MODULE_ID: SampleBatch(columns)},
-        env_steps=int(columns["lengths"][~columns["replayed"]].sum()),
-    )
 
 
 def _equal_steps(config: Any, batches: list[MultiAgentBatch]) -> dict[str, int]:

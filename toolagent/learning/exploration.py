@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from toolagent.learning.batches import STEP_COLUMNS
 from toolagent.learning.success_replay import SuccessReplay
 from toolagent.learning.trials import TrialTable
 from toolagent.learning.verified_replay import VerifiedReplay
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
-STEP_COLUMNS = ("actions", "rewards", "log_probabilities")  # (B, T)
 _EPISODE_COLUMNS = ("stage", "context", "lengths", "baseline")
 
 REPLAY_SLOTS = 256  # programs; a stage's coincidences are about a hundred

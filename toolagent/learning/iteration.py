@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+)
 
 _LIFETIME = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
 
@@ -25,6 +29,7 @@ class IterationMixin:
 
     iteration: int  # finished ones; RLlib's own
     metrics: Any
+    learner_group: Any
 
     between_updates: Callable[[], None] = staticmethod(lambda: None)
     updates_done = 0
@@ -56,11 +61,16 @@ class IterationMixin:
         """To be called when an iteration's updates are made."""
         self.updates_done, self._ends_early = 0, False
 
+    def _note_learners(self, results: list[dict[str, Any]]) -> None:
+        """Takes in what the learners have logged: one dict of each."""
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
-def take_learner_metrics(learner_group: Any) -> list[dict[str, Any]]:
-    """What the learners have logged since they last handed it over: one dict of each."""
-    results = learner_group.foreach_learner(_reduced_metrics)
-    return [result.get() for result in results if result.ok]
+    def _take_learner_metrics(self) -> None:
+        """In the middle of an iteration: as its last update does it."""
+        results = self.learner_group.foreach_learner(_reduced_metrics)
+        logged = [result.get() for result in results if result.ok]
+        if logged:  # else they died, which is seen when they are to learn
+            self._note_learners(logged)
 
 
 def _reduced_metrics(learner: Any) -> dict[str, Any]:

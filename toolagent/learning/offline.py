@@ -6,7 +6,6 @@ import copy
 from collections.abc import Collection
 from typing import Any
 
-import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.marwil import MARWIL, MARWILConfig
@@ -14,24 +13,20 @@ from ray.rllib.algorithms.marwil.torch.marwil_torch_learner import MARWILTorchLe
 from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
-from ray.rllib.utils.metrics import (
-    ENV_RUNNER_RESULTS,
-    LEARNER_RESULTS,
-    NUM_ENV_STEPS_SAMPLED_LIFETIME,
-)
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.cluster.ray_internals import TemporaryLogFolder
+from toolagent.learning.batches import training_data
 from toolagent.learning.callback_state import CallbackStateMixin
-from toolagent.learning.iteration import IterationMixin, take_learner_metrics
+from toolagent.learning.iteration import IterationMixin
 from toolagent.learning.learner import EpisodeColumnsLearner
-from toolagent.learning.options import OfflineOptions, OptionsMixin, check_enough_episodes
+from toolagent.learning.options import OfflineOptions, OptionsMixin
 from toolagent.learning.recorded_data import RecordedEpisodesData
 from toolagent.learning.returns import generalized_advantages, step_mask
 from toolagent.models.rl_module import StageGRUModule
@@ -93,10 +88,10 @@ class OfflineLearner(EpisodeColumnsLearner, MARWILTorchLearner):
         )
 
 
-class OfflineMARWILConfig(
-    OptionsMixin, LoopbackLearnersMixin, MARWILConfig, options=OfflineOptions
-):
+class OfflineMARWILConfig(OptionsMixin, LoopbackLearnersMixin, MARWILConfig):
     """RLlib's MARWIL settings for `OfflineMARWIL`, and `OfflineOptions` in `training()`."""
+
+    OPTIONS = OfflineOptions
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or OfflineMARWIL)
@@ -123,7 +118,6 @@ class OfflineMARWILConfig(
     @override(MARWILConfig)
     def validate(self) -> None:
         super().validate()
-        check_enough_episodes(self)
         if self.num_env_runners:
             raise ValueError(
                 f"num_env_runners is {self.num_env_runners}; recorded episodes are played "
@@ -160,16 +154,14 @@ class OfflineMARWIL(CallbackStateMixin, IterationMixin, TemporaryLogFolder, MARW
                 config.episodes_per_update, num_shards=config.num_learners
             )
             results = self.learner_group.update(
-                training_data=TrainingData(batch_refs=[ray.put(part) for part in batches])
-                if config.num_learners
-                else TrainingData(batch=batches[0]),
+                training_data=training_data(batches, config.num_learners),
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps},
                 _no_metrics_reduce=not last,
             )
             self._steps += sum(part.env_steps() for part in batches)
             self.updates_done += 1
             if last:
-                self.metrics.aggregate(results, key=LEARNER_RESULTS)
+                self._note_learners(results)
         if 0 < self.updates_done < updates:
             self._take_learner_metrics()
         # As RLlib does it offline: what is drawn from the records counts as sampled.
@@ -180,12 +172,6 @@ class OfflineMARWIL(CallbackStateMixin, IterationMixin, TemporaryLogFolder, MARW
     @override(IterationMixin)
     def _env_steps_not_counted(self) -> int:
         return self._steps
-
-    def _take_learner_metrics(self) -> None:
-        """In the middle of an iteration: as its last update does it."""
-        results = take_learner_metrics(self.learner_group)
-        if results:
-            self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
     @override(Algorithm)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule:

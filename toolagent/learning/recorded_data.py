@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.offline.offline_data import OfflineData
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.annotations import override
 
+from toolagent.learning.batches import learner_batches
 from toolagent.learning.record_choice import choose_episodes
 from toolagent.rollouts.records import read_episodes
 
 _STREAM = 0x6F66666C  # 'offl'
-_STEP_COLUMNS = ("actions", "rewards")  # (B, T)
 
 
 class RecordedEpisodesData(OfflineData):
@@ -67,8 +66,10 @@ class RecordedEpisodesData(OfflineData):
         while len(self._order) < num_samples:
             self._order = np.append(self._order, self._rng.permutation(len(self.episodes)))
         rows, self._order = self._order[:num_samples], self._order[num_samples:]
-        shards = max(1, num_shards)  # none: the local learner's
-        return [self._batch(rows[shard::shards]) for shard in range(shards)]
+        columns = dict(self.episodes.take(rows).columns())
+        columns["replayed"] = np.zeros(num_samples, bool)  # all of them count as learned from
+        del columns["solved"]
+        return learner_batches(columns, num_shards)
 
     def get_state(self) -> dict[str, Any]:
         """For the algorithm's checkpoint: what comes next."""
@@ -79,15 +80,3 @@ class RecordedEpisodesData(OfflineData):
         self._rng.bit_generator.state = state["stream"]
         order = np.array(state["order"])
         self._order = order if (order < len(self.episodes)).all() else order[:0]
-
-    def _batch(self, rows: np.ndarray) -> MultiAgentBatch:
-        """These episodes, cut to the longest one's steps."""
-        columns = dict(self.episodes.take(rows).columns())
-        steps = int(columns["lengths"].max())
-        for name in _STEP_COLUMNS:
-            columns[name] = columns[name][:, :steps]
-        columns["replayed"] = np.zeros(len(rows), bool)  # all of them count as learned from
-        del columns["solved"]
-        return MultiAgentBatch(
-            {DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(columns["lengths"].sum())
-        )

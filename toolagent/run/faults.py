@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from toolagent import figures
-from toolagent.figures import FIGURES
+from toolagent.figures import FIGURES, PIPELINE
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -32,7 +32,7 @@ class FaultCounts:
 
     def add_iteration(self, result: dict[str, Any]) -> None:
         """Counts what is in a result of `Algorithm.train()`."""
-        pipeline = result.get("pipeline")
+        pipeline = result.get(PIPELINE)
         if pipeline is None:  # a stock algorithm: only RLlib's own count
             group = self._algorithm.env_runner_group
             if group is None:  # who learns from records has none

@@ -22,7 +22,7 @@ def progress_row(
     sources = {
         ENV_RUNNERS: result.get(ENV_RUNNER_RESULTS, {}),
         LEARNER: result.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {}),
-        PIPELINE: result.get("pipeline", {}),
+        PIPELINE: result.get(PIPELINE, {}),
     }
     last = rows[-1] if rows else {"time_s": 0.0, "env_steps": 0}
     seconds = state.time_s - last["time_s"]
