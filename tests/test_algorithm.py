@@ -432,8 +432,14 @@ def local_gradients(weights, part):
     return gradients_of(group._learner)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("num_learners", [1, 2])
+@pytest.mark.parametrize(
+    "num_learners",
+    [
+        # One alone averages nothing; test_faults trains with one.
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.full),
+    ],
+)
 def test_remote_learners_train_and_average_their_gradients(build, num_learners):
     # Shares of 33 and 32 episodes are 3 and 2 minibatches: with these, one would wait for ever.
     uneven = {"episodes_per_update": 65, "minibatch_size": 16} if num_learners == 2 else {}

@@ -147,7 +147,7 @@ def started(tmp_path):
         run.close()
 
 
-@pytest.mark.full
+@pytest.mark.slow  # each fault alone: test_faults, test_resume and test_checkpoints
 @pytest.mark.timeout(1800)
 def test_a_little_chaos(started):
     """One of each kind on this machine, in an order of its own; the driver, and a file, at last."""

@@ -1,7 +1,4 @@
-"""The files in `cluster/`, each held to the strictest check there is without a cluster.
-
-Every check is shown to fail: `test_*_catches` make one mistake at a time in a copy.
-"""
+"""The files in `cluster/`, each held to the strictest check there is without a cluster."""
 
 from __future__ import annotations
 
@@ -97,13 +94,6 @@ def test_header_gives_the_commands_in_order(name):
     assert missing_from_header(name, text(name)) == []
 
 
-@pytest.mark.parametrize("name", FROM_START_TO_END)
-def test_header_check_catches_a_missing_command_and_a_missing_header(name):
-    commands = FROM_START_TO_END[name].split("|")
-    assert commands[0] in missing_from_header(name, text(name).replace(commands[0], "..."))
-    assert missing_from_header(name, "---\n" + text(name)) == commands
-
-
 def run_flags(content):
     """The flags of `toolagent.run` in a file's commands, those in its comments included."""
     calls = re.findall(
@@ -120,7 +110,6 @@ def test_the_flags_in_commands_exist():
     used = run_flags(content)
     assert {"--num-env-runners", "--num-gpus-per-learner", "--resume"} <= used
     assert used - known == set()
-    assert run_flags("python -m toolagent.run \\\n#  --num-envs 3") - known == {"--num-envs"}
 
 
 # `ray up`: Ray's own validator. It leaves the cloud's own part (node_config) alone.
@@ -139,31 +128,6 @@ def ray_up_fault(config):
 @pytest.mark.parametrize("name", RAY_UP)
 def test_ray_accepts(name):
     assert ray_up_fault(yaml.safe_load(text(name))) is None
-
-
-def _mistakes():
-    yield "aws.yaml", "a mistyped key", lambda c: c.update(max_worker=1)
-    yield "aws.yaml", "a wrong type", lambda c: c.update(idle_timeout_minutes="five")
-    yield (
-        "gcp.yaml",
-        "half a CPU",
-        lambda c: c["available_node_types"]["runners"].update(resources={"CPU": 0.5}),
-    )
-    yield "gcp.yaml", "an unknown head", lambda c: c.update(head_node_type="boss")
-    yield "aws.yaml", "an unknown docker key", lambda c: c["docker"].update(imag="x")
-    yield "onpremise.yaml", "no worker list", lambda c: c["provider"].pop("worker_ips")
-    yield (
-        "onpremise.yaml",
-        "node types",
-        lambda c: c.update(available_node_types={"a": {"resources": {}, "node_config": {}}}),
-    )
-
-
-@pytest.mark.parametrize("name, mistake, make", _mistakes(), ids=lambda value: str(value)[:24])
-def test_ray_catches(name, mistake, make):
-    config = yaml.safe_load(text(name))
-    make(config)
-    assert ray_up_fault(config) is not None, mistake
 
 
 @pytest.mark.parametrize("name", RAY_UP)
@@ -271,35 +235,16 @@ CONTAINER = ("spec", "headGroupSpec", "template", "spec", "containers", 0)
     "path, key, value",
     [
         (("spec",), "rayVersoin", "2.60.0"),
-        (("spec",), "enableInTreeAutoscaling", "yes"),
         (("spec", "authOptions"), "mode", "password"),
-        (("spec", "autoscalerOptions"), "version", "v3"),
-        (("spec", "autoscalerOptions"), "idleTimeoutSeconds", "60"),
-        (WORKER, "maxReplica", 8),
         (WORKER, "minReplicas", "0"),
-        (CONTAINER, "volumeMount", []),
         (CONTAINER, "ports", [{"name": "dashboard"}]),
         (("metadata",), "name", "Not A Name"),
-        (("metadata",), "label", {}),
     ],
 )
 def test_schema_catches(schemas, path, key, value):
     manifest = documents("kubernetes/raycluster.yaml")[0]
     _at(manifest, *path)[key] = value
     assert faults(manifest, schemas["RayCluster"]) != []
-
-
-@pytest.mark.parametrize("path", [("spec", "headGroupSpec"), (*WORKER, "groupName")])
-def test_schema_catches_what_is_missing(schemas, path):
-    manifest = documents("kubernetes/raycluster.yaml")[0]
-    del _at(manifest, *path[:-1])[path[-1]]
-    assert faults(manifest, schemas["RayCluster"]) != []
-
-
-def test_schema_catches_in_a_service_a_claim_and_a_stateful_set(schemas):
-    for manifest in documents("kubernetes/raycluster.yaml")[1:] + documents(MANIFESTS[2]):
-        manifest["spec"]["replcas"] = 1
-        assert faults(manifest, schemas[manifest["kind"]]) != []
 
 
 @pytest.mark.parametrize("name", MANIFESTS[:2])
@@ -362,20 +307,6 @@ def test_the_service_s_configuration_is_one_of_ray_serve_s():
     config["applications"][0]["args"] = "none"
     with pytest.raises(ValueError, match="args"):
         ServeDeploySchema.model_validate(config)
-
-
-@pytest.mark.parametrize(
-    "path, key, value",
-    [
-        (("spec",), "serveConfig", "x"),
-        (("spec", "rayClusterConfig", "authOptions"), "mode", "password"),
-        (("spec", "rayClusterConfig"), "workerGroups", []),
-    ],
-)
-def test_schema_catches_in_a_service_of_ray(schemas, path, key, value):
-    (manifest,) = documents("kubernetes/rayservice.yaml")
-    _at(manifest, *path)[key] = value
-    assert faults(manifest, schemas["RayService"]) != []
 
 
 def test_the_fault_tolerance_refers_to_the_redis_beside_it():
@@ -473,14 +404,6 @@ def test_no_file_holds_a_secret(name):
     assert not SECRET.search(text(name))
 
 
-@pytest.mark.parametrize(
-    "leak",
-    ["RAY_AUTH_TOKEN: " + "0123456789abcdef" * 2, "password: hunter2hunter2", "kind: Secret"],
-)
-def test_the_secret_check_catches(leak):
-    assert SECRET.search(text("aws.yaml") + leak + "\n")
-
-
 # Shell and container linting.
 
 
@@ -529,23 +452,8 @@ def test_commands_in_yaml_are_clean(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_shellcheck_catches_an_unquoted_variable(name):
-    assert "SC2086" in shellcheck(text(name) + "\nrm -rf $HOME/$1\n")
-
-
-@pytest.mark.full
 def test_the_container_recipe_is_clean():
     assert hadolint(text("Containerfile")) == ""
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "line, rule",
-    [("RUN cd /tmp", "DL3003"), ("WORKDIR relative", "DL3000"), ("USER root", "DL3002")],
-)
-def test_hadolint_catches(line, rule):
-    assert rule in hadolint(text("Containerfile") + line + "\n")
 
 
 def test_the_container_recipe_copies_what_there_is():
@@ -592,17 +500,9 @@ def test_submit(fake_ray):
     ("arguments", "message"),
     [
         ("", "expected"),
-        ("--cpus 3", "expected"),
         ("--cpu 3 -- --output-dir /a", "no option '--cpu' before the --"),
-        ("surplus -- --output-dir /a", "no option 'surplus'"),
-        ("--cpus many -- --output-dir /a", "--cpus: expected a number, got 'many'"),
-        ("--cpus= -- --output-dir /a", "--cpus: expected a number, got ''"),
-        ("--cpus -- --output-dir /a", "--cpus: expected a number, got '--'"),
         ("--gpus=-1 -- --output-dir /a", "--gpus: expected a number, got '-1'"),
-        ("--gpus 9999999 -- --output-dir /a", "--gpus: expected a number"),
-        ("--", "absolute path"),
         ("-- --output-dir runs/a", "absolute path"),
-        ("-- --resume a", "absolute path"),
     ],
 )
 def test_submit_refuses(fake_ray, arguments, message):
@@ -726,12 +626,7 @@ def test_a_signal_ends_the_waiting(with_nodes):
     ("arguments", "message"),
     [
         ("--cpus -1 -- true", "'-1' is no number from 0 to 100,000"),
-        ("--cpus 1.5 -- true", "'1.5' is no number from 0"),
-        ("--gpus 99999999999 -- true", "'99999999999' is no number from 0"),
         ("--wait-s nan -- true", "'nan' is no number of seconds"),
-        ("--wait-s inf -- true", "'inf' is no number of seconds"),
-        ("--wait-s -1 -- true", "--wait-s"),
-        ("--wait-s soon -- true", "'soon' is no number of seconds"),
         ("--cpu-s 3 -- true", "--cpu-s"),
         ("--cpus 2", "required: command"),
         ("--cpus 2 -- no-such-command", "there is no command 'no-such-command'"),

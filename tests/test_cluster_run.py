@@ -200,9 +200,6 @@ def test_addresses_where_there_is_no_cluster(nothing_started, monkeypatch, capfd
                 (f"127.0.0.1:{silent.getsockname()[1]}", "(no answer within 1 s)"),
                 (f"127.0.0.1:{closed.getsockname()[1]}", "(connection refused)"),
                 ("no-such-host.invalid:6379", "(no such host)"),
-                ("127.0.0.1:99999", "(expected HOST:PORT)"),
-                ("http://127.0.0.1:8265", "is a dashboard, to which jobs are submitted"),
-                ("ray://127.0.0.1:10001", "expected HOST:PORT; from outside the cluster, submit"),
             ):
                 within = 1.0 if "no answer" in message else 30.0
                 monkeypatch.setattr(cluster_address, "ANSWERS_WITHIN_S", within)
@@ -216,18 +213,14 @@ def test_addresses_where_there_is_no_cluster(nothing_started, monkeypatch, capfd
 @pytest.mark.full
 def test_tokens_and_resources_that_the_cluster_does_not_take(ray_cluster, tmp_path):
     cluster = ray_cluster({"only": {"num_cpus": 2, "resources": {"play": 1}}})
-    wrong, home, empty = tmp_path / "wrong", tmp_path / "home", tmp_path / "empty"
+    wrong, empty = tmp_path / "wrong", tmp_path / "empty"
     wrong.write_text("f" * 64)
-    home.mkdir()
     empty.mkdir()
     play = ("--set", "env_runners.custom_resources_per_env_runner={play: 1}")
     swim = ("--set", "env_runners.custom_resources_per_env_runner={swim: 1}")
-    no_token = {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(home)}
     cases = [
         ({"RAY_AUTH_MODE": ""}, (), "the cluster asks for a token; set RAY_AUTH_MODE=token"),
         ({"RAY_AUTH_TOKEN_PATH": str(wrong)}, (), f"the cluster refuses the token in {wrong}"),
-        ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, (), "RAY_AUTH_TOKEN_PATH=/nowhere: there is no such"),
-        (no_token, (), "RAY_AUTH_MODE=token, but there is no token in ~/.ray/auth_token"),
         (
             {},
             ("--num-learners", "1", "--num-gpus-per-learner", "4"),
@@ -264,7 +257,7 @@ def test_tokens_and_resources_that_the_cluster_does_not_take(ray_cluster, tmp_pa
         assert (done.returncode, done.stdout) == (2, ""), err
         assert err.startswith("error: ") and err.count("\n") == 1, err
         assert message in err and TOKEN not in err and "f" * 64 not in err
-    assert list(empty.iterdir()) == [] and list(home.iterdir()) == []
+    assert list(empty.iterdir()) == []
 
 
 def test_this_machine_has_no_custom_resources(nothing_started, capfd):

@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 from planner import Planner, shortcut, shortest, silent, sums_only
-from trained import is_refusal, run_modules, untrained_expression_network
 
 from toolagent import cli
-from toolagent.checkpoints.policy import Policy, save_policy
+from toolagent.checkpoints.policy import Policy
 from toolagent.errors import UserError
 from toolagent.evaluate.__main__ import answer_problems, command
 from toolagent.evaluate.problem_files import read_problems
@@ -170,7 +169,6 @@ def test_many_expressions_are_read_and_answered(tmp_path):
 
 
 HEADER = b"expression\n"
-LONG = "((" * 40 + "1" + "))" * 40
 
 
 @pytest.mark.parametrize(
@@ -178,31 +176,13 @@ LONG = "((" * 40 + "1" + "))" * 40
     [
         (b"", 1, "empty; expected the header expression"),
         (HEADER, 2, "no problem after the header"),
-        (b"3+4\n", 1, "unknown column '3+4'"),
         (b"expresion\n3+4\n", 1, "did you mean 'expression'?"),
-        (b"stage,a,b,c,d,e\n0,1,2,3,,\n", 1, "unknown column 'a'"),
-        (b"stage\n2\n", 1, "no column 'expression'; expected the header expression"),
-        (b"expression,expression\n1,1\n", 1, "occurs 2 times"),
         (HEADER + b"3+4\n3+\n", 3, "expected a digit or '(' at the end"),
         (HEADER + b"3+4\n\n\n(3+4\n", 5, "a '(' without its ')'"),
-        (HEADER + b"3+4)\n", 2, "a ')' without its '('"),
-        (HEADER + b"34\n", 2, "single digits"),
-        (HEADER + b"-3+4\n", 2, "expected a digit or '('"),
-        (HEADER + b"8/4\n", 2, "'/'"),
-        (HEADER + b"2**3\n", 2, "expected a digit or '('"),
-        (HEADER + "\uff13+4\n".encode(), 2, "not understood"),
         (HEADER + b"__import__('os').system('true')\n", 2, "not understood"),
-        (HEADER + b"1+2+3+4+5+6+7+8+9\n", 2, "9 operands; at most 8"),
-        (HEADER + LONG.encode() + b"\n", 2, "digits, operators and parentheses"),
-        (HEADER + b"9" * 100_000 + b"\n", 2, "characters"),
-        (HEADER + b"9" * 200_000 + b"\n", 2, "not CSV"),
         (HEADER + b"3+4,2\n", 2, "2 values; expected 1: expression"),
-        (HEADER + b'"3+4\n', 2, "not CSV"),
         (HEADER + b"3+\xff\n", 2, "not UTF-8"),
-        (HEADER + b'3+4\n""\n', 3, "expected a digit or '('"),
         (b"expression,stage\n3+4,3\n", 2, "is of stage 2"),
-        (b"expression,stage\n3+4,\n", 2, "stage is ''; task 'expression' has stages 1, 2, 3, 4"),
-        (b"expression,stage\n3+4,0\n", 2, "stage is '0'"),
         (b"expression,stage\n3+4,9\n", 2, "stage is '9'"),
     ],
 )
@@ -224,11 +204,7 @@ def test_a_faulty_file_of_expressions_is_refused_with_its_line(content, line, wo
     ("arguments", "words"),
     [
         (["--size", "3"], "--size: only with --reasoning-gym"),
-        (["--seed", "3"], "--seed: only with --reasoning-gym"),
         (["--problems", "good.csv", "--reasoning-gym", "chain_sum"], "can't be given with"),
-        (["--reasoning-gym", "chain_sum", "--size", "0"], "0 is not in the range"),
-        (["--reasoning-gym", "chain_sum", "--size", "1000000"], "is not in the range"),
-        (["--reasoning-gym", "chain_sum", "--seed", "-1"], "is not in the range"),
     ],
 )
 def test_a_wrong_command_line_is_refused_before_any_work(arguments, words, monkeypatch, capsys):
@@ -237,22 +213,3 @@ def test_a_wrong_command_line_is_refused_before_any_work(arguments, words, monke
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert words in captured.err
-
-
-@pytest.mark.full
-def test_the_command_line_as_a_user_runs_it(tmp_path):
-    save_policy(tmp_path / "agent", untrained_expression_network(), "expression")
-    (tmp_path / "good.csv").write_text("expression\n(3+4)*2\n")
-    (tmp_path / "bad.csv").write_text("expression\n3+4\n3+\n")
-    evaluate = ["-m", "toolagent.evaluate", "agent"]
-    good, bad = run_modules(
-        [*evaluate, "--problems", "good.csv", "--json", "good.json"],
-        [*evaluate, "--problems", "bad.csv", "--json", "bad.json"],
-        cwd=tmp_path,
-    )
-    assert (good.returncode, good.stderr) == (0, "")
-    (answer,) = json.loads((tmp_path / "good.json").read_text())["answers"]
-    assert answer["problem"] == "(3+4)*2"
-    assert is_refusal(bad), (bad.stdout, bad.stderr)
-    assert "bad.csv, line 3: " in bad.stderr
-    assert not (tmp_path / "bad.json").exists()

@@ -44,37 +44,6 @@ def faults(text):
     return found
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "pip install toolagent",
-        "pip install 'toolagent[serve]'",
-        "raise UserError(\"wandb is not installed; pip install 'toolagent[wandb]'\")",
-        "RUN pip install --no-cache-dir \\\n    toolagent==0.1",
-        "uv pip install -U toolagent-rl[export]",
-        "uv add toolagent",
-        "uvx --with toolagent python",
-        'runtime_env={"pip": ["numpy", "toolagent"]}',
-        "runtime_env:\n  pip:\n    - toolagent[serve]\n",
-    ],
-)
-def test_what_would_install_a_stranger_s_code_is_found(line):
-    assert faults(line)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "pip install -e . boto3      # in a checkout of toolagent; run all from there",
-        "pip install --no-cache-dir /home/ray/toolagent",
-        "pip install 'toolagent-rl[serve] @ file:///home/ray/toolagent'",
-        "pip install -e '.[serve]' && python -m toolagent.serve",
-    ],
-)
-def test_what_installs_this_checkout_is_not(line):
-    assert not faults(line)
-
-
 def test_no_file_installs_it_from_an_index():
     files = [path for path in ROOT.glob("*.md")] + [ROOT / ".ci" / "run"]
     for folder in ("toolagent", "cluster", "rllib_configs", "tests"):

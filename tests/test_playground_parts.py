@@ -162,23 +162,6 @@ def test_no_question(asked, reason):
     assert reason in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "text, reason",
-    [
-        ("(3+4", "a '(' without its ')'"),
-        ("3+4)", "a ')' without its '('"),
-        ("3+x", "'x' (character 3) is not understood"),
-        ("34", "operands are single digits"),
-        ("", "expected a digit or '(' at the end"),
-        ("1+1+1+1+1+1+1+1+1", "has 9 operands; at most 8 are read"),
-    ],
-)
-def test_no_expression(text, reason):
-    with pytest.raises(Refused) as refused:
-        question_of(get_task("expression"), Problem(expression=text))
-    assert reason in str(refused.value)
-
-
 @pytest.mark.parametrize("asked, stage", [([1, 2, 3], 0), ([1, 2, 3, 4], 1), ([1, 2, 3, 4, 5], 2)])
 def test_the_number_of_digits_tells_the_stage(asked, stage):
     question = question_of(get_task("calculator"), Problem(digits=asked))

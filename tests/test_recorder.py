@@ -175,7 +175,7 @@ def test_two_tasks_share_a_folder_and_read_as_one_table(tmp_path):
     assert len(read_episodes(str(tmp_path), "expression")) == 140
 
 
-@pytest.mark.full
+@pytest.mark.slow  # pyarrow reads the same folder in the tests above
 def test_pandas_polars_duckdb_and_ray_data_read_the_same(tmp_path):
     """The commands of the README."""
     import duckdb

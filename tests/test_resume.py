@@ -316,10 +316,8 @@ def rows_of_torn(folder):
     return progress.read_bytes().splitlines() if progress.is_file() else []
 
 
-def check_kills(tmp_path, address, name, overrides, iterations, moments):
-    reference = tmp_path / "reference"
-    end(whole_run(reference, name, overrides, iterations, address))
-    assert len(rows_of(reference)) == iterations
+def check_kills(reference, tmp_path, address, name, overrides, moments):
+    iterations = len(rows_of(reference))
     for number, moment in enumerate(moments):
         folder = tmp_path / f"killed-{number}"
         process = whole_run(folder, name, overrides, iterations, address)
@@ -343,10 +341,18 @@ def random_moments(count):
     return [rng.random() * 0.9 for _ in range(count)]
 
 
+@pytest.fixture(scope="module")
+def reference(address, tmp_path_factory):
+    """The folder of a run of 12 iterations that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("twelve") / "run"
+    end(whole_run(folder, "default", SHUFFLED, 12, address))
+    return folder
+
+
 @pytest.mark.full
-def test_three_kills_and_three_ends_equal_to_the_last_bit(address, tmp_path):
-    moments = [*random_moments(2), None]
-    check_kills(tmp_path, address, "default", SHUFFLED, 20, moments)
+def test_two_kills_and_two_ends_equal_to_the_last_bit(address, reference, tmp_path):
+    """One at any moment, one while a checkpoint is being written."""
+    check_kills(reference, tmp_path, address, "default", SHUFFLED, [*random_moments(1), None])
 
 
 @pytest.mark.slow
@@ -364,22 +370,16 @@ def test_three_kills_and_three_ends_equal_to_the_last_bit(address, tmp_path):
 def test_thirty_kills_and_thirty_equal_ends(address, tmp_path, name, overrides, kills):
     moments = random_moments(kills)
     moments[::3] = [None] * len(moments[::3])
-    check_kills(tmp_path, address, name, overrides, 20, moments)
-
-
-@pytest.fixture(scope="module")
-def reference(address, tmp_path_factory):
-    """The folder of a run of 12 iterations that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("twelve") / "run"
-    end(whole_run(folder, "default", CALCULATOR, 12, address))
-    return folder
+    reference = tmp_path / "reference"
+    end(whole_run(reference, name, overrides, 20, address))
+    check_kills(reference, tmp_path, address, name, overrides, moments)
 
 
 @pytest.mark.slow  # `test_run` resumes one too, and `test_checkpoints` has torn ones
 def test_a_finished_run_goes_on_when_its_limits_are_raised(address, reference, tmp_path):
     """From the newest whole checkpoint: the last one is torn."""
     folder = tmp_path / "run"
-    end(whole_run(folder, "default", CALCULATOR, 8, address))
+    end(whole_run(folder, "default", SHUFFLED, 8, address))
     out = start("--resume", folder, address=address, cwd=ROOT)
     assert out.communicate()[1] == (
         f"error: --resume {folder}: nothing is left to do: it has made 8 iterations; raise "
@@ -408,7 +408,7 @@ def test_a_run_stopped_in_the_middle_of_an_iteration_ends_as_one_that_was_not(
 ):
     folder, before = tmp_path / "run", rows_of(reference)
     stop = sets(f"run.stop_env_steps={before[4]['env_steps'] + 1}")
-    limits = sets(*COMMON, *CALCULATOR, "run.stop_iterations=12")
+    limits = sets(*COMMON, *SHUFFLED, "run.stop_iterations=12")
     end(start("--output-dir", folder, *limits, *stop, address=address, cwd=ROOT))
     *whole, last = rows_of(folder)
     assert without_clock(whole) == without_clock(before[:5])
@@ -426,7 +426,7 @@ def test_a_run_stopped_in_the_middle_of_an_iteration_ends_as_one_that_was_not(
 def test_a_run_on_storage_goes_on_from_a_checkpoint_asked_for_by_name(address, reference, tmp_path):
     folder = tmp_path / "run"
     uri = f"file://{folder}"
-    end(whole_run(uri, "default", CALCULATOR, 8, address))
+    end(whole_run(uri, "default", SHUFFLED, 8, address))
     named, more = f"{uri}/checkpoints/checkpoint_000007", sets("run.stop_iterations=12")
 
     def refusal(place):

@@ -63,16 +63,6 @@ def wait_for_rows(process, folder):
     )
 
 
-def stop_by(process, folder, number, group=False):
-    """Sends the signal once training is under way, and waits for the run's end."""
-    wait_for_rows(process, folder)
-    if group:
-        os.killpg(process.pid, number)  # what a terminal does on Ctrl-C
-    else:
-        process.send_signal(number)
-    return end(process)
-
-
 def check_folder(folder, task, seed=0):
     """Every file of a run's folder, and that they agree with each other."""
     expected = {
@@ -183,44 +173,23 @@ def test_an_interrupted_run_can_be_resumed_and_records_its_episodes(tmp_path):
     folder, episodes = tmp_path / "run", tmp_path / "episodes"
     process = start(
         *("--output-dir", folder, "--record-episodes", episodes, "--seed", 3, *QUICK),
-        *("--set", "training.updates_per_iteration=5"),
-        cwd=tmp_path,
-    )
-    out = stop_by(process, folder, signal.SIGINT, group=True)
-    assert process.returncode == 130, out
-    assert "--resume" in out
-    interrupted = check_folder(folder, "calculator", seed=3)
-    assert interrupted["stopped_by"] == "interrupted"
-    check_recorded(episodes, interrupted["env_steps"])
-
-    limit = interrupted["env_steps"] + 20_000
-    out = run("--resume", folder, "--stop-env-steps", limit, cwd=tmp_path)
-    assert f"at {interrupted['env_steps']:,} env steps" in out
-    resumed = check_folder(folder, "calculator", seed=3)
-    assert resumed["stopped_by"] in ("env_steps", "solved")
-    assert resumed["env_steps"] > interrupted["env_steps"]
-    assert resumed["iterations"] > interrupted["iterations"]
-    assert resumed["wall_time_s"] > interrupted["wall_time_s"]
-
-
-@pytest.mark.full
-def test_signals_limits_and_checkpoints_do_not_wait_for_the_end_of_an_iteration(tmp_path):
-    folder = tmp_path / "run"
-    process = start(
-        *("--output-dir", folder, *QUICK, "--set", "run.checkpoint_every_s=0.5"),
-        *("--set", "env_runners.num_env_runners=0", "--set", "run.keep_checkpoints=1"),
+        # Neither checkpoints nor the signal nor the limit wait for the end of an iteration.
         *("--set", "training.updates_per_iteration=1000000"),
+        *("--set", "run.checkpoint_every_s=0.5", "--set", "run.keep_checkpoints=1"),
         cwd=tmp_path,
     )
     wait_for(lambda: process.poll() is not None or list_checkpoints(folder / "checkpoints"))
-    process.send_signal(signal.SIGTERM)
-    end(process, 130)
-    interrupted = check_folder(folder, "calculator")
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+    out = end(process, 130)
+    assert "--resume" in out
+    interrupted = check_folder(folder, "calculator", seed=3)
     assert (interrupted["stopped_by"], interrupted["iterations"]) == ("interrupted", 1)
+    check_recorded(episodes, interrupted["env_steps"])
 
     seconds = interrupted["wall_time_s"] + 1
-    run("--resume", folder, "--stop-time-s", seconds, cwd=tmp_path)
-    resumed = check_folder(folder, "calculator")
+    out = run("--resume", folder, "--stop-time-s", seconds, cwd=tmp_path)
+    assert f"at {interrupted['env_steps']:,} env steps" in out
+    resumed = check_folder(folder, "calculator", seed=3)
     assert (resumed["stopped_by"], resumed["iterations"]) == ("time", 1)
     assert resumed["env_steps"] > interrupted["env_steps"]
     assert seconds <= resumed["wall_time_s"] < seconds + 5
@@ -310,8 +279,8 @@ def test_weights_can_be_carried_over_and_a_terminated_run_leaves_a_checkpoint(tu
     # All interfaces would be what torch's store for the remote learners' group listens on.
     addresses = listening(process)
     assert addresses and addresses <= LOOPBACK
-    out = stop_by(process, folder, signal.SIGTERM)
-    assert process.returncode == 130, out
+    process.send_signal(signal.SIGTERM)
+    end(process, 130)
     summary = check_folder(folder, "tutorial")
     assert summary["stopped_by"] == "interrupted"
     # With a learning rate of 0 the agent is still the one that it was started from.

@@ -18,15 +18,15 @@ def wait_for(said, words, timeout=20):
 def test_it_warns_rarely_and_says_when_learning_goes_on():
     said = []
     algorithm = SimpleNamespace(updates=3)
-    with Watchdog(said.append, warn_after_s=1.0, learner_timeout_s=60) as watchdog:
+    with Watchdog(said.append, warn_after_s=0.5, learner_timeout_s=60) as watchdog:
         watchdog.watch(algorithm)
-        for _ in range(75):  # as long as updates are made, it is silent
+        for _ in range(40):  # as long as updates are made, it is silent
             time.sleep(0.02)
             algorithm.updates += 1
         assert said == []
-        time.sleep(5.0)
+        time.sleep(2.5)
         warnings = [line for line in said if line.startswith("warning: no update for")]
-        assert 2 <= len(warnings) <= 4  # after 1, 2 and 4 s
+        assert 2 <= len(warnings) <= 4  # after 0.5, 1 and 2 s
         algorithm.updates += 1
         wait_for(said, "goes on after")
     count = len(said)
