@@ -324,16 +324,6 @@ def test_an_episode_is_the_same_alone_and_with_any_neighbours_in_any_order(form,
     alone_as_with_neighbours(form, sizes)
 
 
-def test_the_test_above_would_catch_groups_that_are_mixed_up(monkeypatch):
-    def mixed_up(context):
-        kept, repeat = one_of_each_run(context)
-        return kept, None if repeat is None else repeat.flip(0)
-
-    monkeypatch.setattr("toolagent.models.encoder_decoder.one_of_each_run", mixed_up)
-    with pytest.raises(AssertionError, match="not close"):
-        alone_as_with_neighbours(unrolled)
-
-
 def test_groups_of_equal_contexts_train_as_the_same_episodes_apart():
     batch = make_batch(5, 12, group=4)
     apart = torch.arange(12).view(3, 4).t().flatten()  # no two equal contexts side by side

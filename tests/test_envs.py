@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ray.rllib.env.env_context import EnvContext
 
 import toolagent  # noqa: F401  (registers the ids)
@@ -135,88 +133,6 @@ def test_the_limit_may_be_reported_as_termination():
 
 # One semantics, two views ----------------------------------------------------------------------
 
-TOOL_HEAVY = st.sampled_from([*range(18), *[11, 12, 13, 15, 16] * 6, *[14] * 8])
-
-
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    place=st.integers(0, 2),
-    share=st.sampled_from([0.0, 0.5]),
-    limit_terminates=st.booleans(),
-    steps=st.lists(st.lists(TOOL_HEAVY, min_size=4, max_size=4), min_size=1, max_size=20),
-)
-def test_the_vector_env_is_n_single_envs(name, seed, place, share, limit_terminates, steps):
-    envs = ToolVectorEnv(
-        4,
-        name,
-        stage=get_task(name).stages[place],
-        earlier_stage_share=share,
-        limit_terminates=limit_terminates,
-    )
-    singles = [ToolEnv(name, limit_terminates=limit_terminates) for _ in range(4)]
-    observations, infos = envs.reset(seed=seed)
-    assert_equal(observations, infos, [restarted(envs, i, singles[i]) for i in range(4)])
-    ended = [False] * 4
-    for actions in steps:
-        observations, rewards, terminated, truncated, infos = envs.step(np.array(actions))
-        assert envs.observation_space.contains(observations)
-        assert rewards.dtype == np.float64 and terminated.dtype == truncated.dtype == bool
-        expected = []
-        for i, env in enumerate(singles):
-            if ended[i]:  # NEXT_STEP: the action after the end only starts the next episode
-                assert (rewards[i], terminated[i], truncated[i]) == (0.0, False, False)
-                expected.append(restarted(envs, i, env))
-                ended[i] = False
-                continue
-            observation, reward, single_terminated, single_truncated, info = env.step(actions[i])
-            assert (rewards[i], terminated[i], truncated[i]) == (
-                reward,
-                single_terminated,
-                single_truncated,
-            )
-            ended[i] = single_terminated or single_truncated
-            expected.append((observation, info))
-        assert_equal(observations, infos, expected)
-
-
-def restarted(envs, i, env):
-    """Resets a single env to the problem that the vector env has just begun in row i."""
-    problem = envs.task.read(envs._problems.context[i : i + 1])
-    return env.reset(options=problem | {"stage": int(envs.stages[i])})
-
-
-def assert_equal(observations, infos, expected):
-    for i, (observation, info) in enumerate(expected):
-        assert observation.keys() == observations.keys()
-        for key, value in observation.items():
-            assert np.array_equal(observations[key][i], value), key
-        assert info == {
-            key: infos[key][i] for key in ("acc", "solved") if infos.get(f"_{key}", [False] * 4)[i]
-        } | ({} if infos["_acc"][i] else {"acc": None})
-
-
-def test_gymnasium_s_own_vectorization_works_too():
-    """There `acc` is a number in one env and None in the next, in either order."""
-    digits = [[3, 4, 5, 0, 0], [1, 2, 3, 0, 0]]
-    envs = gym.make_vec("toolagent/Calculator-v0", num_envs=2, vectorization_mode="sync")
-    native = ToolVectorEnv(2, "calculator")
-    envs.reset(seed=0)
-    native.reset(options={"digits": np.array(digits)})
-    for env, row in zip(envs.unwrapped.envs, digits, strict=True):
-        env.reset(options={"digits": row})
-    for actions in ([MUL, STO], [STO, MUL], [ADD, ADD], [ANS, MUL]):
-        observations, rewards, terminated, truncated, infos = envs.step(np.array(actions))
-        expected = native.step(np.array(actions))
-        assert np.array_equal(observations["previous_token"], expected[0]["previous_token"])
-        for one, other in zip((rewards, terminated, truncated), expected[1:4], strict=True):
-            assert np.array_equal(one, other)
-        value, filled = expected[4]["acc"], expected[4]["_acc"]
-        assert infos["acc"].tolist() == [
-            int(v) if f else None for v, f in zip(value, filled, strict=True)
-        ]
-
 
 def test_acc_is_an_integer_for_whoever_reads_it():
     env = ToolEnv("calculator")
@@ -328,13 +244,9 @@ def test_a_refused_reset_leaves_the_episodes_as_they_were():
 BAD_EXPRESSIONS = [
     ({"expression": ["1+", "1"]}, r"'1\+': expected a digit"),
     ({"expression": ["1", "1", "1"]}, "3 problems were given; expected [12]"),
-    ({"expression": []}, "0 problems were given; expected [12]"),
-    ({"expression": "1" * 10_000}, "10,000 characters"),
-    ({"expression": ["12", "3"]}, "operands are single digits"),
     ({"expression": 12}, "is a text such as .*, not 12"),
     ({"digits": [1, 2, 3, 4, 5]}, "posed by 'expression'.*not by 'digits'"),
     ({"stage": 0}, r"stages are 1\.\.8"),
-    ({"stage": 9}, r"stages are 1\.\.8"),
     ({"stage": 2, "expression": ["7", "7"]}, "7 is of stage 1, its number of operands, not of"),
 ]
 
@@ -359,11 +271,8 @@ def test_a_stage_that_contradicts_the_expression_is_refused():
 BAD_OPTIONS = [
     ({"stage": 3}, r"stages are 0\.\.2"),
     ({"stage": -1}, r"stages are 0\.\.2"),
-    ({"stage": 1.5}, r"stages are 0\.\.2"),
-    ({"stage": "1"}, r"stages are 0\.\.2"),
     ({"digits": [1, 2, 3]}, r"expected \(2, 5\)|expected \(1, 5\)"),
     ({"digits": [[0, 1, 2, 3, 10]] * 2}, r"integers 0\.\.9|expected \(1, 5\)"),
-    ({"digits": [[0, 1, 2, 3, 0.5]] * 2}, r"integers 0\.\.9|expected \(1, 5\)"),
     ({"digit": [1, 2, 3, 4, 5]}, "posed by 'digits'.*not by 'digit'"),
 ]
 
@@ -373,12 +282,6 @@ def test_wrong_options_are_refused_with_what_would_be_right(options, message):
     for env in (ToolEnv("calculator"), ToolVectorEnv(2, "calculator")):
         with pytest.raises(ValueError, match=message):
             env.reset(seed=0, options=options)
-
-
-@pytest.mark.parametrize("digit", [-1, 10])
-def test_a_wrong_digit_is_refused_by_the_single_env(digit):
-    with pytest.raises(ValueError, match=r"integers 0\.\.9"):
-        ToolEnv("calculator").reset(options={"digits": [1, 2, 3, 4, digit]})
 
 
 def test_as_many_stages_as_environments():
@@ -512,13 +415,6 @@ def test_rllib_gets_a_single_env_where_it_does_not_ask_for_several():
     env = create_for_rllib({"task": "tutorial", "stage": 1, "seed": 3, "earlier_stage_share": 0.5})
     assert type(env) is ToolEnv
     assert (env.task.name, env.stage) == ("tutorial", 1)
-
-
-def test_rllib_gets_expressions_too():
-    env = create_for_rllib({"task": "expression", "seed": 3})
-    assert type(env) is ToolEnv and env.stage == 1
-    envs = create_for_rllib({"task": "expression", "stage": 4, "seed": 3, "num_envs": 2})
-    assert type(envs) is ToolVectorEnv and envs.reset(seed=0)[0]["stage"].tolist() == [4, 4]
 
 
 # Stages --------------------------------------------------------------------------------------

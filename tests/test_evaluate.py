@@ -21,11 +21,11 @@ from toolagent.checkpoints.policy import save_policy
 from toolagent.errors import UserError
 from toolagent.evaluate.__main__ import answer_problems, command
 from toolagent.evaluate.problem_files import read_problems
-from toolagent.rollouts.certification import certify, certify_stage
+from toolagent.rollouts.certification import certify_stage
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, CTX, MUL, SUB, TOKEN_NAMES
+from toolagent.vocabulary import ANS, CTX, MUL, TOKEN_NAMES
 
 CALCULATOR = get_task("calculator")
 
@@ -83,27 +83,6 @@ def test_counts_and_answers_are_those_of_a_scalar_loop(network, task_name):
     assert [(answer.answer, answer.solved) for answer in answered] == [
         (value, solved) for _, value, solved in episodes
     ]
-
-
-def test_a_fixed_program_solves_exactly_the_problems_it_should():
-    """MUL ANS answers a*b: right where c=0. MUL ADD ANS in stage 1: where d=0. In stage 2,
-    MUL ADD SUB ANS answers a*b+c-d: right where d=d*e, so where d=0 or e=1: 19 of 100."""
-    network = trained_network(((MUL, ANS), (MUL, ADD, ANS), (MUL, ADD, SUB, ANS)))
-    rows = certify(network, CALCULATOR)
-    assert [(row.solved, row.problems) for row in rows] == [
-        (100, 1_000),
-        (1_000, 10_000),
-        (19_000, 100_000),
-    ]
-    assert [cli.accuracy_text(row.solved, row.problems) for row in rows] == [
-        "10.000%",
-        "10.000%",
-        "19.000%",
-    ]
-
-
-def test_everything_is_solved_by_the_right_programs():
-    assert all(row.certified for row in certify(trained_network(), CALCULATOR))
 
 
 def test_no_answer_and_an_empty_register_are_none():

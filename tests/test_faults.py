@@ -208,18 +208,6 @@ def test_all_env_runners_hang_and_the_watchdog_says_so(faulty_run):
     check_ledger(run.faults, run.summary()["env_steps"])
 
 
-@pytest.mark.slow  # a little chaos has it too
-def test_a_killed_driver_is_resumed(faulty_run):
-    run = faulty_run(*NEVER_SOLVED, *SOON)
-    run.until(lambda: list((run.folder / "checkpoints").glob("checkpoint_*")))
-    run.until_trained()
-    run.kill()
-    run.resume("--set", "run.stop_when_solved=true")
-    assert run.end() == 0, run.said()
-    run.check_course()
-    run.check_certified()
-
-
 @pytest.mark.slow
 def test_an_interrupt_while_certifying_stops_at_once(faulty_run):
     run = faulty_run("--set", "run.stop_iterations=2", env_runners=0)

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from planner import Planner, shortest
 from trained import PROGRAMS, noisy_network, trained_network, untrained_network
 
 from toolagent import cli
@@ -20,7 +19,7 @@ from toolagent.explain.probes import ridge, run_probes
 from toolagent.rollouts.play import GivenTokens, play
 from toolagent.rollouts.trajectory import trajectory
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, RCL, STO, SUB
+from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, STO, SUB
 
 CALCULATOR, EXPRESSION = get_task("calculator"), get_task("expression")
 
@@ -169,15 +168,3 @@ def test_the_files(tmp_path, capsys):
     wrong = [str(tmp_path / "checkpoint"), "--html", str(tmp_path)]
     assert cli.main(command, wrong) == 2
     assert "is a folder" in capsys.readouterr().err
-
-
-def test_a_planner_agrees_with_the_oracle_at_every_step():
-    problems = EXPRESSION.pose(None, expression=["3-(4+2)*5"])
-    network = Planner(shortest)
-    recorded = trajectory(network, EXPRESSION, problems)
-    registers = [step.registers["stack"] for step in recorded.steps]
-    assert registers[-1] == "-27"
-    for row in range(len(recorded.steps)):
-        rest = EXPRESSION.continuation(problems, 0, recorded.tokens[:row])
-        assert (*recorded.tokens[:row], *rest) == recorded.tokens
-    assert RCL not in recorded.tokens

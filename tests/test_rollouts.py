@@ -264,14 +264,6 @@ def test_certified_counts_are_those_of_every_problem_one_by_one(name, program):
     assert solved == expected.get(program, solved)
 
 
-def test_an_untrained_network_is_counted_like_one_env_at_a_time():
-    task, network = get_task("calculator"), random_network(3, prefer=(ANS,))
-    problems = task.problems(0, 0, 1000)
-    greedy = lambda row, step, logits: int(logits.argmax())  # noqa: E731
-    episodes = one_at_a_time(network, task, problems, greedy)
-    assert certify_stage(network, task, 0).solved == sum(solved for *_, solved in episodes)
-
-
 def test_all_stages_are_certified_on_all_their_problems():
     results = certify(scripted_network((MUL, ADD, SUB, ANS)), get_task("calculator"))
     # Stage 0 has no fourth digit: SUB finds none left and changes nothing, so it is right too.

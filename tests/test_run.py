@@ -142,19 +142,6 @@ def tutorial(tmp_path_factory):
     return cwd / "a" / "run", out
 
 
-@pytest.mark.slow  # `.ci/run` has one, and the others leave the same files
-def test_the_default_run(tmp_path):
-    out = run("--stop-time-s", 5, "--output-dir", "run", cwd=tmp_path)
-    summary = check_folder(tmp_path / "run", "calculator")
-    assert summary["stopped_by"] in ("time", "solved")
-    assert 5 <= summary["wall_time_s"] < 15 or summary["stopped_by"] == "solved"
-    assert "Ray dashboard: http://127.0.0.1:" in out
-    assert "env steps" in out and "certified" in out and "sample trajectories" in out
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    table = [line for line in out.splitlines() if "a*b+c" in line or line.startswith("stage ")]
-    assert max(map(len, table)) <= 80
-
-
 @pytest.mark.full
 def test_the_tutorial_config_keeps_the_tutorials_schedule(tutorial):
     folder, out = tutorial
@@ -290,12 +277,6 @@ def test_weights_can_be_carried_over_and_a_terminated_run_leaves_a_checkpoint(tu
     iterations = range(1, summary["iterations"] + 1)
     assert (tmp_path / "mine.txt").read_text() == "".join(f"mine: {i}\n" for i in iterations)
     assert "1\n" in (tmp_path / "runners.txt").read_text()
-
-
-@pytest.mark.slow
-def test_more_runners_than_cpus_share_them(tmp_path):
-    runners = len(os.sched_getaffinity(0)) + 1
-    check_sharing(runners, tmp_path)
 
 
 @pytest.mark.slow

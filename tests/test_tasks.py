@@ -82,22 +82,6 @@ def test_a_step_changes_none_of_its_arguments(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_batch_is_its_episodes_one_by_one(name):
-    task, rng = get_task(name), np.random.default_rng(3)
-    problems = task.sample(rng, rng.choice(task.stages, 40).astype(np.int8))
-    registers = task.start(problems)
-    programs = rng.choice([MUL, 12, 13, 15, 16, *range(4)], (40, 6))
-    for actions in programs.T:
-        registers = task.step(problems, registers, actions).registers
-    for row in range(40):
-        one = problems.take(np.array([row]))
-        alone = task.start(one)
-        for action in programs[row]:
-            alone = task.step(one, alone, np.array([action])).registers
-        assert task.show(alone, 0) == task.show(registers, row)
-
-
-@pytest.mark.parametrize("name", TASKS)
 def test_a_status_is_small_and_0_is_the_first(name):
     task, rng = get_task(name), np.random.default_rng(4)
     problems = task.sample(rng, rng.choice(task.stages, 2000).astype(np.int8))

@@ -336,6 +336,15 @@ def test_a_token_that_is_none_is_refused(refused, monkeypatch, token):
         refused("run", f"--output-dir new{address}", f"RAY_AUTH_TOKEN_PATH={token}", TOKENS[token])
 
 
+def test_a_cluster_s_token_that_is_not_there_is_refused(monkeypatch, tmp_path):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no token in ~/\.ray/auth_token"):
+        check_address("127.0.0.1:1")
+
+
 # Another network than the configured one, and the label of the line that says so.
 MODEL = "rl_module.model_config"
 NETWORKS = [
