@@ -1,5 +1,4 @@
-"""Searches that only tests need, beside the oracle: the best program of a stage, and how short a
-program of its own each problem has."""
+"""A search that only tests need, beside the oracle: the best program of a stage."""
 
 import numpy as np
 
@@ -62,39 +61,3 @@ def best_program(task, stage, max_length=None):
         contender = (-solved / total, len(program), program)
         best = contender if best is None else min(best, contender)
     return best[2], -best[0]
-
-
-def shortest_lengths(task, problems):
-    """The least number of actions, `ANS` included, that solves each problem on its own.
-
-    Coincidences count: 0*7+0 is solved by `MUL ANS`. It is a lower bound on what an agent that
-    reads can do, where `shortest_programs` is what one that does not read can do.
-
-    Args:
-        task: any task.
-        problems: (B,) problems of that task.
-
-    Returns:
-        (B,) int8: 0 where no program of up to `task.max_actions` tokens solves the problem.
-    """
-    lengths = np.zeros(len(problems), np.int8)
-    for start in range(0, len(problems), oracle.CHUNK):
-        rows = np.arange(start, min(start + oracle.CHUNK, len(problems)))
-        unsolved = problems.take(rows)
-        layer = [oracle._Behaviour(task.start(unsolved))]
-        earlier = []
-        for length in range(1, task.max_actions + 1):
-            solved = np.zeros(len(rows), bool)
-            for behaviour in layer:
-                solved |= oracle._answered(task, unsolved, behaviour.registers)
-            lengths[rows[solved]] = length
-            going = np.flatnonzero(~solved)
-            if not len(going) or length == task.max_actions:
-                break
-            # What is solved leaves, so the later and larger layers are played on few problems.
-            rows, unsolved = rows[going], unsolved.take(going)
-            for behaviour in (*earlier, *layer):
-                behaviour.registers = behaviour.registers.take(going)
-            earlier += layer
-            layer = longer(task, unsolved, layer, keys(earlier))
-    return lengths

@@ -182,10 +182,6 @@ def test_a_narrow_terminal_hides_no_figure(capsys, monkeypatch):
     assert "1234567890  [word]" in capsys.readouterr().out
 
 
-def test_counts_are_shown_in_full():
-    assert cli.solved_text(100_000, 100_000) == "solved 100,000/100,000"
-
-
 @pytest.mark.parametrize(
     "path", ["t v", "n\u00e9", "a'b", '"$x`', "a\nb\\c'", "a\udcffb\n", "s3://b/c d", "\u200b1"]
 )

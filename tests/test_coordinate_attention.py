@@ -40,53 +40,6 @@ def looked(attention, contexts, tokens, start=None):
     return attention.weights(attention.places(start, tokens), coordinates, preference)
 
 
-def by_hand(attention, context, tokens):
-    """One episode: weights (T, H, tokens of the context), number by number."""
-    u, v = attention.read_steps.detach().numpy(), attention.write_steps.detach().numpy()
-    s, beta = attention.start.detach().numpy(), attention.sharpness.detach().numpy()
-    b = attention.preference.detach().numpy()
-    result = np.zeros((len(tokens), attention.num_heads, len(context)))
-    for head in range(attention.num_heads):
-        writer = s[head]
-        for step, token in enumerate(tokens):
-            writer += v[token, head]
-            place, scores = 0.0, []
-            for shown in context:
-                place += u[shown, head]
-                scores.append(-abs(beta[head]) * (writer - place) ** 2 + b[shown, head])
-            powers = np.exp(np.array(scores) - max(scores))
-            result[step, head] = powers / powers.sum()
-    return result
-
-
-context_rows = st.lists(
-    st.integers(0, VOCABULARY - 1).filter(lambda token: token != EOS), min_size=1, max_size=8
-)
-token_rows = st.lists(st.integers(0, NUM_TOKENS - 1), min_size=1, max_size=6)
-
-
-@pytest.mark.parametrize("learned", [True, False])
-@settings(max_examples=25, deadline=None)
-@given(
-    rows=st.lists(context_rows, min_size=1, max_size=4),
-    tokens=token_rows,
-    heads=st.integers(1, 6),
-    counters=st.integers(0, 2),
-    seed=st.integers(0, 2**20),
-)
-def test_the_weights_are_the_equations_worked_out_by_hand(
-    learned, rows, tokens, heads, counters, seed
-):
-    attention = make_attention(seed, heads, counters, learned)
-    contexts = contexts_of(rows)
-    weights = looked(attention, contexts, torch.tensor([tokens] * len(rows))).detach()
-    assert weights.shape == (len(rows), len(tokens), heads, contexts.shape[1])
-    for row, context in enumerate(rows):
-        expected = by_hand(attention, context, tokens)
-        np.testing.assert_allclose(weights[row, ..., : len(context)], expected, atol=1e-12)
-        assert (weights[row, ..., len(context) :] == 0).all()  # padding is never looked at
-
-
 @pytest.mark.parametrize("cut", [1, 2, 4])
 def test_places_may_be_cut_in_the_middle_and_go_on(cut):
     attention = make_attention()
@@ -108,15 +61,6 @@ def test_without_training_the_heads_move_through_the_context_at_an_even_pace():
     for head in range(4):
         pace = np.polyfit(np.arange(12), centre[:, head].numpy(), 1)[0]
         assert 0.5 < pace < 2
-
-
-def test_what_is_learned_has_gradients():
-    attention = make_attention()
-    contexts = contexts_of([[1, MUL, 2, CTX], [18, 3, ADD, 4, 19, CTX]])
-    weights = looked(attention, contexts, torch.tensor([[CTX, 1, 2], [CTX, 3, MUL]]))
-    (weights * torch.randn_like(weights)).sum().backward()
-    for name, parameter in attention.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
 # The reading order that is given --------------------------------------------------------------

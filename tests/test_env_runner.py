@@ -342,7 +342,7 @@ def test_spaces_are_those_of_one_environment_and_of_the_batch():
     runner.assert_healthy()
 
 
-def test_recorded_episodes_replay_exactly_in_the_environment(tmp_path):
+def test_what_a_runner_samples_is_recorded(tmp_path):
     recording = Recording(str(tmp_path / "episodes"), "run-1").to_dict()
     runner = make_runner(recording=recording)
     assert make_runner(recording=recording, evaluation=True).recorder is None
@@ -352,19 +352,9 @@ def test_recorded_episodes_replay_exactly_in_the_environment(tmp_path):
     assert file.suffix == ".parquet"
     rows = pq.read_table(file, partitioning=None).to_pylist()
     assert len(rows) == len(batch) == 84
-    env = ToolEnv("calculator")
-    for number, row in enumerate(rows):
-        env.reset(options={"stage": row["stage"], "digits": row["digits"]})
-        rewards, done, info = [], False, {}
-        for action in row["actions"]:
-            assert not done
-            _, reward, terminated, truncated, info = env.step(action)
-            rewards.append(reward)
-            done = terminated or truncated
-        assert done and info["solved"] == row["solved"] == batch.solved[number]
-        np.testing.assert_allclose(row["rewards"], rewards, atol=1e-6)
+    for number, row in enumerate(rows):  # that they replay is tested with the recorder
         length = int(batch.lengths[number])
         assert row["actions"] == batch.actions[number, :length].tolist()
+        assert row["solved"] == batch.solved[number]
         assert len(row["log_probabilities"]) == len(row["values"]) == length
-        assert row["answer"] == (info["acc"] if terminated else None)
     json.dumps(rows)  # plain values all through

@@ -5,15 +5,13 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from playground import save_two
-from trained import noisy_network, untrained_expression_network, untrained_network
+from trained import noisy_network, untrained_expression_network
 
-from toolagent.checkpoints.policy import Policy, save_policy
-from toolagent.errors import UserError
+from toolagent.checkpoints.policy import Policy
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers as answers_of
 from toolagent.rollouts.trajectory import trajectory
-from toolagent.serve.agents import load_agents, names_of
+from toolagent.serve.agents import names_of
 from toolagent.serve.batching import Batcher
 from toolagent.serve.guard import host_of
 from toolagent.serve.player import Player, Question
@@ -206,20 +204,6 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
     assert names_of(folders[1:]) == ["x", "y"]
     assert names_of(folders) == ["a/x", "b/x", "b/y"]
     assert names_of(folders[:1]) == ["x"]
-
-
-def test_checkpoints_that_cannot_be_served_together(tmp_path):
-    before, after = save_two(tmp_path)
-    save_policy(tmp_path / "t", untrained_network(), "tutorial")
-    assert len(load_agents([before, after])) == 2
-    with pytest.raises(UserError, match=r"of task .calculator. and .* of task 'tutorial'"):
-        load_agents([before, tmp_path / "t"])
-    with pytest.raises(UserError, match="is given twice"):
-        load_agents([before, after / ".." / "before"])
-    with pytest.raises(UserError, match="9 checkpoints; expected 1 to 8"):
-        load_agents([before] * 9)
-    with pytest.raises(UserError, match="no checkpoint"):
-        load_agents([tmp_path / "none"])
 
 
 def test_answering_ends_the_program(tmp_path):

@@ -39,22 +39,6 @@ ENTRIES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("line", "private"),
-    [
-        ("from ray._private import utils", True),
-        ("from ray.serve._private import replica", True),
-        ("from ray.core.generated import gcs_service_pb2", True),
-        ("manager = group._worker_manager", True),
-        ("env_runner._weights_seq_no", True),
-        ("self._weights_seq_no = 0", False),  # of a class of ours, in RLlib's place
-        ("from ray.rllib.core import COMPONENT_RL_MODULE", False),
-    ],
-)
-def test_what_counts_as_private(line, private):
-    assert bool(_private(line)) == private
-
-
 def test_no_other_file_touches_ray_s_private_parts():
     found = {
         str(path.relative_to(PACKAGE)): _private(path.read_text(encoding="utf-8"))

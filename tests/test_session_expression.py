@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from planner import Planner, shortest, silent, wasteful
+from planner import Planner, shortest, silent
 from rich.console import Console
 from trained import untrained_expression_network
 
@@ -244,15 +244,6 @@ def test_the_summary_has_the_shares_of_every_stage(finished):
     assert (fourth["accuracy"], fourth["complete"]) == (1.0, False)
     assert fourth["held_out"]["accuracy"] == 0.0
     assert fourth["first_solved_env_steps"] is None
-
-
-def test_programs_that_are_too_long_are_valid_and_not_shortest(settings, tmp_path):
-    stages = certify(Planner(wasteful), EXPRESSION, (1, 4))
-    keeper = keeper_of(settings, RunFolder(tmp_path))
-    outcome = Outcome(RunState(), "time", stages, [], keeper, None, EXPRESSION)
-    summary = summarize(settings, outcome, RunFolder(tmp_path))
-    for stage in summary["stages"]:
-        assert (stage["algebraically_valid"], stage["shortest"]) == (1.0, 0.0)
 
 
 # The checkpoint -----------------------------------------------------------------------------------

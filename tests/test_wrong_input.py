@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
-import socket
-import time
 from dataclasses import asdict
 
 import click
@@ -134,9 +132,7 @@ WRONG = [
     ("run", "--resume run --config ppo", "--config", "--resume"),
     ("run", "--resume run --init-from good", "--init-from", "--resume"),
     ("run", "--resume missing", "--resume missing"),
-    ("run", "--resume file", "--resume file"),
     ("run", "--resume empty", "--resume empty", "config.yaml"),
-    ("run", "--resume loop", "--resume loop"),
     ("run", "--resume run/checkpoints/checkpoint_000009", "checkpoint_000009"),
     ("run", "--resume run-without-checkpoint", "run-without-checkpoint/checkpoints"),
     ("run", "--resume run --set task=tutorial", "--resume run", "calculator", "tutorial"),
@@ -153,55 +149,44 @@ WRONG = [
         "--resume run-that-is-torn/checkpoints/checkpoint_000003",
         "run.json has 2 bytes",
     ),
-    ("run", "--resume run-with-cut-run.json", "run.json", "JSON"),
     ("run", "--resume run-with-cut-state.json", "checkpoint_000003", "state of an algorithm"),
-    ("run", "--resume run-with-garbled-manifest", "manifest.json"),
     ("run", "--resume run-that-is-solved", "--set run.stop_when_solved=false"),
     ("run", "--resume run --stop-env-steps 900", "1,000 env steps", "--stop-env-steps"),
     ("run", "--resume run --stop-time-s 1", "1 s", "--stop-time-s"),
     ("run", "--resume run --set run.stop_iterations=3", "3 iterations", "run.stop_iterations"),
     # A cluster that is there.
     ("run", "--address ''", "--address", "HOST:PORT"),
-    ("run", "--address nonsense", "--address nonsense"),
     ("run", "--address 999.999.999.999:6379", "--address 999.999.999.999:6379", "host"),
     ("run", "--address ray://127.0.0.1:10001", "ray://127.0.0.1:10001", "HOST:PORT", "submit.sh"),
     ("run", "--address http://127.0.0.1:8265", "http://127.0.0.1:8265", "HOST:6379"),
     # The other commands: that they look, and say which flag.
-    ("evaluate", "''", "no checkpoint ''"),
-    ("evaluate", "missing", "'missing'"),
     ("evaluate", "good --problems missing.csv", "missing.csv"),
     ("evaluate", "good --problems good.csv --json good.csv", "--json good.csv", "--problems"),
     ("evaluate", "good --problems bad.csv --json new", "bad.csv, line 2"),
     ("evaluate", "good --json good/new.json", "good/new.json", "checkpoint good"),
     ("evaluate", "good --json loop", "loop"),
     ("evaluate", "good --reasoning-gym nothing", "--reasoning-gym", "'calculator'"),
-    ("explain", "missing", "'missing'"),
     ("explain", "good --html new --json new", "--html", "--json"),
     ("explain", "good --html good/policy.json", "good/policy.json", "checkpoint good"),
     ("explain", "planner --expression ((1", "--expression", "'('"),
     ("serve", "missing --port 0", "'missing'"),
-    ("serve", "good good --port 0", "good", "twice"),
+    ("serve", "good tutorial/../good --port 0", "good", "twice"),
+    ("serve", f"{'good ' * 9}--port 0", "9 checkpoints", "1 to 8"),
     ("serve", "good tutorial --port 0", "one task"),
     ("serve", "good --host ''", "--host"),
     ("serve", "good --host 203.0.113.7", "203.0.113.7:8000"),
     ("serve", "good --allow-host http://x/", "--allow-host", "http://x/"),
     ("benchmark", "--seconds inf", "--seconds", "inf"),
     ("benchmark", "--rows stock_rlib", "--rows", "'stock_rllib'"),
-    ("benchmark", "--json missing/x", "missing/x"),
     ("benchmark", "--plot x.png", "--plot", "--learning"),
     ("benchmark", "--learning --plot x.txt", "--plot x.txt", "PNG"),
     ("benchmark", "--learning --ablations", "--ablations", "--learning"),
     ("benchmark", "--learning --rows bare_loop", "--rows", "--learning"),
     ("tune", "--stop-time-s inf", "stop_time_s"),
-    ("tune", "--output-dir loop", "loop", "link to nothing"),
-    ("tune", "--output-dir ''", "--output-dir"),
     ("tune", "--output-dir s3://bucket/x", "s3://bucket/x", "path"),
     ("tune", "--output-dir new --address ''", "--address"),
-    ("tune", "--output-dir new --address 127.0.0.1:x", "127.0.0.1:x", "HOST:PORT"),
     ("report", "told --output told/config.yaml", "told/config.yaml"),
     ("report", "told --output told/checkpoints/x.html", "told/checkpoints/x.html"),
-    ("export", "good --output-dir ''", "--output-dir"),
-    ("export", "good --output-dir full", "--output-dir full", "not empty"),
     ("export", "good --output-dir s3://bucket/x", "--output-dir s3://bucket/x"),
     ("export", "good --output-dir good/new", "good/new", "checkpoint good"),
     ("export", "garbled --output-dir new", "garbled/policy.json"),
@@ -378,16 +363,6 @@ def test_more_gpus_than_there_are_by_one(refused):
     asked = torch.cuda.device_count() + 1
     line = f"--output-dir new --num-gpus-per-learner {asked}"
     refused("run", line, "num_gpus_per_learner", f"{asked} GPUs")
-
-
-def test_an_address_where_nobody_listens_is_refused_at_once(refused):
-    with socket.socket() as taken:  # bound, not listening: connections are refused
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        started = time.monotonic()
-        for address in (f"127.0.0.1:{port}", "127.0.0.1:99999", "[::1]:1"):
-            refused("run", f"--output-dir new --address {address}", f"--address {address}")
-        assert time.monotonic() - started < 30
 
 
 @pytest.mark.full
