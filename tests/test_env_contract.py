@@ -360,11 +360,3 @@ def test_gymnasiums_wrappers_work_on_both_views():
     limited.reset(seed=0)
     assert [limited.step(STO)[3] for _ in range(2)] == [False, True]
     check_env(gym.wrappers.FlattenObservation(ToolEnv("calculator")), skip_render_check=True)
-
-
-def test_closing_twice_is_harmless():
-    for env in (gym.make("toolagent/Calculator-v0"), ToolVectorEnv(2, "calculator")):
-        env.reset(seed=0)
-        env.close()
-        env.close()
-    assert env.closed

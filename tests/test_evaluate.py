@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 
 import gymnasium as gym
 import pytest
 import torch
 from trained import (
     noisy_network,
-    run_modules,
     trained_network,
     untrained_network,
 )
@@ -201,45 +199,3 @@ def test_a_device_as_json_file_stays_a_device(checkpoint, tmp_path, capsys):
 
 
 # As a user runs it -------------------------------------------------------------------------
-
-
-class Malicious:
-    """Unpickling it makes a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.full
-def test_a_planted_pickle_is_never_executed(tmp_path):
-    """Neither ray nor any unpickling takes part; the planted pickles are shown to be live ones."""
-    folder, trap = tmp_path / "checkpoint", tmp_path / "executed"
-    save_policy(folder, trained_network(), "calculator")
-    for name in ("algorithm_state.pkl", "class_and_ctor_args.pkl", "model.pkl", "policy.pkl"):
-        (folder / name).write_bytes(pickle.dumps(Malicious(str(trap))))
-    program = """
-import pickle, sys
-from toolagent import cli
-from toolagent.evaluate import __main__ as evaluate
-from toolagent.explain import __main__ as explain
-import torch
-
-class Refuse:
-    def __init__(self, *_, **__):
-        raise AssertionError("something was unpickled")
-
-pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = torch.load = Refuse
-for command in (evaluate.command, explain.command):
-    assert cli.main(command, [sys.argv[1]]) == 0
-loaded = [name for name in sys.modules if name == "ray" or name.startswith("ray.")]
-assert not loaded, loaded
-"""
-    (result,) = run_modules(["-c", program, str(folder)], cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "solved 111,000/111,000" in result.stdout
-    assert not trap.exists()
-    pickle.loads((folder / "algorithm_state.pkl").read_bytes())
-    assert trap.exists()

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from trained import untrained_network
+
+from toolagent.checkpoints.policy import save_policy
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolagent"
@@ -196,6 +199,23 @@ def test_an_environment_is_made_and_stepped_without_ray_and_torch():
         "print(sorted({'ray', 'torch'} & {name.split('.')[0] for name in sys.modules}))"
     )
     assert heavy.strip() == "[]"
+
+
+@pytest.mark.full
+def test_evaluate_and_explain_start_no_ray(tmp_path):
+    save_policy(tmp_path, untrained_network(), "calculator")
+    file = tmp_path / "problems.csv"
+    file.write_text("stage,a,b,c,d,e\n0,1,2,3,,\n")
+    heavy = run(
+        "import sys\n"
+        "from toolagent import cli\n"
+        "from toolagent.evaluate.__main__ import command as evaluate\n"
+        "from toolagent.explain.__main__ import command as explain\n"
+        f"assert cli.main(evaluate, [{str(tmp_path)!r}, '--problems', {str(file)!r}]) == 0\n"
+        f"assert cli.main(explain, [{str(tmp_path)!r}]) == 0\n"
+        "print('ray' in sys.modules)"
+    )
+    assert heavy.split()[-1] == "False"
 
 
 def test_importing_toolagent_costs_little_beyond_gymnasium():

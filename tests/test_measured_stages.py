@@ -95,10 +95,6 @@ def test_other_stages_are_measured_split_by_split(small_sample):
         assert part.faultless and not part.complete and not part.certified
 
 
-def test_every_stage_of_the_task_is_counted_by_default(small_sample):
-    assert [row.stage for row in certify(Planner(silent), EXPRESSION)] == [1, 2, 3, 4, 5, 6, 7, 8]
-
-
 @pytest.mark.parametrize(
     ("choose", "solved", "valid", "best"),
     [

@@ -168,14 +168,6 @@ def test_the_seed_decides_which_problems(name, package):
     assert drawn(1) == drawn(1) != drawn(2)
 
 
-def test_only_one_dataset_has_negative_numbers(package):
-    assert not draw(EXPRESSION, "chain_sum", 140, 0).passed_over
-    passed_over = draw(EXPRESSION, "basic_arithmetic", 140, 0).passed_over
-    # Of two numbers from -9 to 9, both are none below 0 in (10/19)^2 = 28% of problems; of eight in
-    # 0.6%.
-    assert passed_over["negative numbers"] > 2000
-
-
 def test_the_score_and_the_restriction_are_reported_together(
     package, monkeypatch, tmp_path, capsys
 ):

@@ -87,33 +87,12 @@ def test_what_is_held_out_never_changes():
     ]
 
 
-def test_about_a_fifth_is_held_out_from_four_operands_on():
-    for operands in (1, 2, 3):
-        assert not held_out(operands).any()
-    assert [int(held_out(operands).sum()) for operands in (4, 5)] == [26, 232]
-    for operands in range(4, 9):
-        total = num_skeletons(operands)
-        # 3 standard deviations of a binomial count.
-        assert abs(held_out(operands).sum() - 0.2 * total) < 3 * np.sqrt(total * 0.16)
-
-
 def test_it_is_held_out_or_not_and_never_both():
     for operands in range(1, 9):
         both = np.concatenate([numbers(operands, False), numbers(operands, True)])
         assert np.array_equal(np.sort(both), np.arange(num_skeletons(operands)))
         assert held_out(operands)[numbers(operands, True)].all()
         assert not held_out(operands)[numbers(operands, False)].any()
-
-
-def test_what_is_held_out_is_no_special_kind():
-    """Each shape, and each operator in each place, is held out in part and in part not."""
-    for operands in (5, 6, 7, 8):
-        shape, operators = split_number(operands, numbers(operands, True))
-        share = np.bincount(shape, minlength=skeletons.shapes(operands).count) / 3 ** (operands - 1)
-        assert share.min() > 0 and share.max() < 0.5
-        for place in operators.T:
-            shares = np.bincount(place, minlength=3) / (num_skeletons(operands) / 3)
-            assert np.abs(shares - 0.2).max() < 0.05
 
 
 # Parentheses ------------------------------------------------------------------------------------
