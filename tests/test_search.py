@@ -27,13 +27,13 @@ from toolagent.config import (
     shipped_searches,
 )
 from toolagent.errors import UserError
+from toolagent.files import lock_folder
 from toolagent.installation import install_command
 from toolagent.tune.folder import SearchFolder
-from toolagent.tune.history import in_time, reports_of
 from toolagent.tune.progress import SearchProgress
 from toolagent.tune.report import best_config, summarize
 from toolagent.tune.resources import plan
-from toolagent.tune.rows import TrialRow, ranking
+from toolagent.tune.rows import TrialRow, ranking, reports_of
 from toolagent.tune.search import (
     SearchSettings,
     TrialLimits,
@@ -41,9 +41,9 @@ from toolagent.tune.search import (
     search_from_texts,
     search_yaml,
 )
-from toolagent.tune.space import Distribution, parse_distribution, short_names, value_text
+from toolagent.tune.space import Distribution, short_names, value_text
 from toolagent.tune.trial import score
-from toolagent.tune.tuner import ResumedASHA
+from toolagent.tune.tuner import ResumedASHA, in_time
 
 GOOD = {
     "space": {"training.lr": {"loguniform": [1e-3, 1e-2]}},
@@ -141,13 +141,13 @@ WRONG = [
     ({"space": {"curriculum.levels.9.stage": {"choice": [1]}}}, "levels.9.stage: ", "'9'"),
     ({"space": {"run.stop_time_s": {"choice": [1.0]}}}, "space.run.stop_time_s: ", "'trial'"),
     ({"space": {LR: 0.1}}, "space.training.lr: ", "distribution"),
-    ({"space": {LR: {"unifrom": [0, 1]}}}, "space.training.lr", "'uniform'"),
-    ({"space": {LR: {"uniform": [1, 1]}}}, "space.training.lr", "1 to 1"),
+    ({"space": {LR: {"unifrom": [0, 1]}}}, "space.training.lr.unifrom: ", "'uniform'"),
+    ({"space": {LR: {"uniform": [1, 1]}}}, "space.training.lr", "is empty"),
     ({"space": {LR: {"uniform": [0]}}}, "space.training.lr.uniform: ", "[low, high]"),
-    ({"space": {LR: {"uniform": ["a", 1]}}}, "space.training.lr", "numbers"),
+    ({"space": {LR: {"uniform": ["a", 1]}}}, "space.training.lr.uniform.0: ", "number"),
     ({"space": {LR: {"uniform": [0, float("inf")]}}}, "space.training.lr", "finite"),
-    ({"space": {LR: {"loguniform": [0, 1]}}}, "space.training.lr", "above 0"),
-    ({"space": {"seed": {"randint": [0.5, 3]}}}, "space.seed", "integers"),
+    ({"space": {LR: {"loguniform": [0, 1]}}}, "space.training.lr.loguniform.0: ", "greater than 0"),
+    ({"space": {"seed": {"randint": [0.5, 3]}}}, "space.seed.randint.0: ", "integer"),
     ({"space": {LR: {"quniform": [0, 1, 0]}}}, "space.training.lr", "step 0"),
     ({"space": {LR: {"quniform": [0, 1, 0.3]}}}, "space.training.lr", "step 0.3"),
     ({"space": {LR: {"quniform": [0.001, 0.002, 1e-320]}}}, "space.training.lr", "step"),
@@ -239,10 +239,10 @@ def test_the_command_refuses(command, row):
 
 def test_a_search_keeps_others_out_of_its_folder(command):
     resumed, new = SearchFolder(Path("search")), SearchFolder(Path("empty"))
-    resumed.lock("--resume")
+    lock_folder(resumed.path, resumed, "--resume", "search")
     command("--resume search", "--resume search", "a search is at work")
-    new.lock("--output-dir")
-    other = SearchFolder.new(Path("empty"), "")  # which finds it as empty as the first did
+    lock_folder(new.path, new, "--output-dir", "search")
+    other = SearchFolder.new("empty", "")  # which finds it as empty as the first did
     with pytest.raises(UserError, match="--output-dir empty: a search is at work in it"):
         other.make("", "")
     assert list(Path("empty").iterdir()) == []
@@ -259,19 +259,18 @@ def test_optuna_is_asked_for_where_it_is_missing(monkeypatch, command):
 @pytest.mark.parametrize(
     ("written", "extremes"),
     [
-        ({"choice": [1, "a", None]}, (1, "a", None)),
-        ({"uniform": [0, 1]}, (0.0, 1.0)),
-        ({"loguniform": [1e-3, 1]}, (1e-3, 1.0)),
-        ({"quniform": [0, 1, 0.25]}, (0.0, 1.0)),
-        ({"randint": [1, 9]}, (1, 8)),
-        ({"lograndint": [1, 9]}, (1, 8)),
+        ({"choice": [1, "a", None]}, [1, "a", None]),
+        ({"uniform": [0, 1]}, [0.0, 1.0]),
+        ({"loguniform": [1e-3, 1]}, [1e-3, 1.0]),
+        ({"quniform": [0, 1, 0.25]}, [0.0, 1.0]),
+        ({"randint": [1, 9]}, [1, 8]),
+        ({"lograndint": [1, 9]}, [1, 8]),
     ],
 )
 def test_a_distribution_draws_between_its_extremes(written, extremes):
-    from toolagent.config.source import Source
-
-    distribution = parse_distribution(written, ("space", "key"), Source("file"))
+    distribution = Distribution.model_validate(written)
     assert distribution.extremes == extremes
+    assert distribution.model_dump() == written
     domain = distribution.domain()
     drawn = [domain.sample() for _ in range(200)]
     if distribution.kind == "choice":
@@ -372,7 +371,7 @@ def test_more_gpus_than_there_are_are_refused_before_any_trial(write):
 class FakeTrial:
     """As far as the display looks at one."""
 
-    RUNNING, ERROR = "RUNNING", "ERROR"
+    path, checkpoint = "folder", None
 
     def __init__(self, number, status="RUNNING", result=None, error_file=None):
         self.trial_id, self.status, self.last_result = f"id{9 - number}", status, result
@@ -387,7 +386,7 @@ class FakeTrial:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_display_shows_running_trials_ended_ones_and_failures(tmp_path, terminal):
+def test_the_display_shows_running_trials_ended_ones_and_failures(write, tmp_path, terminal):
     stream = io.StringIO()
     screen = Console(file=stream, force_terminal=terminal, width=100, markup=False, highlight=False)
     (tmp_path / "error.txt").write_text("Traceback ...\nValueError: no such thing\n")
@@ -398,7 +397,8 @@ def test_the_display_shows_running_trials_ended_ones_and_failures(tmp_path, term
         FakeTrial(3, "ERROR", None, str(tmp_path / "error.txt")),
     ]
     trials.reverse()  # Tune has those of a resumed search in another order
-    progress = SearchProgress(screen, 3, [LR])
+    search = load_search(write(num_samples=3))
+    progress = SearchProgress(screen, search)
     progress.setup()
     progress.on_trial_complete(1, trials, trials[2])
     progress.on_trial_error(1, trials, trials[0])
@@ -409,7 +409,7 @@ def test_the_display_shows_running_trials_ended_ones_and_failures(tmp_path, term
     assert "trial 1/3: certified at 500 env steps, 5.0 s; lr=0.001" in shown
     assert "trial 3/3: FAILED: ValueError: no such thing; lr=0.003" in shown
     assert "running" in shown and "failed" in shown and "100.0%" in shown
-    assert progress._live is None
+    assert not progress._live.is_started
 
 
 # A resumed search ------------------------------------------------------------------------------
@@ -495,7 +495,7 @@ def test_a_resumed_search_draws_what_it_would_have_drawn(tmp_path, search):
         generator = SeededVariants(max_concurrent=1, random_state=5)
         samples = 10 if search == "random" else 1
         domains = {
-            key: Distribution("choice", tuple(value["choice"])).domain(search == "grid")
+            key: Distribution.model_validate(value).domain(search == "grid")
             for key, value in space.items()
         }
         experiment = Experiment(

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from toolagent import cli
-from toolagent.checkpoints.run_files import SearchSummary, read_file
-from toolagent.checkpoints.storage import is_uri
 from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.address import cluster_to_join
 from toolagent.cluster.ray_session import Cluster, listen_on_loopback, quiet, ray_session
@@ -21,7 +17,6 @@ from toolagent.errors import UserError, quoted
 from toolagent.tune.folder import SearchFolder
 
 if TYPE_CHECKING:
-    from toolagent.tune.rows import TrialRow
     from toolagent.tune.search import Search
 
 _TIME = cli.FloatRange(min=0, min_open=True)
@@ -71,7 +66,6 @@ def command(
     address = cluster_to_join(address)
     if address is None:
         listen_on_loopback()
-    before = 0.0  # seconds of earlier sessions, as far as they ended by themselves or by Ctrl-C
     if resume is not None:
         for flag, given in (
             ("--config", config),
@@ -82,14 +76,9 @@ def command(
             if given is not None:
                 raise UserError(f"{flag}: can't be given with --resume, which continues a search")
         # Read before anything is started: a wrong path is answered at once.
-        _check_path("--resume", resume)
-        folder = SearchFolder.existing(Path(resume))
-        folder.lock("--resume")
-        if folder.summary.exists():
-            before = read_file(folder.summary, SearchSummary).wall_time_s
+        folder = SearchFolder.existing(resume)
     elif output_dir is not None:
-        _check_path("--output-dir", output_dir)
-        folder = SearchFolder.new(Path(output_dir), "")
+        folder = SearchFolder.new(output_dir, "")
 
     from toolagent.config.folder import read_config
     from toolagent.tune.search import load_search, search_from_texts, search_yaml
@@ -99,34 +88,17 @@ def command(
         search = search_from_texts(
             read_config(folder.search), read_config(folder.base), f"--resume {resume}"
         )
-        # For this session; the search's own limit stays in its file.
-        stop_time_s = stop_time_s or search.settings.stop_time_s
     else:
         search = load_search(config, overrides, num_samples, stop_time_s)
-        stop_time_s = search.settings.stop_time_s
         if output_dir is None:
             folder = SearchFolder.new(None, search.base.task)
-            _check_path("--output-dir", str(folder.path))
     check_searcher(search)
     base = search.base
     with ray_session(address, base.run.dashboard, base.sections) as cluster:
         if resume is None:
             folder.make(search_yaml(search), search.base_yaml)
-        return _run(search, folder, cluster, stop_time_s, before, resumed=resume is not None)
-
-
-def _check_path(flag: str, given: str) -> None:
-    """Trials write beside each other into one folder, from whatever node they run on."""
-    if not given:
-        raise UserError(f"{flag}: is empty; name a folder")
-    if is_uri(given):
-        raise UserError(
-            f"{flag} {given}: a search needs a path; on a cluster, a path that all nodes mount"
-        )
-    try:
-        os.path.realpath(given).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{flag} {given}: is not UTF-8, as Ray Tune needs it") from None
+        # A flag counts for this session; the search's own limit stays in its file.
+        return _run(search, folder, cluster, stop_time_s or search.settings.stop_time_s)
 
 
 def _quiet_tune() -> None:
@@ -142,26 +114,22 @@ def _quiet_tune() -> None:
         os.environ.setdefault(name, value)
 
 
-def _run(
-    search: Search,
-    folder: SearchFolder,
-    cluster: Cluster,
-    stop_time_s: float | None,
-    before: float,
-    resumed: bool,
-) -> int:
+def _run(search: Search, folder: SearchFolder, cluster: Cluster, stop_time_s: float | None) -> int:
     from toolagent.tune.progress import SearchProgress
     from toolagent.tune.report import print_report, summarize, write_report
     from toolagent.tune.resources import plan
-    from toolagent.tune.rows import rows_of
+    from toolagent.tune.rows import UNFINISHED, TrialRow, rows_of
     from toolagent.tune.trial import trial_class
     from toolagent.tune.tuner import SearchEnd, earlier_trials, run_trials
+
+    def all_ended(rows: list[TrialRow]) -> bool:
+        return len(rows) == search.num_trials and all(row.status != UNFINISHED for row in rows)
 
     console = cli.console()
     settings = search.settings
     at_once, share, notes = plan(search, cluster)
     trainable = trial_class(search, share)
-    earlier = earlier_trials(search, folder) if resumed else None
+    earlier = earlier_trials(search, folder)
     console.print(
         f"task {search.base.task}: {search.num_trials} trials, search {settings.search}, "
         f"scheduler {settings.scheduler}, objective {settings.objective}"
@@ -171,20 +139,20 @@ def _run(
         console.print(f"Ray dashboard: http://{cluster.dashboard_url}")
     for note in notes:
         console.print(note)
-    nothing_left = bool(earlier) and _all_ended(rows_of(folder), search)
+    nothing_left = all_ended(rows_of(folder))
     start = time.monotonic()
     with Interrupt() as interrupt:
         end = SearchEnd(interrupt, stop_time_s)
-        progress = SearchProgress(console, search.num_trials, list(search.space))
+        progress = SearchProgress(console, search)
         run_trials(search, folder, trainable, at_once, earlier, [progress, end])
-    wall_time_s = time.monotonic() - start
+    wall_time_s = folder.earlier_s + time.monotonic() - start
     rows = rows_of(folder)
     stopped_by = "completed"
     if interrupt.requested:
         stopped_by = "interrupted"
-    elif end.reason is not None and not _all_ended(rows, search):
+    elif end.reason is not None and not all_ended(rows):
         stopped_by = end.reason
-    summary = summarize(search, rows, folder, stopped_by, before + wall_time_s)
+    summary = summarize(search, rows, folder, stopped_by, wall_time_s)
     notes = write_report(search, rows, folder, summary)
     print_report(console, search, rows, folder, summary, notes)
     if stopped_by != "completed":
@@ -195,25 +163,12 @@ def _run(
         )
     if interrupt.requested:
         return cli.EXIT_INTERRUPTED
-    if summary["best"] is None:
-        print("error: no trial came to a result; see the messages above", file=sys.stderr)
-        return 1
-    if not nothing_left and not any(
-        row.ranked and row.trial_id in progress.reported for row in rows
-    ):
-        print(
-            "error: no trial came to a result in this session; see the messages above",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
-
-
-def _all_ended(rows: Sequence[TrialRow], search: Search) -> bool:
-    """Whether there is nothing left to do."""
-    from toolagent.tune.rows import UNFINISHED
-
-    return len(rows) == search.num_trials and all(row.status != UNFINISHED for row in rows)
+    ranked = {row.trial_id for row in rows if row.ranked}
+    if ranked and (nothing_left or ranked & progress.reported):
+        return 0
+    where = " in this session" if ranked else ""
+    print(f"error: no trial came to a result{where}; see the messages above", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolagent.installation import install_command
 from toolagent.tune.rows import TrialRow
 from toolagent.tune.search import SECONDS, Search
-from toolagent.tune.space import CHOICE, Distribution, short_names, value_text
+from toolagent.tune.space import CHOICE, short_names, value_text
 from toolagent.tune.trial import SCORE
 
+if TYPE_CHECKING:
+    from optuna import Study
+
 _MOST_NAMED = 8  # curves with an entry in the legend
-_TOO_FEW = "it takes two trials with different scores"
 
 
 def plot_learning_curves(search: Search, ranked: list[TrialRow], path: Path) -> None:
@@ -51,31 +54,24 @@ def plot_learning_curves(search: Search, ranked: list[TrialRow], path: Path) -> 
     figure.savefig(path, dpi=120)
 
 
-def plot_parallel(search: Search, ranked: list[TrialRow], path: Path) -> str | None:
-    """A PNG of parallel coordinates: a line a trial through its settings to its score.
+def plot_settings(function: str, search: Search, ranked: list[TrialRow], path: Path) -> str | None:
+    """A PNG of what settings and scores have to do with each other.
+
+    Args:
+        function: of `optuna.visualization.matplotlib`, such as `plot_parallel_coordinate`.
+        search: of the trials.
+        ranked: the trials.
+        path: of the picture.
 
     Returns:
         None, or why there is no picture.
     """
-    return _plot("plot_parallel_coordinate", search, ranked, path)
-
-
-def plot_importance(search: Search, ranked: list[TrialRow], path: Path) -> str | None:
-    """A PNG: how much of the scores' variation each setting explains.
-
-    Returns:
-        None, or why there is no picture.
-    """
-    return _plot("plot_param_importances", search, ranked, path)
-
-
-def _plot(function: str, search: Search, ranked: list[TrialRow], path: Path) -> str | None:
     try:
         import optuna
     except ImportError:
         return f"optuna is not installed; {install_command('tune')}"
     if len({row.metrics[SCORE] for row in ranked}) < 2:
-        return _TOO_FEW
+        return "it takes two trials with different scores"
     import matplotlib
 
     matplotlib.use("Agg")
@@ -86,7 +82,7 @@ def _plot(function: str, search: Search, ranked: list[TrialRow], path: Path) -> 
         warnings.simplefilter("ignore")  # Optuna calls its own matplotlib plots experimental
         try:
             axes = getattr(optuna.visualization.matplotlib, function)(
-                _study(search, ranked), **{"target_name": SCORE}
+                _study(search, ranked), target_name=SCORE
             )
         except (ValueError, RuntimeError) as error:  # too few trials, a setting that never varied
             return str(error)
@@ -98,20 +94,24 @@ def _plot(function: str, search: Search, ranked: list[TrialRow], path: Path) -> 
     return None
 
 
-def _study(search: Search, ranked: list[TrialRow]) -> Any:
+def _study(search: Search, ranked: list[TrialRow]) -> Study:
     """The ranked trials as an Optuna study, whatever searched."""
     import optuna
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
 
     names = short_names(list(search.space))
+    domains = {
+        names[key]: tune.choice([_plain(value) for value in entry.arguments])
+        if entry.kind == CHOICE
+        else entry.domain()
+        for key, entry in search.space.items()
+    }
+    distributions = OptunaSearch.convert_search_space(domains)
     study = optuna.create_study(direction="maximize")
-    distributions = {names[key]: _distribution(entry) for key, entry in search.space.items()}
     for row in ranked:
-        values = {names[key]: _value(search.space[key], v) for key, v in row.settings.items()}
-        fitting = all(
-            distributions[name]._contains(distributions[name].to_internal_repr(value))
-            for name, value in values.items()
-        )
-        if fitting:  # PBT perturbs values out of their ranges
+        values = {names[key]: _plain(value) for key, value in row.settings.items()}
+        with contextlib.suppress(ValueError):  # PBT perturbs values out of their ranges
             study.add_trial(
                 optuna.trial.create_trial(
                     params=values, distributions=distributions, value=row.metrics[SCORE]
@@ -120,23 +120,6 @@ def _study(search: Search, ranked: list[TrialRow]) -> Any:
     return study
 
 
-def _value(distribution: Distribution, value: Any) -> Any:
-    """Optuna's categories are plain values."""
-    plain = isinstance(value, (bool, int, float, str)) or value is None
-    return value if distribution.kind != CHOICE or plain else value_text(value)
-
-
-def _distribution(entry: Distribution) -> Any:
-    """As Optuna has it."""
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
-    if entry.kind == CHOICE:
-        return CategoricalDistribution([_value(entry, value) for value in entry.arguments])
-    low, high = entry.extremes
-    if isinstance(low, int):
-        return IntDistribution(low, high, log=entry.logarithmic)
-    return FloatDistribution(low, high, log=entry.logarithmic)
+def _plain(value: Any) -> Any:
+    """Optuna's categories are plain values; what is none, as text."""
+    return value if isinstance(value, (bool, int, float, str, type(None))) else value_text(value)

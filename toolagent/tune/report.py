@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from toolagent import cli
 from toolagent.config import to_yaml
 from toolagent.errors import quoted
 from toolagent.files import write_atomically
 from toolagent.tune.folder import SearchFolder
-from toolagent.tune.plots import plot_importance, plot_learning_curves, plot_parallel
-from toolagent.tune.progress import figure_cells, outcome_text
-from toolagent.tune.rows import FAILED, TrialRow, ranking, seen_from
-from toolagent.tune.search import ACCURACY, Search, trial_settings
-from toolagent.tune.space import short_names, value_text
-from toolagent.tune.trial import CERTIFIED, SCORE
+from toolagent.tune.plots import plot_learning_curves, plot_settings
+from toolagent.tune.rows import FAILED, FIGURES, TrialRow, ranking, seen_from, trial_table
+from toolagent.tune.search import Search, trial_settings
+from toolagent.tune.space import value_text
+from toolagent.tune.trial import CERTIFIED
 
 
 def summarize(
@@ -63,11 +61,11 @@ def write_report(
     if ranked:
         write_atomically(folder.best_config, best_config(search, ranked[0]).encode())
         plot_learning_curves(search, ranked, folder.learning_curves)
-        for plot, path in (
-            (plot_parallel, folder.parallel_coordinates),
-            (plot_importance, folder.importance),
+        for function, path in (
+            ("plot_parallel_coordinate", folder.parallel_coordinates),
+            ("plot_param_importances", folder.importance),
         ):
-            note = plot(search, ranked, path)
+            note = plot_settings(function, search, ranked, path)
             if note:
                 notes.append(f"no {path.name}: {note}")
     write_atomically(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())
@@ -76,7 +74,7 @@ def write_report(
 
 def best_config(search: Search, best: TrialRow) -> str:
     """The base with the best trial's values: a configuration for `run --config`."""
-    lines = [f"# The best of {search.num_trials} trials of a search: {outcome_text(best.metrics)}."]
+    lines = [f"# The best of {search.num_trials} trials of a search: {best.outcome}."]
     lines += [f"#   {key}: {value_text(value)}" for key, value in best.settings.items()]
     settings = trial_settings(search.base_yaml, best.settings)
     return "\n".join(lines) + "\n" + to_yaml(settings)
@@ -98,64 +96,40 @@ def print_report(
     )
     ranked = ranking(rows)
     if ranked:
-        cli.print_table(console, _table(search, ranked))
+        cli.print_table(console, trial_table(search, [(row, row.status) for row in ranked]))
+    lines = []
     for row in rows:
         if row.status == FAILED:
-            console.print(f"\ntrial {row.number} failed: {row.error}", soft_wrap=True)
-            console.print(f"  {_settings_text(row.settings)}; see {row.folder}", soft_wrap=True)
-    for note in notes:
-        console.print(note, soft_wrap=True)
-    if not ranked:
-        return
-    best = ranked[0]
-    console.print(
-        f"\nbest: trial {best.number}, {outcome_text(best.metrics)}\n"
-        f"  {_settings_text(best.settings)}\n"
-        f"\nnext: python -m toolagent.run --config {quoted(folder.best_config)}",
-        soft_wrap=True,
-    )
-    if best.checkpoint is not None:
-        console.print(
-            f"      python -m toolagent.evaluate {quoted(_from_here(best.checkpoint))}",
-            soft_wrap=True,
-        )
-
-
-def _table(search: Search, ranked: list[TrialRow]) -> Table:
-    names = short_names(list(search.space))
-    figures = ["score", "stage", "accuracy", "env steps", "seconds"]
-    if search.settings.objective == ACCURACY:
-        figures.remove("score")
-    table = cli.table("trial", *names.values(), *figures, "ended", right=figures)
-    for row in ranked:
-        cells = figure_cells(row.metrics)
-        if "score" in figures:
-            cells = [f"{row.metrics[SCORE]:.3f}", *cells]
-        values = [value_text(row.settings.get(key)) for key in names]
-        table.add_row(str(row.number), *values, *cells, row.status.replace("_", " "))
-    return table
+            lines.append(f"\ntrial {row.number} failed: {row.error}")
+            lines.append(f"  {_settings_text(row)}; see {row.folder}")
+    lines += notes
+    if ranked:
+        best = ranked[0]
+        lines.append(f"\nbest: trial {best.number}, {best.outcome}\n  {_settings_text(best)}")
+        lines.append(f"\nnext: python -m toolagent.run --config {quoted(folder.best_config)}")
+        if best.checkpoint is not None:
+            checkpoint = quoted(seen_from(Path(), best.checkpoint))
+            lines.append(f"      python -m toolagent.evaluate {checkpoint}")
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def _csv(search: Search, rows: list[TrialRow]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    figures = ("certified", "env_steps", "seconds", "accuracy", SCORE)
-    writer.writerow(["trial", "status", *search.space, *figures, "error"])
+    figures = ("certified", *FIGURES)
+    columns = ["trial", "status", *search.space, *figures, "error"]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
     for row in rows:
-        values = [_csv_value(row.settings.get(key)) for key in search.space]
-        found = [row.metrics.get(name, "") for name in figures]
-        writer.writerow([row.number, row.status, *values, *found, row.error or ""])
+        settings = {
+            key: value if isinstance(value, (int, float, str)) else json.dumps(value)
+            for key, value in row.settings.items()
+        }
+        found = {name: row.metrics[name] for name in figures if name in row.metrics}
+        entry = {"trial": row.number, "status": row.status, "error": row.error}
+        writer.writerow(entry | settings | found)
     return text.getvalue()
 
 
-def _csv_value(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str)) else json.dumps(value)
-
-
-def _settings_text(settings: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value_text(value)}" for key, value in settings.items())
-
-
-def _from_here(path: Path) -> Path:
-    """The path as seen from the current folder."""
-    return seen_from(Path(), path)
+def _settings_text(row: TrialRow) -> str:
+    return " ".join(f"{key}={value_text(value)}" for key, value in row.settings.items())

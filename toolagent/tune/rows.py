@@ -1,35 +1,39 @@
-"""The trials of a search as its report shows them: settings, last result, outcome."""
+"""The trials of a search as its display and its report show them."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.tune import ExperimentAnalysis, ResultGrid
+from ray.tune import ExperimentAnalysis
 from ray.tune.experiment import Trial
+from rich.table import Table
 
 from toolagent import cli
 from toolagent.checkpoints.policy import POLICY_FILE
 from toolagent.cluster.tune_state import has_trials
 from toolagent.tune.folder import SearchFolder
-from toolagent.tune.history import reports_of
-from toolagent.tune.progress import in_order
+from toolagent.tune.search import ACCURACY, Search
+from toolagent.tune.space import short_names, value_text
 from toolagent.tune.trial import SCORE
 
 FAILED, UNFINISHED, STOPPED = "failed", "unfinished", "stopped_early"
+FIGURES = ("env_steps", "seconds", "accuracy", SCORE)  # of a trial's metrics, in the files
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """What one trial came to."""
+    """What one trial came to, or has come to so far."""
 
     number: int  # in the order in which they were created
     folder: Path
     settings: dict[str, Any]
     metrics: dict[str, Any]  # of the last result; {} if there is none
     error: str | None = None
-    checkpoint: Path | None = None
+    latest: Path | None = None  # checkpoint
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     trial_id: str = ""  # Tune's
 
@@ -47,21 +51,38 @@ class TrialRow:
         """Whether its score means anything: a failed trial is neither good nor bad."""
         return self.error is None and SCORE in self.metrics
 
+    @property
+    def outcome(self) -> str:
+        """How the trial ended, in few words."""
+        result = self.metrics
+        if SCORE not in result:
+            return "ended without a result"
+        if result["certified"]:
+            return f"certified at {result['env_steps']:,} env steps, {result['seconds']:.1f} s"
+        why = {"env_steps": "env steps used up", "seconds": "time used up"}.get(
+            str(result["ended"]), "stopped early"
+        )
+        accuracy = f"{100 * result['accuracy']:.1f}%"
+        return f"{why} at {result['env_steps']:,} env steps, accuracy {accuracy}"
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The latest one; None where it has no agent: on another machine, or torn."""
+        has_agent = self.latest is not None and (self.latest / POLICY_FILE).is_file()
+        return self.latest if has_agent else None
+
     def record(self, folder: SearchFolder) -> dict[str, Any]:
         """As `summary.json` shows it."""
-        metrics = self.metrics
+        checkpoint = self.checkpoint
         return {
             "number": self.number,
             "status": self.status,
             "settings": self.settings,
-            "certified": bool(metrics.get("certified", False)),
-            "env_steps": metrics.get("env_steps"),
-            "seconds": metrics.get("seconds"),
-            "accuracy": metrics.get("accuracy"),
-            SCORE: metrics.get(SCORE),
+            "certified": bool(self.metrics.get("certified", False)),
+            **{name: self.metrics.get(name) for name in FIGURES},
             "error": self.error,
-            "folder": _relative(self.folder, folder),
-            "checkpoint": _relative(self.checkpoint, folder),
+            "folder": str(seen_from(folder.path, self.folder)),
+            "checkpoint": checkpoint and str(seen_from(folder.path, checkpoint)),
         }
 
 
@@ -70,31 +91,44 @@ def rows_of(folder: SearchFolder) -> list[TrialRow]:
     if not has_trials(folder.trials):
         return []
     analysis = ExperimentAnalysis(str(folder.trials.resolve()))
-    # A result knows the settings only of a trial that came to report something.
     trials = in_order(analysis.trials or [])
-    found = {Path(result.path).name: result for result in ResultGrid(analysis)}
-    rows = []
-    for number, trial in enumerate(trials, start=1):
-        result = found[Path(trial.path).name]
-        checkpoint = Path(result.checkpoint.path) if result.checkpoint else None
-        if checkpoint is not None and not (checkpoint / POLICY_FILE).is_file():
-            checkpoint = None  # on another machine, or torn
-        error = None
-        if trial.status == Trial.ERROR:  # also where the file with the cause is lost
-            error = _cause(result.error) or "no cause was reported"
-        rows.append(
-            TrialRow(
-                number=number,
-                folder=Path(result.path),
-                settings=dict(trial.config),
-                metrics=dict(result.metrics or {}),
-                error=error,
-                checkpoint=checkpoint,
-                history=reports_of(analysis, trial),
-                trial_id=trial.trial_id,
-            )
-        )
-    return rows
+    return [
+        row_of(trial, number, reports_of(analysis, trial))
+        for number, trial in enumerate(trials, start=1)
+    ]
+
+
+def reports_of(analysis: ExperimentAnalysis, trial: Trial) -> list[dict[str, Any]]:
+    """The trial's results, oldest first, each iteration once.
+
+    A trial that was resumed from a checkpoint reports the iterations after it again.
+    """
+    reports: list[dict[str, Any]] = []
+    frame = analysis.trial_dataframes[trial.trial_id]
+    for report in reversed(frame.to_dict("records")):
+        if not reports or report["training_iteration"] < reports[-1]["training_iteration"]:
+            reports.append(report)
+    return reports[::-1]
+
+
+def row_of(trial: Trial, number: int, history: Sequence[dict[str, Any]] = ()) -> TrialRow:
+    """What there is to say of a trial of Tune's."""
+    return TrialRow(
+        number=number,
+        folder=Path(str(trial.path)),
+        settings=dict(trial.config),
+        metrics=dict(trial.last_result or {}),
+        error=_cause(trial) if trial.status == Trial.ERROR else None,
+        latest=Path(trial.checkpoint.path) if trial.checkpoint else None,
+        history=list(history),
+        trial_id=trial.trial_id,
+    )
+
+
+def in_order(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials in the order of their creation, which Tune's tag begins with ('3_lr=0.001'): a
+    resumed search has them in another."""
+    return sorted(trials, key=lambda trial: int(str(trial.experiment_tag).partition("_")[0]))
 
 
 def ranking(rows: list[TrialRow]) -> list[TrialRow]:
@@ -105,20 +139,41 @@ def ranking(rows: list[TrialRow]) -> list[TrialRow]:
     )
 
 
+def trial_table(search: Search, rows: Iterable[tuple[TrialRow, str]]) -> Table:
+    """A line a trial: its settings, its figures and the given status."""
+    names = short_names(list(search.space))
+    figures = ["score", "stage", "accuracy", "env steps", "seconds"]
+    if search.settings.objective == ACCURACY:
+        figures.remove("score")
+    table = cli.table("trial", *names.values(), *figures, "status", right=figures)
+    for row, status in rows:
+        values = [value_text(row.settings.get(key)) for key in names]
+        cells = ["-"] * len(figures)
+        if SCORE in row.metrics:
+            cells = [
+                f"{row.metrics[SCORE]:.3f}",
+                str(row.metrics["stage"]),
+                f"{int(1000 * row.metrics['accuracy']) / 10:.1f}%",
+                f"{row.metrics['env_steps']:,}",
+                f"{row.metrics['seconds']:.1f}",
+            ][-len(figures) :]
+        table.add_row(str(row.number), *values, *cells, status.replace("_", " "))
+    return table
+
+
 def seen_from(base: Path, path: Path) -> Path:
     """Relative, if it is in that folder."""
     base, path = base.resolve(), path.resolve()
     return path.relative_to(base) if path.is_relative_to(base) else path
 
 
-def _relative(path: Path | None, folder: SearchFolder) -> str | None:
-    """The path as seen from the search's folder."""
-    return None if path is None else str(seen_from(folder.path, path))
-
-
-def _cause(error: Exception | None) -> str | None:
-    """The exception and its message, without the traces of two processes above it."""
-    if error is None:
-        return None
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return cli.one_line(lines[-1] if lines else type(error).__name__)
+def _cause(trial: Trial) -> str:
+    """The exception and its message: the last line of the file in which Tune keeps them."""
+    text = ""
+    with contextlib.suppress(OSError):  # nor could it be written
+        if trial.error_file and Path(trial.error_file).is_file():  # of this session
+            text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+        else:
+            text = str(trial.get_error() or "")
+    lines = [line for line in text.splitlines() if line.strip()]
+    return cli.one_line(lines[-1]) if lines else "no cause was reported"

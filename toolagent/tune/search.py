@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field, model_validator
 
 from toolagent.config import (
     Settings,
@@ -23,30 +25,35 @@ from toolagent.config.folder import read_config
 from toolagent.config.source import Source, one_name, shown
 from toolagent.config.validation import validated
 from toolagent.errors import UserError
-from toolagent.tune.space import CHOICE, Distribution, parse_distribution, parts_of
+from toolagent.tune.space import CHOICE, STRICT, Distribution, parts_of
 
 RANDOM, GRID, OPTUNA = "random", "grid", "optuna"
 NONE, ASHA, PBT = "none", "asha", "pbt"
 ENV_STEPS, SECONDS, ACCURACY = "env_steps", "seconds", "accuracy"
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 _MUTABLE = "training"  # the only section that can change in the middle of a run
-_OF_THE_TRIAL = ("run",)  # sections that say nothing about learning: the search sets the limits
+_OF_THE_TRIAL = "run"  # a section that says nothing about learning: the search sets the limits
 
 
 class TrialLimits(BaseModel):
     """What ends a trial that has not certified every stage."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     max_env_steps: int | None = Field(default=None, ge=1, description="env steps")
     max_time_s: float | None = Field(default=None, gt=0, description="seconds of training")
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Self:
+        if self.max_env_steps is None and self.max_time_s is None:
+            raise ValueError("set max_env_steps, max_time_s or both")
+        return self
 
 
 class ASHASettings(BaseModel):
     """Asynchronous successive halving (`ray.tune.schedulers.ASHAScheduler`)."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     grace_share: float = Field(
         default=0.1, gt=0, lt=1, description="share of a trial's budget before it may be stopped"
@@ -57,7 +64,7 @@ class ASHASettings(BaseModel):
 class PBTSettings(BaseModel):
     """Population-based training (`ray.tune.schedulers.PopulationBasedTraining`)."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     interval_share: float = Field(
         default=0.1, gt=0, lt=1, description="share of a trial's budget between perturbations"
@@ -70,11 +77,11 @@ class PBTSettings(BaseModel):
 class SearchSettings(BaseModel):
     """Everything a search file can hold."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     base: str = Field(default="default", min_length=1, description="as `run --config` takes it")
     settings: dict[str, Any] = Field(default={}, description="fixed, over the base: key -> value")
-    space: dict[str, Any] = Field(min_length=1, description="key -> distribution")
+    space: dict[str, Distribution] = Field(min_length=1, description="key -> distribution")
     search: Literal["random", "grid", "optuna"] = RANDOM
     scheduler: Literal["none", "asha", "pbt"] = NONE
     objective: Literal["env_steps", "seconds", "accuracy"] = ENV_STEPS
@@ -85,6 +92,33 @@ class SearchSettings(BaseModel):
     trial: TrialLimits
     asha: ASHASettings = ASHASettings()
     pbt: PBTSettings = PBTSettings()
+
+    @model_validator(mode="after")
+    def _entries_go_together(self) -> Self:
+        needed = {ENV_STEPS: "max_env_steps", SECONDS: "max_time_s"}.get(self.objective)
+        if needed and getattr(self.trial, needed) is None:
+            raise ValueError(f"trial.{needed}: missing; objective {self.objective} needs it")
+        pbt = self.scheduler == PBT
+        if pbt and self.search != RANDOM:
+            raise ValueError(
+                f"search: pbt chooses its values itself; '{self.search}' can't, use 'random'"
+            )
+        if pbt and self.num_samples < 2:
+            raise ValueError("num_samples: a population for pbt has at least 2 trials")
+        for key, distribution in self.space.items():
+            sections = {part.split(".")[0] for part in parts_of(key)}
+            if self.search == GRID and distribution.kind != CHOICE:
+                raise ValueError(f"space.{key}: a grid needs 'choice', not '{distribution.kind}'")
+            if _OF_THE_TRIAL in sections:
+                raise ValueError(
+                    f"space.{key}: can't be searched over; see 'trial' for a trial's limits"
+                )
+            if pbt and sections != {_MUTABLE}:
+                raise ValueError(
+                    f"space.{key}: pbt changes values in the middle of a run; only {_MUTABLE}.* "
+                    "can change there"
+                )
+        return self
 
     @property
     def budget(self) -> tuple[str, float]:
@@ -102,7 +136,11 @@ class Search:
 
     settings: SearchSettings
     base: Settings  # what all trials have in common
-    space: dict[str, Distribution] = field(default_factory=dict)
+
+    @property
+    def space(self) -> dict[str, Distribution]:
+        """What is drawn for each trial, by key."""
+        return self.settings.space
 
     @property
     def base_yaml(self) -> str:
@@ -112,11 +150,10 @@ class Search:
     @property
     def num_trials(self) -> int:
         """How many trials there will be."""
-        trials = self.settings.num_samples
+        combinations = 1
         if self.settings.search == GRID:
-            for distribution in self.space.values():
-                trials *= len(distribution.arguments)
-        return trials
+            combinations = math.prod(len(entry.arguments) for entry in self.space.values())
+        return combinations * self.settings.num_samples
 
 
 def load_search(
@@ -126,6 +163,8 @@ def load_search(
     stop_time_s: float | None = None,
 ) -> Search:
     """Loads a search file, and tries every end of every range on the configuration.
+
+    Values that are right alone and wrong together make a trial fail, which is reported with it.
 
     Args:
         path: a file, the name of a shipped search, or None for the default one.
@@ -138,21 +177,22 @@ def load_search(
     """
     file = find_search(path)
     source = Source(str(file))
-    document = documents.parse(read_config(file), one_name(file))
-    if not isinstance(document, dict):
-        raise UserError(f"{one_name(file)}: expected a search: base, space, trial, ...")
     flags = {"num_samples": num_samples, "stop_time_s": stop_time_s}
-    document = document | {name: value for name, value in flags.items() if value is not None}
-    settings: SearchSettings = validated(SearchSettings, document, (), source)
-    space = {
-        key: parse_distribution(value, ("space", key), source)
-        for key, value in settings.space.items()
-    }
-    _check(settings, space, source)
-    base = _base(settings, overrides, source)
-    _check_keys(space, overrides, settings, source)
-    _try_space(base, space, source)
-    return Search(settings, base, space)
+    settings = _settings(read_config(file), one_name(file), flags)
+    try:
+        text = to_yaml(load_settings(settings.base))
+    except UserError as error:
+        raise source.error(("base",), str(error)) from None
+    for key, value in settings.settings.items():
+        text = to_yaml(_tried(text, key, value, "settings", source))
+    base = settings_from_text(text, one_name(settings.base), overrides)
+    build_algorithm_config(base)
+    _check_set_once(settings, overrides, source)
+    text = to_yaml(base)
+    for key, distribution in settings.space.items():
+        for value in distribution.extremes:
+            _tried(text, key, value, "space", source)
+    return Search(settings, base)
 
 
 def search_from_texts(search_yaml: str, base_yaml: str, name: str) -> Search:
@@ -161,17 +201,7 @@ def search_from_texts(search_yaml: str, base_yaml: str, name: str) -> Search:
     Raises:
         UserError: they were changed into something that is no search.
     """
-    source = Source(name)
-    document = documents.parse(search_yaml, name)
-    if not isinstance(document, dict):
-        raise UserError(f"{name}: holds no search")
-    settings: SearchSettings = validated(SearchSettings, document, (), source)
-    space = {
-        key: parse_distribution(value, ("space", key), source)
-        for key, value in settings.space.items()
-    }
-    _check(settings, space, source)
-    return Search(settings, settings_from_text(base_yaml, name), space)
+    return Search(_settings(search_yaml, name, {}), settings_from_text(base_yaml, name))
 
 
 def search_yaml(search: Search) -> str:
@@ -182,120 +212,52 @@ def search_yaml(search: Search) -> str:
 def trial_settings(base_yaml: str, values: dict[str, Any], name: str = "base") -> Settings:
     """The configuration of one trial: the base with the trial's values put in place.
 
+    Args:
+        base_yaml: the base.
+        values: by key; a key 'a.b, c.d' stands for two with one value.
+        name: of the base in messages.
+
     Raises:
         UserError: together they are no configuration.
     """
-    return settings_from_text(base_yaml, name, as_overrides(values))
-
-
-def as_overrides(values: dict[str, Any]) -> list[str]:
-    """Values by key as `--set` writes them. A key 'a.b, c.d' stands for two with one value."""
-    return [
+    overrides = [
         f"{part}={json.dumps(value)}"  # JSON is YAML
         for key, value in values.items()
         for part in parts_of(key)
     ]
+    return settings_from_text(base_yaml, name, overrides)
 
 
-def _check(settings: SearchSettings, space: dict[str, Distribution], source: Source) -> None:
-    """What pydantic can't see: entries that do not go together."""
-    limits = settings.trial
-    if limits.max_env_steps is None and limits.max_time_s is None:
-        raise source.error(("trial",), "set max_env_steps, max_time_s or both")
-    wanted = {ENV_STEPS: "max_env_steps", SECONDS: "max_time_s"}.get(settings.objective)
-    if wanted and getattr(limits, wanted) is None:
-        raise source.error(("trial", wanted), f"missing; objective {settings.objective} needs it")
-    if settings.search == GRID:
-        for key, distribution in space.items():
-            if distribution.kind != CHOICE:
-                raise source.error(
-                    ("space", key), f"a grid needs 'choice', not '{distribution.kind}'"
-                )
-    if settings.scheduler == PBT:
-        _check_pbt(settings, space, source)
+def _settings(text: str, name: str, flags: dict[str, Any]) -> SearchSettings:
+    document = documents.parse(text, name)
+    if not isinstance(document, dict):
+        raise UserError(f"{name}: expected a search: base, space, trial, ...")
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    return validated(SearchSettings, document | given, (), Source(name))
 
 
-def _check_pbt(settings: SearchSettings, space: dict[str, Distribution], source: Source) -> None:
-    if settings.search != RANDOM:
-        raise source.error(
-            ("search",), f"pbt chooses its values itself; '{settings.search}' can't, use 'random'"
-        )
-    if settings.num_samples < 2:
-        raise source.error(("num_samples",), "a population for pbt has at least 2 trials")
-    for key in space:
-        if any(part.split(".")[0] != _MUTABLE for part in parts_of(key)):
-            raise source.error(
-                ("space", key),
-                f"pbt changes values in the middle of a run; only {_MUTABLE}.* can change there",
-            )
-
-
-def _base(settings: SearchSettings, overrides: Sequence[str], source: Source) -> Settings:
-    """The base with the file's settings and the command line's overrides, tried on RLlib."""
-    try:
-        base = load_settings(settings.base)
-    except UserError as error:
-        raise source.error(("base",), str(error)) from None
-    text = to_yaml(base)
-    for key, value in settings.settings.items():
-        text = to_yaml(_tried(text, key, value, ("settings",), source))
-    result = settings_from_text(text, one_name(settings.base), overrides)
-    build_algorithm_config(result)
-    return result
-
-
-def _check_keys(
-    space: dict[str, Distribution],
-    overrides: Sequence[str],
-    settings: SearchSettings,
-    source: Source,
-) -> None:
-    """No key is set twice, and none says only how a run ends."""
-    fixed = {text.partition("=")[0].strip(): f"--set {text}" for text in overrides}
-    fixed |= {key: f"settings.{key}" for key in settings.settings}
-    seen: dict[str, str] = {}
-    for key in space:
+def _check_set_once(settings: SearchSettings, overrides: Sequence[str], source: Source) -> None:
+    """No key of the space is set a second time, nor a part of it, nor what it is a part of."""
+    places = {text.partition("=")[0].strip(): f"--set {text}" for text in overrides}
+    places |= {key: f"settings.{key}" for key in settings.settings}
+    for key in settings.space:
         for part in parts_of(key):
-            path = ("space", key)
-            if part.split(".")[0] in _OF_THE_TRIAL:
-                raise source.error(path, "can't be searched over; see 'trial' for a trial's limits")
-            for other, place in (seen | fixed).items():
+            for other, place in places.items():
                 if f"{part}.".startswith(f"{other}.") or f"{other}.".startswith(f"{part}."):
-                    raise source.error(path, f"is also set by {place}")
-            seen[part] = f"space.{key}"
+                    raise source.error(("space", key), f"is also set by {place}")
+            places[part] = f"space.{key}"
 
 
-def _try_space(base: Settings, space: dict[str, Distribution], source: Source) -> None:
-    """Every choice and both ends of every range, one at a time, the rest as in the base.
-
-    Values that are right alone and wrong together make a trial fail, which is reported with it.
-    """
-    text = to_yaml(base)
-    for key, distribution in space.items():
-        for value in distribution.extremes:
-            _tried(text, key, value, ("space",), source)
-
-
-def _tried(
-    base_yaml: str, key: str, value: Any, place: tuple[str, ...], source: Source
-) -> Settings:
+def _tried(base_yaml: str, key: str, value: Any, section: str, source: Source) -> Settings:
     """The base with one value, if RLlib and toolagent take it."""
     try:
         settings = trial_settings(base_yaml, {key: value})
         build_algorithm_config(settings)
     except UserError as error:
-        fault = _fault(error)
+        # Without the place, which would be an override that nobody wrote.
+        fault = re.sub(r"^(base with --set: |--set |base: )", "", str(error))
         for part in parts_of(key):
             fault = fault.removeprefix(f"{part}: ")
         shows = "" if shown(value) in fault else f" (for {shown(value)})"
-        raise source.error((*place, key), fault + shows) from None
+        raise source.error((section, key), fault + shows) from None
     return settings
-
-
-def _fault(error: UserError) -> str:
-    """The message without the place, which would be an override that nobody wrote."""
-    message = str(error)
-    for mark in ("base with --set: ", "--set ", "base: "):
-        if message.startswith(mark):
-            return message.removeprefix(mark)
-    return message

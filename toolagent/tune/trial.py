@@ -15,7 +15,15 @@ from typing import Any
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.tune import PlacementGroupFactory
-from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
+from ray.tune.result import (
+    AUTO_RESULT_KEYS,
+    DONE,
+    SHOULD_CHECKPOINT,
+    STDERR_FILE,
+    STDOUT_FILE,
+    TRIAL_ID,
+    TRIAL_INFO,
+)
 
 from toolagent.checkpoints.policy import save_policy
 from toolagent.config import (
@@ -38,19 +46,7 @@ SCORE = "score"  # what Tune maximises
 REPORT = "trial"  # where `TrialReport` puts its figures into RLlib's result
 _TUNE_S_OWN = (TRIAL_INFO, STDOUT_FILE, STDERR_FILE)
 # What is kept of RLlib's result: Tune's own fields. The figures of the trial come on top.
-_KEPT = (
-    "training_iteration",
-    "time_this_iter_s",
-    "time_total_s",
-    "done",
-    "trial_id",
-    "timestamp",
-    "date",
-    "hostname",
-    "node_ip",
-    "pid",
-    "should_checkpoint",
-)
+_KEPT = (*AUTO_RESULT_KEYS, DONE, SHOULD_CHECKPOINT, TRIAL_ID)
 CERTIFIED = "certified"  # a value of 'ended', beside the names of the limits
 
 
@@ -184,12 +180,13 @@ class TrialReport(RLlibCallback):
         self.curriculum = curriculum_of(algorithm)
         self._certifier = StageCertifier(self.curriculum)
         self._clock = TrainingClock()
-        algorithm.between_updates = lambda: self._end_at_limit(algorithm)
 
-    def _end_at_limit(self, algorithm: Any) -> None:
-        """Ends the iteration after the update under way; one of RLlib's own PPO runs to its end."""
-        if self._limit_reached(algorithm.env_steps):
-            algorithm.end_iteration()
+        def end_at_limit() -> None:
+            """After the update under way; an iteration of RLlib's own PPO runs to its end."""
+            if self._limit_reached(algorithm.env_steps):
+                algorithm.end_iteration()
+
+        algorithm.between_updates = end_at_limit
 
     def _limit_reached(self, env_steps: int) -> str | None:
         limits = self.search.trial
@@ -205,14 +202,14 @@ class TrialReport(RLlibCallback):
         self._env_steps = max(env_steps_of(result), self._env_steps)
         certified = bool(result[CURRICULUM]["measured"]) and self._certifier.all_solved()
         ended = CERTIFIED if certified else self._limit_reached(self._env_steps)
+        stages = sorted(self.settings.curriculum.stages)
         if ended:
             network = self.curriculum.refresh_network(algorithm)
-            self.stages = certify(network, self.curriculum.task, sorted(self._stages))
+            self.stages = certify(network, self.curriculum.task, stages)
             accuracies = {str(row.stage): row.accuracy for row in self.stages}
         else:
-            wanted = {str(stage) for stage in self._stages}
             measured = result[CURRICULUM]["accuracy"]
-            accuracies = {stage: measured[stage] for stage in measured if stage in wanted}
+            accuracies = {str(s): measured[str(s)] for s in stages if str(s) in measured}
         accuracy = sum(accuracies.values()) / len(accuracies) if accuracies else 0.0
         seconds = self._clock.seconds
         spent = {"env_steps": float(self._env_steps), "seconds": seconds}
@@ -254,8 +251,3 @@ class TrialReport(RLlibCallback):
         """The inverse of `get_state`."""
         self._checkpointed_s, self._env_steps = state["seconds"], state["env_steps"]
         self._clock = TrainingClock(state["seconds"])
-
-    @property
-    def _stages(self) -> set[int]:
-        """The stages of the curriculum."""
-        return self.settings.curriculum.stages

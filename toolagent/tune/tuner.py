@@ -7,6 +7,7 @@ import math
 import re
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from ray import tune
@@ -30,7 +31,7 @@ from toolagent.cluster.tune_state import (
 from toolagent.errors import UserError
 from toolagent.installation import install_command
 from toolagent.tune.folder import SearchFolder
-from toolagent.tune.history import in_time
+from toolagent.tune.rows import reports_of
 from toolagent.tune.search import ASHA, GRID, OPTUNA, PBT, Search
 from toolagent.tune.space import short_names, value_text
 from toolagent.tune.trial import SCORE
@@ -147,6 +148,26 @@ class ResumedASHA(ASHAScheduler):
         for trial, report, ended in in_time(self._earlier):
             (self.on_trial_complete if ended else self.on_trial_result)(controller, trial, report)
         return accepted
+
+
+def in_time(analysis: ExperimentAnalysis) -> Iterator[tuple[Trial, dict[str, Any], bool]]:
+    """Every report of every trial, the oldest first, and whether the trial ended with it.
+
+    Of a trial that will be continued, reports after its last checkpoint are left out: it makes
+    them again.
+    """
+    found = []
+    for trial in analysis.trials or []:
+        reports = reports_of(analysis, trial)
+        if not trial.is_finished():
+            checkpoint = trial.latest_checkpoint_result
+            last = checkpoint.metrics["training_iteration"] if checkpoint else 0
+            reports = [report for report in reports if report["training_iteration"] <= last]
+        for report in reports:
+            ended = trial.status == Trial.TERMINATED and report is reports[-1]
+            found.append((trial, report, ended))
+    found.sort(key=lambda row: row[1]["timestamp"])
+    yield from found
 
 
 def check_searcher(search: Search) -> None:
