@@ -18,12 +18,12 @@ from trained import (
     untrained_network,
 )
 
-from toolagent.benchmark import trained_run
+from toolagent.benchmark import PIPELINE_ROWS, trained_run
 from toolagent.benchmark.bare_loop import BareLoop
 from toolagent.benchmark.constants import fragment_transfer_s
 from toolagent.benchmark.figures import Block, exploration_figures, row_figures, total
 from toolagent.benchmark.report import print_benchmark
-from toolagent.benchmark.trained_run import RUN_ROWS, TrainedRow, TrainedRun, make_rows
+from toolagent.benchmark.trained_run import TrainedRow, TrainedRun
 from toolagent.checkpoints.policy import save_policy
 
 EPISODES, REPLAYED, UPDATES = 64, 16, 2
@@ -88,7 +88,7 @@ def lost(tmp_path_factory):
 # What is measured ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", RUN_ROWS)
+@pytest.mark.parametrize("row", PIPELINE_ROWS)
 def test_a_row_is_the_run_s_configuration_on_its_last_stage_at_learning_rate_0(solved, row):
     config = TrainedRun.read(solved).config(row)
     assert config.lr == 0.0
@@ -112,7 +112,8 @@ def measured(cluster, monkeypatch):
     rows = []
 
     def measure(folder, name):
-        row = make_rows(TrainedRun.read(folder), [name])[name](2.0)
+        run = TrainedRun.read(folder)
+        row = run.row(name, run.config(name), 2.0)
         rows.append(row)
         row.warm_up(0.0)
         blocks = [row.block(0.05)]

@@ -373,10 +373,13 @@ class FakeTrial:
 
     path, checkpoint = "folder", None
 
-    def __init__(self, number, status="RUNNING", result=None, error_file=None):
+    def __init__(self, number, status="RUNNING", result=None, error=None):
         self.trial_id, self.status, self.last_result = f"id{9 - number}", status, result
         self.experiment_tag = f"{number}_lr={number / 1000}"
-        self.config, self.error_file = {LR: number / 1000}, error_file
+        self.config, self.error = {LR: number / 1000}, error
+
+    def get_error(self):
+        return self.error
 
     def is_finished(self):
         return self.status in ("TERMINATED", "ERROR")
@@ -386,15 +389,14 @@ class FakeTrial:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_display_shows_running_trials_ended_ones_and_failures(write, tmp_path, terminal):
+def test_the_display_shows_running_trials_ended_ones_and_failures(write, terminal):
     stream = io.StringIO()
     screen = Console(file=stream, force_terminal=terminal, width=100, markup=False, highlight=False)
-    (tmp_path / "error.txt").write_text("Traceback ...\nValueError: no such thing\n")
     done = {"score": 1.5, "stage": 2, "certified": True} | RESULT
     trials = [
         FakeTrial(1, "TERMINATED", done),
         FakeTrial(2),
-        FakeTrial(3, "ERROR", None, str(tmp_path / "error.txt")),
+        FakeTrial(3, "ERROR", None, "Traceback ...\nValueError: no such thing\n"),
     ]
     trials.reverse()  # Tune has those of a resumed search in another order
     search = load_search(write(num_samples=3))

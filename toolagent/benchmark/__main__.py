@@ -19,31 +19,21 @@ find nothing to replay), and the `plain` rows do neither.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from toolagent import cli
-from toolagent.cluster.ray_session import quiet, ray_session
+from toolagent.benchmark import PIPELINE_ROWS, REFERENCES, ROWS
+from toolagent.cluster.ray_session import quiet
 from toolagent.errors import UserError, nearest
 from toolagent.files import check_writable, write_result
 
-# `toolagent.benchmark.rows.ROWS`, which can't be imported before `quiet()`.
-_DEFAULT_ROWS = ("bare_loop", "stock_rllib", "batched_local", "batched_runners")
-_ROWS = (*_DEFAULT_ROWS, "plain_local", "plain_runners")
+_DEFAULT_ROWS = (*REFERENCES, "batched_local", "batched_runners")
 _DEFAULT_RUN_ROWS = ("batched_runners", "plain_runners")
-_RUN_ROWS = tuple(name for name in _ROWS if name not in ("bare_loop", "stock_rllib"))
-
-RowMaker = Callable[[float], Any]  # from the CPUs that its actors may ask for to a row
-
-_BUSY = 0.5  # load per core from which the figures are not to be trusted
 
 
 @click.command()
@@ -91,80 +81,63 @@ def command(
         raise UserError(f"--seconds: {seconds} is no length of time")
     if learning and ablations:
         raise UserError("--ablations: can't be given with --learning")
-    if rows is not None and (learning or ablations):
-        raise UserError("--rows: can't be given with --learning or --ablations")
+    for flag, value in (("--rows", rows), ("--run", run_folder)):
+        if value is not None and (learning or ablations):
+            raise UserError(f"{flag}: can't be given with --learning or --ablations")
     if plot is not None and not learning:
         raise UserError("--plot: only with --learning")
     if plot is not None and Path(plot).suffix.lower() != ".png":
         raise UserError(f"--plot {plot}: expected the name of a PNG, such as record.png")
-    output = Path(json_file) if json_file is not None else None
     for flag, file in (("--json", json_file), ("--plot", plot)):
         if file is not None:
             check_writable(Path(file), flag)
+    console = cli.console()
     if learning or ablations:
-        if run_folder is not None:
-            raise UserError("--run: can't be given with --learning or --ablations")
-        return _learning(ablations, Path(plot) if plot is not None else None, output)
-    import torch
-
-    torch.set_num_threads(1)  # as `run` does: more than one gains nothing for so small a network
-    console = cli.console()
-    from toolagent.benchmark.progress import BenchmarkProgress
-    from toolagent.benchmark.report import print_benchmark
-
-    if run_folder is not None:
-        makers, record = _rows_of_run(run_folder, names)
-        scaling = startup = False
-    else:
-        makers, record = _shipped_rows(names), None
-    steps = 1 + repeats + startup + 5 * scaling
-    with BenchmarkProgress(console, steps) as progress:
-        result = _measure(names, makers, repeats, seconds, scaling, startup, progress)
-    result["run"] = record
-    result["options"] = {"repeats": repeats, "seconds": seconds, "rows": list(names)}
-    _write(output, result)
-    print_benchmark(console, result)
-    if result["load_before"] > _BUSY * result["cores"]:
-        console.print(
-            f"\nThe machine was busy before: load {result['load_before']:.1f} on "
-            f"{result['cores']} cores. Rows of several processes suffer most; measure again."
+        from toolagent.benchmark.learning import (
+            ABLATION_SEEDS,
+            ABLATIONS,
+            RECORD_SEEDS,
+            measure_learning,
         )
-    _check_printed(output)
-    return 0
+        from toolagent.benchmark.learning import print_learning as show
+        from toolagent.benchmark.progress import BenchmarkProgress
 
+        steps = len(ABLATIONS) * len(ABLATION_SEEDS) if ablations else len(RECORD_SEEDS)
+        with BenchmarkProgress(console, steps) as progress:
+            result = measure_learning(ablations, Path(plot) if plot else None, progress.announce)
+    else:
+        import torch
 
-def _check_printed(output: Path | None) -> None:
-    if output is None:
+        # As `run` does: more than one gains nothing for so small a network.
+        torch.set_num_threads(1)
+        from toolagent.benchmark.measure import measure_throughput
+        from toolagent.benchmark.progress import BenchmarkProgress
+        from toolagent.benchmark.report import print_benchmark as show
+
+        run = None
+        if run_folder is not None:
+            from toolagent.benchmark.trained_run import TrainedRun
+
+            run, scaling, startup = TrainedRun.read(Path(run_folder)), False, False
+        with BenchmarkProgress(console, 1 + repeats + startup + 5 * scaling) as progress:
+            result = measure_throughput(names, run, repeats, seconds, scaling, startup, progress)
+        result["run"] = None if run is None else run.record()
+        result["options"] = {"repeats": repeats, "seconds": seconds, "rows": list(names)}
+    if json_file is not None:
+        write_result(Path(json_file), (json.dumps(result, indent=2) + "\n").encode())
+    show(console, result)
+    if json_file is None:
         cli.check_printed("write it to a file with --json")
-
-
-def _learning(ablations: bool, plot: Path | None, output: Path | None) -> int:
-    from toolagent.benchmark.learning import ABLATION_SEEDS, ABLATIONS, RECORD_SEEDS
-    from toolagent.benchmark.learning_report import measure_learning, print_learning
-    from toolagent.benchmark.progress import BenchmarkProgress
-
-    console = cli.console()
-    steps = len(ABLATIONS) * len(ABLATION_SEEDS) if ablations else len(RECORD_SEEDS)
-    with BenchmarkProgress(console, steps) as progress:
-        result = measure_learning(ablations, plot, progress)
-    _write(output, result)
-    print_learning(console, result["learning"], result["limit_s"])
-    _check_printed(output)
     return 0
-
-
-def _write(output: Path | None, result: dict[str, Any]) -> None:
-    if output is not None:
-        write_result(output, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def _chosen(text: str | None, of_run: bool) -> tuple[str, ...]:
     if text is None:
         return _DEFAULT_RUN_ROWS if of_run else _DEFAULT_ROWS
     names = [name.strip() for name in text.split(",") if name.strip()]
-    possible = _RUN_ROWS if of_run else _ROWS
+    possible = tuple(PIPELINE_ROWS) if of_run else ROWS
     for name in names:
-        if name not in _ROWS:
+        if name not in ROWS:
             raise UserError(f"--rows: no row '{name}'; {nearest(name, possible)}")
         if name not in possible:
             raise UserError(
@@ -172,147 +145,7 @@ def _chosen(text: str | None, of_run: bool) -> tuple[str, ...]:
             )
     if not names:
         raise UserError(f"--rows: names none; choose from {', '.join(possible)}")
-    return tuple(name for name in _ROWS if name in names)
-
-
-def _shipped_rows(names: Sequence[str]) -> dict[str, RowMaker]:
-    from toolagent.benchmark.rows import RLLIB_ROWS, RLlibRow, shipped_config
-
-    def make(name: str) -> RowMaker:
-        return lambda cpus: RLlibRow(name, shipped_config(*RLLIB_ROWS[name]), cpus)
-
-    return {name: make(name) for name in names if name in RLLIB_ROWS}
-
-
-def _rows_of_run(
-    folder: str, names: Sequence[str]
-) -> tuple[Mapping[str, RowMaker], dict[str, Any]]:
-    """The rows, and what is to be said about the run."""
-    from toolagent.benchmark.trained_run import TrainedRun, make_rows
-
-    run = TrainedRun.read(Path(folder))
-    return make_rows(run, names), run.record()
-
-
-def _measure(
-    names: Sequence[str],
-    makers: Mapping[str, RowMaker],
-    repeats: int,
-    seconds: float,
-    scaling: bool,
-    startup: bool,
-    progress: Any,
-) -> dict[str, Any]:
-    result: dict[str, Any] = {"cores": _cores(), "rows": [], "load_before": os.getloadavg()[0]}
-    if startup:
-        from toolagent.benchmark.startup import measure_startup
-
-        progress.announce("start-up")
-        result["startup"] = measure_startup()
-    bare = _warm_bare_row(seconds) if "bare_loop" in names else None
-    if scaling or set(names) - {"bare_loop"}:
-        with ray_session(None, dashboard=False) as cluster:
-            _measure_rows(result, makers, bare, cluster.cpus, repeats, seconds, progress)
-            if scaling:
-                from toolagent.benchmark.scaling import measure_scaling
-
-                result["scaling"] = measure_scaling(
-                    cluster.cpus, max(2, repeats // 2), seconds / 2, progress.announce
-                )
-    else:
-        _measure_rows(result, {}, bare, 0.0, repeats, seconds, progress)
-    from toolagent.run.environment import commit_of
-
-    return result | {"versions": _versions(), "commit": commit_of(Path(__file__).parents[1])}
-
-
-def _warm_bare_row(seconds: float) -> Any:
-    """Before Ray is in this process, so that its memory is its own."""
-    from toolagent.benchmark.rows import BareRow
-
-    row = BareRow()
-    row.warm_up(seconds / 2)
-    return row
-
-
-def _measure_rows(
-    result: dict[str, Any],
-    makers: Mapping[str, RowMaker],
-    bare: Any,
-    cpus: float,
-    repeats: int,
-    seconds: float,
-    progress: Any,
-) -> None:
-    """Builds, measures in turns and closes the rows; the figures go into `result`."""
-    from toolagent.benchmark.constants import fragment_transfer_s, weight_broadcast
-    from toolagent.benchmark.figures import add_ratios, row_figures
-
-    progress.announce("building and warming up")
-    with contextlib.ExitStack() as closing:
-        rows = [bare] if bare is not None else []
-        for make in makers.values():
-            # Rows with actors live side by side: each may ask for a part of the CPUs.
-            row = make(cpus / len(makers))
-            closing.callback(row.close)
-            row.warm_up(seconds / 2)
-            rows.append(row)
-        ids = {row.name: row.process_ids() for row in rows}
-        blocks: dict[str, list[Any]] = {row.name: [] for row in rows}
-        for repeat in range(repeats):
-            progress.announce(f"round {repeat + 1} of {repeats}: {', '.join(ids)}")
-            for row in rows:
-                others = [pid for name in ids if name != row.name for pid in ids[name]]
-                blocks[row.name].append(row.block(seconds, others))
-        broadcast, transfer_s = {}, 0.0
-        batched = [row for row in rows if row.name not in ("bare_loop", "stock_rllib")]
-        if batched:
-            broadcast = weight_broadcast(batched[-1].algorithm)
-            config = batched[-1].algorithm.config
-            transfer_s = fragment_transfer_s(
-                config.env_config["task"], config.num_envs_per_env_runner
-            )
-    result["rows"] = [row_figures(row.name, blocks[row.name]) for row in rows]
-    add_ratios(result["rows"], blocks)
-    if batched:
-        _add_pipeline_figures(result, batched, blocks, broadcast, transfer_s)
-
-
-def _add_pipeline_figures(
-    result: dict[str, Any],
-    batched: Sequence[Any],
-    blocks: dict[str, list[Any]],
-    broadcast: dict[str, float],
-    transfer_s: float,
-) -> None:
-    from toolagent.benchmark.constants import scale_on_paper
-    from toolagent.benchmark.figures import time_split, total, what_limits
-
-    sums = {row.name: total(blocks[row.name]) for row in batched}
-    figures = {row["name"]: row for row in result["rows"]}
-    for row in batched:
-        figures[row.name] |= {
-            "time_split": time_split(sums[row.name], row.num_env_runners, transfer_s),
-            "dropped_episodes": int(sums[row.name]["dropped_episodes"]),
-            **row.more_figures(sums[row.name]),
-        }
-    if "batched_runners" in sums:
-        name, why = what_limits(figures["batched_runners"]["time_split"])
-        result["limits"] = {"by": name, "why": why}
-    if {"batched_local", "batched_runners"} <= set(sums):
-        result["scale"] = scale_on_paper(sums["batched_local"], sums["batched_runners"], broadcast)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _versions() -> dict[str, str]:
-    import platform
-    from importlib.metadata import version
-
-    packages = ("ray", "torch", "numpy", "gymnasium")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    return tuple(name for name in ROWS if name in names)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,24 @@ Every run is the real command in a process of its own, so what is measured is wh
 from __future__ import annotations
 
 import io
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from toolagent import cli
+from toolagent.benchmark.child import run_module
+from toolagent.checkpoints.run_files import Summary, read_file
 from toolagent.files import write_result
 
 # Seeds 100 to 107 were used for tuning; these were not.
 RECORD_SEEDS = tuple(range(1000, 1020))
 ABLATION_SEEDS = tuple(range(1000, 1003))
+_RECORD_LIMIT_S = 120.0
+_ABLATION_LIMIT_S = 20.0  # over 2 million env steps, six times what the default needs
 
 # Name -> what is set otherwise than in the default config.
 ABLATIONS: dict[str, tuple[str, ...]] = {
@@ -47,90 +51,105 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class LearningRun:
-    """One run's `summary.json`, as far as it matters here."""
+def measure_learning(
+    ablations: bool, plot: Path | None, announce: Callable[[str], None]
+) -> dict[str, Any]:
+    """The default run over 20 seeds, or the default and its ablations over 3.
 
-    seed: int
-    env_steps: int
-    seconds: float
-    certified: int  # stages with every problem solved at the end
-    first_steps: tuple[int | None, ...]  # by stage: env steps until first certified
-    first_seconds: tuple[float | None, ...]
+    Args:
+        ablations: instead of the record.
+        plot: a PNG of the record; None: no plot.
+        announce: is told what is going on.
 
-    @property
-    def solved(self) -> bool:
-        """All stages are certified."""
-        return self.certified == len(self.first_steps)
-
-
-def learning_run(seed: int, overrides: tuple[str, ...], stop_time_s: float) -> LearningRun:
-    """Runs `python -m toolagent.run --seed ...` and reads what it came to.
-
-    Raises:
-        RuntimeError: the command failed; its last line of output is in the message.
+    Returns:
+        What the table shows, for JSON.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "run"
-        settings = ("run.dashboard=false", "run.sample_trajectories=0", *overrides)
-        command = [sys.executable, "-m", "toolagent.run", "--seed", str(seed)]
-        command += ["--output-dir", str(output), "--stop-time-s", str(stop_time_s)]
-        for setting in settings:
-            command += ["--set", setting]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(
-            command, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
-        ) as process:
-            try:
-                output_text, error_text = process.communicate()
-            except KeyboardInterrupt:
-                process.terminate()  # it ends its own processes, which a kill would leave
-                raise
-        if process.returncode:
-            lines = (error_text or output_text).strip().splitlines() or ["no output"]
-            raise RuntimeError(f"seed {seed}: {lines[-1]}")
-        summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    stages = summary["stages"]
-    return LearningRun(
-        seed=seed,
-        env_steps=summary["env_steps"],
-        seconds=summary["wall_time_s"],
-        certified=sum(stage["solved"] == stage["problems"] for stage in stages),
-        first_steps=tuple(stage["first_solved_env_steps"] for stage in stages),
-        first_seconds=tuple(stage["first_solved_s"] for stage in stages),
-    )
+    variants = ABLATIONS if ablations else {"default": ()}
+    seeds = ABLATION_SEEDS if ablations else RECORD_SEEDS
+    limit = _ABLATION_LIMIT_S if ablations else _RECORD_LIMIT_S
+    rows = []
+    for name, overrides in variants.items():
+        runs = []
+        for number, seed in enumerate(seeds):
+            announce(f"{name}: seed {seed}, {number + 1} of {len(seeds)}")
+            runs.append(_run(seed, overrides, limit))
+        rows.append(summary_row(name, seeds, runs))
+        if plot is not None:
+            _plot_record(runs, plot)
+    return {"limit_s": limit, "learning": rows}
 
 
-def summary_row(name: str, runs: list[LearningRun]) -> dict[str, Any]:
+def summary_row(name: str, seeds: Sequence[int], runs: Sequence[Summary]) -> dict[str, Any]:
     """Solved of all, and median and worst to each stage; None where a run never got there."""
-    stages = range(len(runs[0].first_steps))
+    solved = [all(stage.solved == stage.problems for stage in run.stages) for run in runs]
+    ended = list(zip(runs, solved, strict=True))
     return {
         "name": name,
-        "seeds": [run.seed for run in runs],
-        "solved": sum(run.solved for run in runs),
+        "seeds": list(seeds),
+        "solved": sum(solved),
         "runs": len(runs),
-        "env_steps": _spread([run.env_steps if run.solved else None for run in runs]),
-        "seconds": _spread([run.seconds if run.solved else None for run in runs]),
+        "env_steps": _spread([run.env_steps if right else None for run, right in ended]),
+        "seconds": _spread([run.wall_time_s if right else None for run, right in ended]),
         "stages": [
             {
-                "stage": stage,
-                "env_steps": _spread([run.first_steps[stage] for run in runs]),
-                "seconds": _spread([run.first_seconds[stage] for run in runs]),
+                "stage": stages[0].stage,
+                "env_steps": _spread([stage.first_solved_env_steps for stage in stages]),
+                "seconds": _spread([stage.first_solved_s for stage in stages]),
             }
-            for stage in stages
+            for stages in zip(*(run.stages for run in runs), strict=True)
         ],
     }
 
 
-def _spread(values: list[Any]) -> dict[str, Any]:
+def print_learning(console: Console, result: dict[str, Any]) -> None:
+    """Median and worst env steps and seconds until each stage was certified.
+
+    Args:
+        console: to print on.
+        result: of `measure_learning`.
+    """
+    right = ("solved", "stage", "env steps", "worst", "seconds", "worst s")
+    table = cli.table("run", *right, right=right)
+    for row in result["learning"]:
+        head = (row["name"], f"{row['solved']}/{row['runs']}")
+        for stage in row["stages"]:
+            figures = (
+                "-" if stage[key][which] is None else format(stage[key][which], form)
+                for key, form in (("env_steps", ",.0f"), ("seconds", ".1f"))
+                for which in ("median", "worst")
+            )
+            table.add_row(*head, str(stage["stage"]), *figures)
+            head = ("", "")
+    cli.print_table(console, table)
+    console.print(
+        f"until every problem of the stage is solved, median and worst of the seeds; -: not within "
+        f"{result['limit_s']:g} s of training",
+        soft_wrap=True,
+    )
+
+
+def _run(seed: int, overrides: Sequence[str], stop_time_s: float) -> Summary:
+    """What `python -m toolagent.run --seed ...` came to."""
+    settings = ("run.dashboard=false", "run.sample_trajectories=0", *overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "run"
+        run_module(
+            "toolagent.run", "--seed", str(seed), "--output-dir", str(output),
+            "--stop-time-s", str(stop_time_s), *(f"--set={setting}" for setting in settings),
+        )  # fmt: skip
+        return read_file(output / "summary.json", Summary)
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     """Median and worst; a run that never got there is worse than any figure."""
     ordered = sorted(values, key=lambda value: float("inf") if value is None else value)
     middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
-    median = None if None in middle else statistics.mean(middle)
+    reached = [value for value in middle if value is not None]
+    median = statistics.mean(reached) if len(reached) == len(middle) else None
     return {"median": median, "worst": ordered[-1]}
 
 
-def plot_record(runs: list[LearningRun], path: Path) -> None:
+def _plot_record(runs: Sequence[Summary], path: Path) -> None:
     """A PNG: env steps until each stage was certified, a point a seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -138,17 +157,18 @@ def plot_record(runs: list[LearningRun], path: Path) -> None:
     figure = Figure(figsize=(8, 3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for stage in range(len(runs[0].first_steps)):
-        first = [run.first_steps[stage] for run in runs]
+    for place, stages in enumerate(zip(*(run.stages for run in runs), strict=True)):
+        first = [stage.first_solved_env_steps for stage in stages]
         reached = [steps for steps in first if steps is not None]
-        axes.plot(reached, [stage] * len(reached), "o", alpha=0.5, label=f"{len(reached)} seeds")
+        axes.plot(reached, [place] * len(reached), "o", alpha=0.5, label=f"{len(reached)} seeds")
         if reached:
-            axes.plot(statistics.median(reached), stage, "|", color="black", markersize=24)
+            axes.plot(statistics.median(reached), place, "|", color="black", markersize=24)
+    names = [f"stage {stage.stage}" for stage in runs[0].stages]
     axes.set(
         xlabel="env steps until every problem of the stage is solved (bar: median)",
-        yticks=range(len(runs[0].first_steps)),
-        yticklabels=[f"stage {stage}" for stage in range(len(runs[0].first_steps))],
-        ylim=(-0.5, len(runs[0].first_steps) - 0.5),
+        yticks=range(len(names)),
+        yticklabels=names,
+        ylim=(-0.5, len(names) - 0.5),
         xlim=(0, None),
         title=f"default run, {len(runs)} fresh seeds",
     )

@@ -10,6 +10,30 @@ from rich.table import Table
 
 from toolagent import cli
 
+_BUSY = 0.5  # load per core from which the figures are not to be trusted
+_RATES = (
+    ("steps/s", "env_steps_per_s", ",.0f"),
+    ("min", "min", ",.0f"),
+    ("max", "max", ",.0f"),
+)
+# Heading, key and format of each column; a column that no row has is left out.
+_ROWS = (
+    ("row", "name", ""),
+    *_RATES,
+    ("eps/s", "episodes_per_s", ",.0f"),
+    ("len", "episode_len_mean", ".2f"),
+    ("/bare", "ratio_to_bare_loop", ".2f"),
+    ("/stock", "ratio_to_stock_rllib", ".1f"),
+    ("MiB", "memory_mib", ",.0f"),
+)
+_SCALING = (
+    ("runners", "num_env_runners", "d"),
+    *_RATES,
+    ("of 2's", "relative_to_2", ".2f"),
+    ("learner idle", "learner_idle_share", ".0%"),
+    ("sampler idle", "sampler_idle_share", ".0%"),
+    ("MiB", "memory_mib", ",.0f"),
+)
 _SPLIT = {  # key in `time_split` -> what the table says
     "inference": "runner: inference",
     "machine": "runner: machine",
@@ -27,7 +51,7 @@ def print_benchmark(console: Console, result: Mapping[str, Any]) -> None:
     """Everything in the JSON document that a person wants to see."""
     if result.get("run"):
         console.print(_run(result["run"]), soft_wrap=True)
-    cli.print_table(console, _rows(result["rows"]))
+    cli.print_table(console, _table(result["rows"], _ROWS))
     for row in result["rows"]:
         if "exploration" in row:
             console.print(f"{row['name']}: {_exploration(row)}", soft_wrap=True)
@@ -37,13 +61,18 @@ def print_benchmark(console: Console, result: Mapping[str, Any]) -> None:
         cli.print_table(console, _time_split(split))
     if result.get("scaling"):
         console.print("\nenv runners on these cores")
-        cli.print_table(console, _scaling(result["scaling"]))
+        cli.print_table(console, _table(result["scaling"], _SCALING))
     for title, key in (("scale on paper", "scale"), ("start-up", "startup")):
         if result.get(key):
             console.print(f"\n{title}")
             cli.print_table(console, _figures(result[key]))
     if result.get("limits"):
         console.print(f"\nlimited by {result['limits']['why']}")
+    if result.get("load_before", 0.0) > _BUSY * result.get("cores", 1):
+        console.print(
+            f"\nThe machine was busy before: load {result['load_before']:.1f} on "
+            f"{result['cores']} cores. Rows of several processes suffer most; measure again."
+        )
 
 
 def _run(run: Mapping[str, Any]) -> str:
@@ -68,28 +97,12 @@ def _exploration(row: Mapping[str, Any]) -> str:
     return f"replays {replayed:.1f} of {figures['replay_episodes']} episodes an update; {explorers}"
 
 
-def _rows(rows: Sequence[Mapping[str, Any]]) -> Table:
-    ratios = {  # heading -> key and digits, of those that were measured
-        heading: (key, digits)
-        for heading, key, digits in (
-            ("/bare", "ratio_to_bare_loop", 2),
-            ("/stock", "ratio_to_stock_rllib", 1),
-        )
-        if any(key in row for row in rows)
-    }
-    right = ("steps/s", "min", "max", "eps/s", "len", *ratios, "MiB")
-    table = cli.table("row", *right, right=right)
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]) -> Table:
+    shown = [column for column in columns if any(column[1] in row for row in rows)]
+    right = [heading for heading, _, form in shown if form]
+    table = cli.table(*(heading for heading, _, _ in shown), right=right)
     for row in rows:
-        table.add_row(
-            row["name"],
-            f"{row['env_steps_per_s']:,.0f}",
-            f"{row['min']:,.0f}",
-            f"{row['max']:,.0f}",
-            f"{row['episodes_per_s']:,.0f}",
-            f"{row['episode_len_mean']:.2f}",
-            *(f"{row[key]:.{digits}f}" for key, digits in ratios.values()),
-            f"{row['memory_mib']:,.0f}",
-        )
+        table.add_row(*(format(row[key], form) for _, key, form in shown))
     return table
 
 
@@ -98,23 +111,6 @@ def _time_split(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = cli.table("part", *names, right=names)
     for key, label in _SPLIT.items():
         table.add_row(label, *(f"{row['time_split'][key]:.1%}" for row in rows))
-    return table
-
-
-def _scaling(rows: Sequence[Mapping[str, Any]]) -> Table:
-    right = ("runners", "steps/s", "min", "max", "of 2's", "learner idle", "sampler idle", "MiB")
-    table = cli.table(*right, right=right)
-    for row in rows:
-        table.add_row(
-            str(row["num_env_runners"]),
-            f"{row['env_steps_per_s']:,.0f}",
-            f"{row['min']:,.0f}",
-            f"{row['max']:,.0f}",
-            f"{row['relative_to_2']:.2f}",
-            f"{row['learner_idle_share']:.0%}",
-            f"{row['sampler_idle_share']:.0%}",
-            f"{row['memory_mib']:,.0f}",
-        )
     return table
 
 

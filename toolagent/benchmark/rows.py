@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from toolagent.benchmark.bare_loop import BareLoop
 from toolagent.benchmark.figures import Block
-from toolagent.benchmark.memory import memory_mib
 from toolagent.config import build_algorithm_config, load_settings, resolve_resources
 from toolagent.figures import PIPELINE
 
@@ -24,19 +26,6 @@ WORKLOAD = (
     f"curriculum.earlier_stage_share={EARLIER_STAGE_SHARE}",
     "training.lr=0.0",
 )
-NO_EXPLORATION = ("training.explorer_share=0.0", "training.replay_coeff=0.0")
-LOCAL = "env_runners.num_env_runners=0"
-# Row -> config and what is changed in it.
-RLLIB_ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "stock_rllib": ("ppo", ()),
-    "batched_local": ("default", (LOCAL,)),
-    "batched_runners": ("default", ()),
-    # The same without exploration, as a run is once its stage is learned: the bare loop's work.
-    "plain_local": ("default", (*NO_EXPLORATION, LOCAL)),
-    "plain_runners": ("default", NO_EXPLORATION),
-}
-ROWS = ("bare_loop", *RLLIB_ROWS)
-
 _SUMS = (
     "wait_s",
     "learn_s",
@@ -49,36 +38,35 @@ _SUMS = (
     "episodes",
     "dropped_episodes",
 )
-_BYTES, _FRAGMENTS, _UPDATES = "transfer_bytes", "fragments", "updates"
 
 
-class Row(Protocol):
+class Row:
     """Something that trains."""
 
     name: str
 
     def warm_up(self, seconds: float) -> None:
-        """Trains, before anything is measured."""
-        ...
+        """Trains, before anything is measured: by default a block that is not counted."""
+        self.block(seconds)
 
-    def block(self, seconds: float, others: Sequence[int] = ()) -> Block:
+    def block(self, seconds: float, others: Collection[int] = ()) -> Block:
         """Trains for at least that long; the processes `others` are not of this row."""
-        ...
+        raise NotImplementedError
 
     def process_ids(self) -> list[int]:
         """Of processes that this row alone uses."""
-        ...
+        return []
 
     def close(self) -> None:
         """Ends them."""
-        ...
 
 
-class BareRow:
+class BareRow(Row):
     """The row `bare_loop`."""
 
+    name = "bare_loop"
+
     def __init__(self) -> None:
-        self.name = "bare_loop"
         settings = load_settings("default", WORKLOAD, check_sections=False)
         self.loop = BareLoop(
             settings.task,
@@ -89,11 +77,7 @@ class BareRow:
         )
         self._memory_mib: float | None = None
 
-    def warm_up(self, seconds: float) -> None:
-        """A block that is not counted."""
-        self.block(seconds)
-
-    def block(self, seconds: float, others: Sequence[int] = ()) -> Block:
+    def block(self, seconds: float, others: Collection[int] = ()) -> Block:
         """Updates until the time is up."""
         if self._memory_mib is None:
             # Read at the first block, the warm-up, before Ray is in this process.
@@ -106,13 +90,6 @@ class BareRow:
             env_steps, episodes = env_steps + more_steps, episodes + more_episodes
         return Block(env_steps, episodes, elapsed, self._memory_mib)
 
-    def process_ids(self) -> list[int]:
-        """None but this process."""
-        return []
-
-    def close(self) -> None:
-        """Nothing to end."""
-
 
 def shipped_config(name: str, overrides: Sequence[str]) -> AlgorithmConfig:
     """The shipped config of that name, with the benchmark's workload and these overrides."""
@@ -123,7 +100,7 @@ def shipped_config(name: str, overrides: Sequence[str]) -> AlgorithmConfig:
     return config.callbacks(callbacks_class=RLlibCallback)
 
 
-class RLlibRow:
+class RLlibRow(Row):
     """An Algorithm that is trained by `train()`; it shares the CPUs with others.
 
     Args:
@@ -137,48 +114,41 @@ class RLlibRow:
         resolved, _ = resolve_resources(config, cpus, 0.0)
         self.algorithm: Any = resolved.build_algo()
         self.num_env_runners = int(resolved.num_env_runners or 0)
-        updates = getattr(resolved, "updates_per_iteration", None)
+        self._updates: Any = getattr(resolved, "updates_per_iteration", None)
         # After a pause runners report that they idled: two fragments of each are let pass.
-        self._untimed = math.ceil(2 * self.num_env_runners / updates) if updates else 0
-        self._lifetime = (0, 0)
+        self._untimed = math.ceil(2 * self.num_env_runners / self._updates) if self._updates else 0
 
-    def warm_up(self, seconds: float) -> None:
-        """A block that is not counted."""
-        self.block(seconds)
-
-    def block(self, seconds: float, others: Sequence[int] = ()) -> Block:
+    def block(self, seconds: float, others: Collection[int] = ()) -> Block:
         """Iterations until the time is up; the pipeline is filled before the clock starts."""
         for _ in range(self._untimed):
-            self._note(self.algorithm.train())
-        before = self._lifetime
-        sums: dict[str, float] = dict.fromkeys((*_SUMS, _BYTES, _FRAGMENTS, _UPDATES), 0.0)
-        learned_episodes = 0.0
+            self.algorithm.train()
+        results = []
         started = time.perf_counter()
         while (elapsed := time.perf_counter() - started) < seconds:
-            result = self.algorithm.train()
-            self._note(result)
-            if PIPELINE in result:
-                self.add(result, sums)
-                pipeline = result[PIPELINE]
-                # Explorers' episodes are not learned from and not in this mean.
-                mean_length = float(result["env_runners"]["episode_len_mean"])
-                learned_episodes += float(pipeline["trained_env_steps"]) / mean_length
-        if sums["env_steps"]:
-            sums[_FRAGMENTS] = sums["episodes"] / self.algorithm.config.num_envs_per_env_runner
-            env_steps, episodes = int(sums["trained_env_steps"]), round(learned_episodes)
-        else:  # stock RLlib learns from all that it samples
-            env_steps, episodes = (
-                after - earlier for after, earlier in zip(self._lifetime, before, strict=True)
-            )
-        return Block(env_steps, episodes, elapsed, memory_mib(others), sums)
+            results.append(self.algorithm.train())
+        if self._updates is None:  # stock RLlib learns from all that it samples
+            sampled = [result["env_runners"] for result in results]
+            env_steps = sum(int(each["num_env_steps_sampled"]) for each in sampled)
+            episodes = sum(int(each["num_episodes"]) for each in sampled)
+            return Block(env_steps, episodes, elapsed, memory_mib(others))
+        sums = self.sums(results)
+        # Explorers' episodes are not learned from and not in this mean.
+        episodes = sum(
+            result[PIPELINE]["trained_env_steps"] / result["env_runners"]["episode_len_mean"]
+            for result in results
+        )
+        env_steps = int(sums["trained_env_steps"])
+        return Block(env_steps, round(episodes), elapsed, memory_mib(others), sums)
 
-    def add(self, result: dict[str, Any], sums: dict[str, float]) -> None:
-        """Adds one iteration of the batched pipeline to the block's sums."""
-        pipeline = result[PIPELINE]
-        for name in _SUMS:
-            sums[name] += float(pipeline[name])
-        sums[_BYTES] += float(pipeline["bytes_per_env_step"] * pipeline["env_steps"])
-        sums[_UPDATES] += self.algorithm.config.updates_per_iteration
+    def sums(self, results: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """The sums over a block's iterations of the batched pipeline."""
+        parts = [result[PIPELINE] for result in results]
+        sums = {name: float(sum(part[name] for part in parts)) for name in _SUMS}
+        return sums | {
+            "transfer_bytes": sum(part["bytes_per_env_step"] * part["env_steps"] for part in parts),
+            "fragments": sums["episodes"] / self.algorithm.config.num_envs_per_env_runner,
+            "updates": float(self._updates * len(results)),
+        }
 
     def more_figures(self, sums: Mapping[str, float]) -> dict[str, Any]:
         """What there is to say of this row besides what is said of all.
@@ -191,19 +161,26 @@ class RLlibRow:
     def process_ids(self) -> list[int]:
         """Of its remote env runners."""
         group = self.algorithm.env_runner_group
-        return group.foreach_env_runner(_process_id, local_env_runner=False)
+        return group.foreach_env_runner(lambda _: os.getpid(), local_env_runner=False)
 
     def close(self) -> None:
         """Stops the algorithm and its actors."""
         self.algorithm.stop()
 
-    def _note(self, result: dict[str, Any]) -> None:
-        runners = result["env_runners"]
-        self._lifetime = (
-            int(runners["num_env_steps_sampled_lifetime"]),
-            int(runners["num_episodes_lifetime"]),
-        )
 
+def memory_mib(without: Collection[int] = ()) -> float:
+    """MiB of this process and all that it started, directly or not: Ray's services and actors.
 
-def _process_id(env_runner: Any) -> int:
-    return os.getpid()
+    A page that several processes share counts once (PSS); where the system does not tell PSS it
+    is RSS, which counts shared pages several times.
+
+    Args:
+        without: process ids that are not counted.
+    """
+    used, this = 0, psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        if process.pid not in without:
+            with contextlib.suppress(psutil.Error):  # it has ended
+                memory = process.memory_full_info()
+                used += getattr(memory, "pss", memory.rss)
+    return used / 2**20

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from toolagent.benchmark.figures import Block, time_split, total
+from toolagent.benchmark.figures import Block, row_figures, time_split, total
 from toolagent.benchmark.rows import RLlibRow, shipped_config
 
 SIZES = (1, 2, 4, 8, 16)
@@ -64,15 +64,10 @@ def _row(size: int, cpus: float) -> RLlibRow:
 
 
 def _figures(size: int, blocks: list[Block], relative: float) -> dict[str, Any]:
-    rates = [block.env_steps_per_s for block in blocks]
     split = time_split(total(blocks), size, 0.0)
-    return {
+    return row_figures(f"{size} runners", blocks) | {
         "num_env_runners": size,
-        "env_steps_per_s": statistics.median(rates),
-        "min": min(rates),
-        "max": max(rates),
         "relative_to_2": relative,
         "learner_idle_share": split["idle"],
         "sampler_idle_share": split["sampler_idle"],
-        "memory_mib": max(block.memory_mib for block in blocks),
     }

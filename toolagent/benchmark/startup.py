@@ -1,19 +1,23 @@
-"""From the command line to the first update, and how much of that is Ray's and RLlib's own."""
+"""From the command line to the first update, and how much of that is Ray's and RLlib's own.
+
+`python -m toolagent.benchmark.startup FILE [arguments of toolagent.run]` runs that command with a
+stopwatch on those parts and writes their seconds to FILE as JSON. The benchmark runs it in a
+process of its own, for imports count once.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-from toolagent.errors import UserError
+from toolagent.cluster.ray_session import quiet
 
-_POLL_S = 0.02
 _LIMIT_S = 180.0
 
 
@@ -29,48 +33,54 @@ def measure_startup() -> dict[str, float]:
     Raises:
         UserError: the command failed.
     """
+    from toolagent.benchmark.child import run_module
+
     with tempfile.TemporaryDirectory() as folder:
         parts, output = Path(folder) / "parts.json", Path(folder) / "run"
-        command = [sys.executable, "-m", "toolagent.benchmark.traced_start", str(parts)]
-        command += ["--stop-env-steps", "1", "--output-dir", str(output)]
-        command += ["--set", "training.updates_per_iteration=1"]
-        with (Path(folder) / "log").open("w+", encoding="utf-8", errors="replace") as log:
-            started = time.perf_counter()
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
-            try:
-                _wait_for(output / "progress.jsonl", process, log)
-                first_update = time.perf_counter() - started
-                if process.wait(_LIMIT_S):
-                    raise _failed(log)
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
+        started = time.time()
+        run_module(
+            "toolagent.benchmark.startup", str(parts), "--output-dir", str(output),
+            "--stop-env-steps", "1", "--set", "training.updates_per_iteration=1",
+            timeout_s=_LIMIT_S,
+        )  # fmt: skip
+        # The file has one row: nothing is written to it after the first iteration.
+        first_update = (output / "progress.jsonl").stat().st_mtime - started
         seconds = json.loads(parts.read_text(encoding="utf-8"))
-    return {
-        "first_update_s": first_update,
-        **seconds,
-        "own_s": first_update - sum(seconds.values()),
-    }
+    own = first_update - sum(seconds.values())
+    return {"first_update_s": first_update, **seconds, "own_s": own}
 
 
-def _wait_for(file: Path, process: subprocess.Popen[bytes], log: IO[str]) -> None:
-    deadline = time.perf_counter() + _LIMIT_S
-    while not (file.is_file() and file.stat().st_size):
-        if process.poll() is not None:
-            raise _failed(log)
-        if time.perf_counter() > deadline:
-            raise UserError(f"start-up: toolagent.run made no update in {_LIMIT_S:g} s")
-        time.sleep(_POLL_S)
+def _run_timed(file: Path, arguments: list[str]) -> int:
+    """Runs the command and writes the parts."""
+    quiet()
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    import ray
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from ray.rllib.algorithms.ppo import PPO  # noqa: F401  what `toolagent.run` imports of it
+
+    seconds["rllib_import_s"] = time.perf_counter() - started
+    ray.init = _timed(ray.init, "ray_init_s", seconds)
+    AlgorithmConfig.build_algo = _timed(AlgorithmConfig.build_algo, "rllib_build_s", seconds)
+    from toolagent import cli
+    from toolagent.run.__main__ import command
+
+    code = cli.main(command, arguments)
+    file.write_text(json.dumps(seconds), encoding="utf-8")
+    return code
 
 
-def _failed(log: IO[str]) -> UserError:
-    log.seek(0)
-    return UserError(f"start-up: toolagent.run failed: {log.read()[-500:]}")
+def _timed(function: Callable[..., Any], name: str, seconds: dict[str, float]) -> Any:
+    @functools.wraps(function)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[name] = time.perf_counter() - started
+
+    return timed
 
 
-def _environment() -> dict[str, str]:
-    """This process's, with toolagent importable from wherever it is."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path}
+if __name__ == "__main__":
+    sys.exit(_run_timed(Path(sys.argv[1]), sys.argv[2:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
+from toolagent.benchmark import PIPELINE_ROWS
 from toolagent.benchmark.figures import exploration_figures
-from toolagent.benchmark.rows import LOCAL, NO_EXPLORATION, RLlibRow
+from toolagent.benchmark.rows import RLlibRow
 from toolagent.checkpoints.policy import Policy, load_policy
 from toolagent.checkpoints.run_folder import CONFIG
 from toolagent.config import build_algorithm_config, load_settings
@@ -26,13 +27,6 @@ from toolagent.run.start import load_weights
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-# Row -> what is changed in the run's configuration, besides its workload.
-RUN_ROWS: dict[str, tuple[str, ...]] = {
-    "batched_local": (LOCAL,),
-    "batched_runners": (),
-    "plain_local": (*NO_EXPLORATION, LOCAL),
-    "plain_runners": NO_EXPLORATION,
-}
 REPLAYED = "replayed_episodes"
 
 # The shares of solved episodes, on which the mix of problems depends, begin at 0: after so many
@@ -75,7 +69,7 @@ class TrainedRun:
         return run
 
     def config(self, row: str) -> AlgorithmConfig:
-        """The run's configuration with the workload of that row of `RUN_ROWS`.
+        """The run's configuration with the workload of that row of `PIPELINE_ROWS`.
 
         Only the last level's stage (and the configured share of earlier ones), at learning rate 0;
         exploring does not end.
@@ -85,8 +79,12 @@ class TrainedRun:
             "training.lr=0.0",
             f"training.explore_until_solved={_NEVER!r}",
         )
-        settings = load_settings(self.folder / CONFIG, (*workload, *RUN_ROWS[row]))
+        settings = load_settings(self.folder / CONFIG, (*workload, *PIPELINE_ROWS[row]))
         return build_algorithm_config(settings)
+
+    def row(self, name: str, config: AlgorithmConfig, cpus: float) -> TrainedRow:
+        """The row of that name; `config` is from `config(name)`."""
+        return TrainedRow(name, config, self.policy, cpus)
 
     def record(self) -> dict[str, Any]:
         """What was measured, in plain values."""
@@ -163,11 +161,10 @@ class TrainedRow(RLlibRow):
             self.warm_up_updates += config.updates_per_iteration
 
     @override(RLlibRow)
-    def add(self, result: dict[str, Any], sums: dict[str, float]) -> None:
-        super().add(result, sums)
+    def sums(self, results: Sequence[dict[str, Any]]) -> dict[str, float]:
         # A replayed episode counts once an update, however many passes are made over it.
-        replayed = _replayed(result) / self.algorithm.config.num_epochs
-        sums[REPLAYED] = sums.get(REPLAYED, 0.0) + replayed
+        replayed = sum(map(_replayed, results)) / self.algorithm.config.num_epochs
+        return super().sums(results) | {REPLAYED: replayed}
 
     @override(RLlibRow)
     def more_figures(self, sums: Mapping[str, float]) -> dict[str, Any]:
@@ -178,20 +175,6 @@ class TrainedRow(RLlibRow):
             "warm_up_updates": self.warm_up_updates,
             "exploration": configured | exploration_figures(sums),
         }
-
-
-def make_rows(run: TrainedRun, names: Iterable[str]) -> dict[str, Any]:
-    """Row -> a function of its CPUs that builds it; all configurations are checked here.
-
-    Raises:
-        UserError: the run's configuration can't be that of a row.
-    """
-
-    def make(name: str) -> Any:
-        config = run.config(name)
-        return lambda cpus: TrainedRow(name, config, run.policy, cpus)
-
-    return {name: make(name) for name in names}
 
 
 def _replayed(result: dict[str, Any]) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune import ExperimentAnalysis
 from ray.tune.experiment import Trial
 from rich.table import Table
@@ -169,11 +170,10 @@ def seen_from(base: Path, path: Path) -> Path:
 
 def _cause(trial: Trial) -> str:
     """The exception and its message: the last line of the file in which Tune keeps them."""
-    text = ""
-    with contextlib.suppress(OSError):  # nor could it be written
-        if trial.error_file and Path(trial.error_file).is_file():  # of this session
+    text = str(trial.get_error() or "")
+    # Of a trial that failed just now, the file is not in the search's folder yet.
+    if not text and ray.is_initialized() and trial.error_file:
+        with contextlib.suppress(OSError):  # nor could it be written
             text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
-        else:
-            text = str(trial.get_error() or "")
     lines = [line for line in text.splitlines() if line.strip()]
     return cli.one_line(lines[-1]) if lines else "no cause was reported"
