@@ -76,13 +76,6 @@ def test_the_bounds_mirror_each_other(count, confidence):
     assert lower_bound(solved, problems, confidence) == pytest.approx(mirrored, abs=1e-9)
 
 
-@given(st.integers(1, 1000), confidences)
-def test_more_problems_with_the_same_share_prove_more(problems, confidence):
-    small = lower_bound(problems, problems, confidence)
-    large = lower_bound(2 * problems, 2 * problems, confidence)
-    assert small < large < 1
-
-
 @pytest.mark.parametrize(("solved", "problems"), [(3, 2), (-1, 2), (0, 0)])
 def test_impossible_counts_raise(solved, problems):
     with pytest.raises(ValueError, match="no count of solved problems"):

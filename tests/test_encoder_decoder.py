@@ -250,22 +250,6 @@ def test_all_forms_agree(seed, size, steps, group, sizes):
         close(form(network, batch)[2], unrolled(network, batch)[2])
 
 
-def test_the_table_belongs_to_the_weights_it_was_made_of():
-    network, batch = make_network(), make_batch(0, 3)
-    table = network.step_table()
-    with torch.no_grad():
-        encoding, hidden = network.begin(batch.context, batch.stage)
-    before = network.step(table, batch.tokens[:, 0], encoding, hidden)[0].clone()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if not name.startswith("attention."):
-                parameter.mul_(1.5)
-    after = network.step(table, batch.tokens[:, 0], encoding, hidden)[0]
-    assert torch.equal(before, after)
-    renewed = network.step(network.step_table(), batch.tokens[:, 0], encoding, hidden)[0]
-    assert not torch.allclose(before, renewed)
-
-
 @pytest.mark.full
 @pytest.mark.parametrize("reading", ["learned", "operands"])
 def test_gradients_are_right_by_finite_differences(reading):
@@ -459,19 +443,6 @@ def test_which_digits_a_blind_network_has_written_changes_nothing_at_all(form, r
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_blindness_to_digits_leaves_every_other_token_apart(reading):
-    """Each structure token, read or written, makes a difference of its own."""
-    network = make_network(0, SMALL._replace(reading=reading))
-    read = torch.tensor([[3, token, 4, CTX] for token in (5, MUL, ADD, SUB, OPEN, CLOSE)])
-    hidden = network.begin(read, torch.ones(len(read))).hidden
-    assert torch.pdist(hidden).min() > 1e-3
-    encoding, hidden = network.begin(read[:1].repeat(9, 1), torch.ones(9))
-    written = torch.tensor([[5, token] for token in range(9, NUM_TOKENS)])
-    _, _, hidden = network.unroll(written, encoding, hidden)
-    assert torch.pdist(hidden).min() > 1e-3
-
-
 @pytest.mark.parametrize("names", [["context"], ["tokens"]])
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_network_that_sees_digits_plans_by_them_too(reading, names):
@@ -484,14 +455,6 @@ def test_a_network_that_sees_digits_plans_by_them_too(reading, names):
     _, other_values, other_hidden = unrolled(network, other)
     assert ((values - other_values).abs().amax(1) > 1e-3).all()
     assert ((hidden - other_hidden).abs().amax(1) > 1e-3).all()
-
-
-def test_the_structure_is_read_in_order():
-    """3-4+5 and 3+4-5 are the same tokens, in another order."""
-    network = make_network()
-    context = torch.tensor([[3, SUB, 4, ADD, 5, CTX], [3, ADD, 4, SUB, 5, CTX]])
-    hidden = network.begin(context, torch.tensor([3, 3])).hidden
-    assert (hidden[0] - hidden[1]).abs().max() > 1e-2
 
 
 def test_a_gate_copies_what_its_head_looks_at():
@@ -507,16 +470,6 @@ def test_a_gate_copies_what_its_head_looks_at():
         logits, *_ = form(network, batch)
         assert logits.argmax(-1).tolist() == [[7, 2, 2, 7]]
         assert (logits.amax(-1) - 10.0).abs().max() < 0.02  # 2 * 5 * weight
-
-
-def test_it_is_small():
-    task = get_task("expression")
-    for reading in ("learned", "operands"):
-        network = EncoderDecoderNetwork(
-            EncoderDecoderSizes(task.context_vocabulary, task.stages.stop, reading=reading)
-        )
-        assert sum(parameter.numel() for parameter in network.parameters()) < 300_000
-        assert network.hidden_size == 64 + 4 + 4
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from toolagent.models.rl_module import StageGRUModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.recorder import Recording
-from toolagent.vocabulary import EOS, NUM_TOKENS
+from toolagent.vocabulary import EOS
 
 GROUPS = {"group_size": 8, "failed_problem_share": 0.8, "explorer_kind": "detours"}
 
@@ -126,14 +126,6 @@ def test_callbacks_are_called_with_the_environment_and_with_each_batch():
     assert [id(batch) for batch in called.samples] == [id(batch) for batch in batches]
     assert [id(batch) for batch in by_function] == [id(batch) for batch in batches]
     assert "solved_share" in runner.get_metrics()
-
-
-def test_random_actions_are_even():
-    batch = make_runner().sample(num_episodes=5000, random_actions=True)
-    counts = np.bincount(batch.actions[:, 0], minlength=NUM_TOKENS)
-    expected = 5000 / NUM_TOKENS
-    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
-    np.testing.assert_allclose(batch.log_probabilities[:, 0], -np.log(NUM_TOKENS), rtol=1e-5)
 
 
 def test_a_restored_state_continues_both_random_streams_exactly():

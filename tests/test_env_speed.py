@@ -21,8 +21,7 @@ TOOLS = [MUL, ADD, SUB, STO, RCL, ANS]
     [
         ("tutorial", 2, TOOLS, 3_000_000),
         ("calculator", 2, TOOLS, 3_000_000),
-        # A fresh expression costs more than all the steps of an episode; see `test_expression` for
-        # the machine alone.
+        # A fresh expression costs more than all the steps of an episode.
         ("expression", 3, [*range(10), *TOOLS], 1_000_000),
         ("expression", 8, [*range(10), *TOOLS], 1_000_000),
     ],

@@ -21,7 +21,6 @@ from reference_machines import (
 )
 from test_infix import expressions
 
-from toolagent.tasks import get_task
 from toolagent.tasks.algebra import normal_form
 from toolagent.tasks.expression import ExpressionTask
 from toolagent.tasks.infix import parse, texts_of
@@ -346,12 +345,6 @@ def test_longer_ones_are_too_many_to_be_listed(stage):
     assert TASK.num_problems(stage) is None
     with pytest.raises(ValueError, match="too many to be listed"):
         TASK.problems(stage, 0, 1)
-
-
-def test_an_example_to_show():
-    assert TASK.describe(TASK.example(), 0) == "(3+4)*2 = 14"
-    assert [int(TASK.example(stage).stage[0]) for stage in STAGES] == list(STAGES)
-    assert get_task("expression").formulas[:2] == ("1 operand", "2 operands")
 
 
 @pytest.mark.parametrize("texts", ["(3+4)*2", ["(3+4)*2"], ("(3+4)*2",), np.array(["(3+4)*2"])])

@@ -125,20 +125,6 @@ def test_padding_has_no_loss_and_no_gradient(clip, seed, garbage):
         torch.testing.assert_close(one, other)
 
 
-def test_an_update_lowers_the_probability_of_what_went_worse_than_expected():
-    logits = torch.zeros(1, 2, 3, requires_grad=True)
-    step = policy_step(logits, torch.tensor([[0, 1]]))
-    loss, _ = policy_loss(
-        step.log_probabilities,
-        step.log_probabilities.detach(),
-        torch.tensor([[1.0, -1.0]]),
-        ALL,
-        0.2,
-    )
-    loss.backward()
-    assert logits.grad[0, 0, 0] < 0 < logits.grad[0, 1, 1]  # descent: up, and down
-
-
 def test_the_divergence_and_the_explained_variance_against_plain_numpy():
     rng = np.random.default_rng(0)
     new, old, values, targets = (rng.normal(size=(6, 4)).astype(np.float32) for _ in range(4))

@@ -126,30 +126,6 @@ def test_the_table_belongs_to_the_weights_it_was_made_of():
     assert not torch.allclose(before, renewed)
 
 
-@given(seed=st.integers(0, 1000), padding=st.integers(1, 20))
-@settings(max_examples=20, deadline=None)
-def test_more_padding_changes_nothing(seed, padding):
-    network = make_network()
-    context, stage, _ = episodes(seed, 5)
-    longer = torch.cat([context, torch.full((5, padding), EOS, dtype=torch.int8)], 1)
-    one, other = network.begin(context, stage), network.begin(longer, stage)
-    torch.testing.assert_close(one.hidden, other.hidden)
-    assert one.encoding == other.encoding == ()  # all that is kept is the hidden state
-
-
-def test_the_summary_of_a_context_reads_every_shown_token_and_the_stage():
-    network = make_network()
-    context = torch.tensor([[1, 2, 3, CTX, EOS, EOS]])
-    hidden = network.begin(context, torch.tensor([0])).hidden
-    assert hidden.shape == (1, network.hidden_size) == (1, WIDTH)
-    for position in range(4):
-        other = context.clone()
-        other[0, position] = 9
-        changed = network.begin(other, torch.tensor([0])).hidden
-        assert (changed - hidden).abs().max() > 1e-3
-    assert (network.begin(context, torch.tensor([1])).hidden - hidden).abs().max() > 1e-3
-
-
 def assert_alone_as_with_neighbours(network, forward):
     context, stage, tokens = episodes(1, 16)
     together = forward(network, context, stage, tokens)

@@ -79,14 +79,6 @@ def test_outputs_and_every_gradient_are_those_of_torch_s_gru(lengths, seed):
         torch.testing.assert_close(our_gradients[name], gradients[name], msg=name)
 
 
-@pytest.mark.parametrize("lengths", [[1], [3], [1, 1, 1], [4, 1], [2, 2]])
-def test_smallest_cases(lengths):
-    (outputs, gradients), (ours, our_gradients) = both(lengths, 0, width=1, vocabulary=1)
-    torch.testing.assert_close(ours, outputs)
-    for name in gradients:
-        torch.testing.assert_close(our_gradients[name], gradients[name], msg=name)
-
-
 @settings(max_examples=20, deadline=None)
 @given(lengths=lengths_lists, seed=st.integers(0, 2**20))
 def test_with_extra_input_it_is_torch_s_gru_over_both_inputs_side_by_side(lengths, seed):
@@ -225,13 +217,3 @@ def test_what_stands_after_the_end_changes_nothing():
         strict=True,
     ):
         assert torch.equal(one, two)
-
-
-def test_the_order_of_the_episodes_makes_no_difference():
-    context, stage, actions, lengths = episodes(4, [2, 6, 1, 4, 4])
-    order = torch.tensor([3, 0, 4, 2, 1])
-    model = network()
-    together = model.unroll_episodes(context, stage, actions, lengths)
-    shuffled = model.unroll_episodes(context[order], stage[order], actions[order], lengths[order])
-    for one, two in zip(together, shuffled, strict=True):
-        torch.testing.assert_close(one[order], two, atol=1e-6, rtol=1e-5)

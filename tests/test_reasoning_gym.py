@@ -85,10 +85,7 @@ def test_what_cannot_be_posed_is_passed_over_and_counted(asking):
     [
         "Calculate 3 / 4.",
         "Calculate __import__('os').system('true').",
-        "What is 3 + 4?",
         "Calculate 3 + 4",
-        "Calculate 3 + 4.\n",
-        "Calculate .",
     ],
 )
 def test_a_question_in_other_words_is_refused_and_never_run(question, asking):
