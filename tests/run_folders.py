@@ -9,8 +9,8 @@ from trained import untrained_network
 
 from toolagent.checkpoints.manifest import write_manifest
 from toolagent.checkpoints.policy import save_policy
+from toolagent.checkpoints.run_files import RunState
 from toolagent.checkpoints.state_files import encode_state
-from toolagent.run.state import RunState
 
 
 def write_run(folder, task="calculator", config="task: calculator\n"):

@@ -11,7 +11,6 @@ import os
 import pickle
 import resource
 import shutil
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +23,7 @@ from small_disk import mounted, remount
 from trained import untrained_network
 
 from toolagent.checkpoints.manifest import MANIFEST, TornCheckpoint, verify
+from toolagent.checkpoints.run_files import RunState
 from toolagent.checkpoints.run_folder import RunFolder, new_folder
 from toolagent.checkpoints.state_files import encode_state, read_state
 from toolagent.checkpoints.training_state import (
@@ -40,7 +40,6 @@ from toolagent.config import load_settings
 from toolagent.errors import UserError
 from toolagent.files import write_atomically
 from toolagent.run.keeper import CheckpointKeeper
-from toolagent.run.state import RunState
 from toolagent.tasks import get_task
 
 
@@ -62,11 +61,10 @@ def write(checkpoints, iteration, keep=9, algorithm=None, accuracy=None):
         checkpoints,
         algorithm or Holder(),
         untrained_network(embedding_size=4),
-        asdict(RunState(iteration, 1000 * iteration)),
+        RunState(iteration, 1000 * iteration),
         keep,
         accuracy,
         task_name="calculator",
-        env_steps=1000 * iteration,
     )
 
 
@@ -177,7 +175,7 @@ FILES += ("rllib_checkpoint.json", "state.json", "state.safetensors")
 def newest_and_notes(checkpoints):
     notes = []
     folder, state = newest_checkpoint(checkpoints, notes.append)
-    assert state["iteration"] == int(folder.name[-6:])
+    assert state.iteration == int(folder.name[-6:])
     return folder.name, notes
 
 

@@ -230,9 +230,9 @@ def test_an_interrupt_while_certifying_stops_at_once(faulty_run):
     assert run.end(60) == 130, run.said()
     assert not run.summary_file.exists()  # it was the session before's
     _, state = newest_checkpoint(run.folder / "checkpoints")
-    assert state["stopped_by"] == "interrupted"
-    assert state["iteration"] == run.rows()[-1]["iteration"]
-    check_ledger(run.faults, state["env_steps"])
+    assert state.stopped_by == "interrupted"
+    assert state.iteration == run.rows()[-1]["iteration"]
+    check_ledger(run.faults, state.env_steps)
     run.check_quiet()
 
 

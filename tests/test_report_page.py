@@ -23,6 +23,7 @@ from refusals import refusal
 from trained import trained_network
 
 from toolagent import cli
+from toolagent.checkpoints.run_files import FirstSolved, RunState
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import load_settings, to_yaml
 from toolagent.errors import UserError
@@ -33,7 +34,6 @@ from toolagent.report.run_files import read_run
 from toolagent.rollouts.certification import certify
 from toolagent.run.keeper import CheckpointKeeper
 from toolagent.run.results import behaviour, sample_trajectories, summarize
-from toolagent.run.state import RunState
 from toolagent.run.training import Outcome
 from toolagent.tasks import get_task
 
@@ -100,7 +100,7 @@ def make_run(tmp_path_factory):
         for iteration in range(1, ITERATIONS + 1):
             folder.append_progress(row_of(iteration, seed))
         last = row_of(ITERATIONS, seed)
-        first = {str(stage): {"env_steps": 1000 * stage + 1, "time_s": 1.0} for stage in range(3)}
+        first = {str(stage): FirstSolved(1000 * stage + 1, 1.0) for stage in range(3)}
         state = RunState(ITERATIONS, last["env_steps"], last["time_s"], first)
         keeper = CheckpointKeeper(settings, None, None, folder, print)
         keeper.last = folder.checkpoints / "checkpoint_000024"

@@ -468,7 +468,7 @@ def test_a_run_whose_disk_is_full_trains_on_and_can_be_resumed(address, tmp_path
         assert f"warning: no checkpoint could be written ({full}); the last good one is" in out
         assert [row["iteration"] for row in rows_of(folder)] == list(range(1, 13))
         newest, state = newest_checkpoint(folder / "checkpoints")
-        assert 1 <= state["iteration"] < 12
+        assert 1 <= state.iteration < 12
         remount(tmp_path, "size=100m")
         out = end(start("--resume", folder, address=address, cwd=ROOT))
         assert f"continues from {newest.name}" in out

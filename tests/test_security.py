@@ -34,6 +34,7 @@ from trained import ROOT, untrained_expression_network, untrained_network
 from toolagent import cli
 from toolagent.checkpoints import manifest
 from toolagent.checkpoints.policy import load_policy, save_policy
+from toolagent.checkpoints.run_files import RunState
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.state_files import encode_state
 from toolagent.checkpoints.training_state import best_checkpoint
@@ -45,7 +46,6 @@ from toolagent.export import __main__ as export
 from toolagent.report.run_files import read_run
 from toolagent.rollouts.records import read_episodes
 from toolagent.run.start import resumed_start
-from toolagent.run.state import RunState
 from toolagent.serve.agents import Agents, load_agents
 from toolagent.tasks import TASKS, get_task
 from toolagent.tune.search import search_from_texts
@@ -438,7 +438,7 @@ def takes_up_or_refuses(folder):
     except UserError as error:
         assert str(error).strip() and "a run is at work" not in str(error)
     else:
-        state = RunState(**start.state)
+        state = start.state
         assert type(state.iteration) is int and 0 <= state.iteration < 2**63
         assert type(state.env_steps) is int and 0 <= state.env_steps < 2**63
         assert 0 <= state.time_s < float("inf")
@@ -531,7 +531,7 @@ def test_the_checkpoint_that_is_fuzzed_is_sound(checkpoint):
     start = resumed_start(
         RunFolder(checkpoint.parents[1]), checkpoint, settings, settings, CALCULATOR
     )
-    assert RunState(**start.state) == RunState(3, 1000, 1.0)
+    assert start.state == RunState(3, 1000, 1.0)
     assert best_checkpoint(checkpoint.parent) == checkpoint
 
 

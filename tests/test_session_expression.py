@@ -12,6 +12,7 @@ from rich.console import Console
 from trained import untrained_expression_network
 
 from toolagent.checkpoints.policy import load_policy
+from toolagent.checkpoints.run_files import FirstSolved, RunState
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cli.interrupt import Interrupt
 from toolagent.config import load_settings
@@ -20,7 +21,6 @@ from toolagent.rollouts import certification
 from toolagent.rollouts.certification import certify, measure
 from toolagent.run.keeper import CheckpointKeeper
 from toolagent.run.results import print_report, sample_trajectories, summarize
-from toolagent.run.state import RunState
 from toolagent.run.training import Outcome, TrainingLoop
 from toolagent.tasks import get_task
 
@@ -96,13 +96,13 @@ def test_a_listed_stage_is_certified_and_another_solved_on_the_sample(settings):
     assert not note_solved(settings, up_to(1), state, display)
     assert state.first_solved == {} and display.texts == []
     assert not note_solved(settings, up_to(2), state, display)
-    assert state.first_solved == {"2": {"env_steps": 1234, "time_s": 5.0}}
+    assert state.first_solved == {"2": FirstSolved(1234, 5.0)}
     assert display.texts == [
         "    1,234 env steps: stage 2 certified, all 300 problems solved (5.0 s)"
     ]
     state.env_steps = 2345
     assert note_solved(settings, up_to(4), state, display)
-    assert state.first_solved["4"]["env_steps"] == 2345
+    assert state.first_solved["4"].env_steps == 2345
     assert display.texts[1:] == [
         "    2,345 env steps: stage 4 solved, all 10,000 problems of the sample (5.0 s)"
     ]
@@ -183,7 +183,7 @@ def finished(settings, tmp_path):
     """A run that solved its stages: settings, outcome, network, folder."""
     network = up_to(4)
     folder = RunFolder(tmp_path / "run")
-    state = RunState(3, 4567, 8.0, {"2": {"env_steps": 1234.0, "time_s": 5.0}})
+    state = RunState(3, 4567, 8.0, {"2": FirstSolved(1234, 5.0)})
     stages = certify(network, EXPRESSION)
     outcome = Outcome(state, "solved", stages, [], keeper_of(settings, folder), network, EXPRESSION)
     return settings, outcome, network, folder

@@ -27,10 +27,10 @@ from trained import (
 )
 
 from toolagent.checkpoints.policy import save_policy
+from toolagent.checkpoints.run_files import RunState
 from toolagent.cluster.address import check_address
 from toolagent.errors import UserError
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.run.state import RunState
 
 
 @pytest.fixture(scope="module")

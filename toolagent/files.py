@@ -28,24 +28,56 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: it cannot be written; what was there before is untouched.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: names have a limit
+    mode = None
+    with contextlib.suppress(FileNotFoundError):
+        before = path.lstat().st_mode
+        mode = stat.S_IMODE(before) if stat.S_ISREG(before) else None
     try:
-        with open(temporary, "xb") as file:
-            with contextlib.suppress(FileNotFoundError):
-                before = path.lstat()
-                if stat.S_ISREG(before.st_mode):
-                    os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(temporary, data, mode)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself is in the folder
+    sync_folder(path.parent)  # the rename itself is in the folder
+
+
+def write_synced(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Writes a new file and waits until it is on the disk.
+
+    Raises:
+        OSError: it is there already, the disk is full, the folder is read-only, ...
+    """
+    with open(path, "xb") as file:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the folder's own entries, so the names in it, are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds to a file, which is made if it is missing, in one write: all of it or nothing.
+
+    Raises:
+        OSError: it can't be written, and nothing of it is in the file.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if os.write(descriptor, data) < len(data):
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def write_result(path: Path, data: bytes) -> None:

@@ -11,34 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from toolagent.checkpoints.run_files import Manifest, parsed, read_bytes
 from toolagent.errors import UserError
+from toolagent.files import sync_folder, write_synced
 
 MANIFEST = "manifest.json"
 FORMAT = 3  # 1 had no manifest, and pickles; 2 knew no iteration under way
-_BLOCK = 1 << 20
 
 
 class TornCheckpoint(ValueError):
     """A checkpoint is not whole; the message says what is wrong with which file."""
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes the files and waits until they are on the disk.
-
-    Raises:
-        OSError: the disk is full, the folder is read-only, ...
-    """
-    for name, content in files.items():
-        with open(folder / name, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def write_manifest(folder: Path, contents: Mapping[str, Any]) -> None:
@@ -57,11 +43,11 @@ def write_manifest(folder: Path, contents: Mapping[str, Any]) -> None:
     }
     text = _rendered({"format": FORMAT, **contents, "files": files})
     Manifest.model_validate_json(text)
-    write_files(folder, {MANIFEST: text})
+    write_synced(folder / MANIFEST, text)
     sync_folder(folder)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest itself, sound; the files that it lists are not looked at.
 
     Raises:
@@ -74,29 +60,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         text = read_bytes(path)
-        parsed(text, Manifest, f"{MANIFEST} is damaged")
+        manifest = parsed(text, Manifest, f"{MANIFEST} is damaged")
     except UserError as error:
         raise TornCheckpoint(str(error)) from None
-    manifest = json.loads(text)
-    own = manifest.pop("sha256", None)
-    # Every byte counts: what was written is what would be written again.
-    if own != _own_sum(manifest) or _rendered(manifest) != text:
+    contents = json.loads(text)
+    contents.pop("sha256", None)
+    # Every byte counts, its own sum's too: what was written is what would be written again.
+    if _rendered(contents) != text:
         raise TornCheckpoint(f"{MANIFEST} is damaged")
-    if manifest.get("format") != FORMAT:
+    if manifest.format != FORMAT:
         raise TornCheckpoint(
-            f"{MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}"
+            f"{MANIFEST} has format {manifest.format}; this version reads {FORMAT}"
         )
     return manifest
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Checks every file of the folder against the manifest, which it returns.
+def verify(folder: Path) -> None:
+    """Checks every file of the folder against the manifest.
 
     Raises:
         TornCheckpoint: a file is missing, cut, changed, or not listed.
     """
-    manifest = read_manifest(folder)
-    expected = manifest["files"]
+    expected = read_manifest(folder).files
     try:
         present = {path.name: path for path in folder.iterdir() if path.name != MANIFEST}
         for name in sorted(expected.keys() - present.keys()):
@@ -108,36 +93,21 @@ def verify(folder: Path) -> dict[str, Any]:
             if path.is_symlink() or not path.is_file():
                 raise TornCheckpoint(f"{name} is no regular file")
             size = path.stat().st_size
-            if size != entry["bytes"]:
-                raise TornCheckpoint(f"{name} has {size:,} bytes, not {entry['bytes']:,}")
-            if _sha256(path) != entry["sha256"]:
+            if size != entry.bytes:
+                raise TornCheckpoint(f"{name} has {size:,} bytes, not {entry.bytes:,}")
+            if _sha256(path) != entry.sha256:
                 raise TornCheckpoint(f"{name} is damaged (its SHA-256 is not the manifest's)")
     except OSError as error:
         name = Path(error.filename).name if error.filename else "it"
         raise TornCheckpoint(f"{name} can't be read ({error.strerror})") from error
-    return manifest
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the folder's own entries, so the names in it, are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _rendered(manifest: Mapping[str, Any]) -> bytes:
-    return (json.dumps({**manifest, "sha256": _own_sum(manifest)}, indent=2) + "\n").encode()
-
-
-def _own_sum(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    """The text of the manifest, with its own sum."""
+    own = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**manifest, "sha256": own}, indent=2) + "\n").encode()
 
 
 def _sha256(path: Path) -> str:
-    total = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            total.update(block)
-    return total.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,10 +8,12 @@ are and not looked at.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -19,7 +21,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    RootModel,
+    TypeAdapter,
     ValidationError,
     create_model,
     model_validator,
@@ -50,7 +52,8 @@ class RunFile(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
 
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model")
+_reader = functools.cache(TypeAdapter)
 
 
 # A run's folder ------------------------------------------------------------------------------
@@ -190,41 +193,50 @@ class Environment(RunFile):
     sessions: list[Session] = []
 
 
-class TrackerRecords(RootModel[dict[str, _Text]]):
-    """`trackers.json`: which record is this run's, by tracker."""
-
-    model_config = ConfigDict(strict=True)
+TrackerRecords = dict[str, _Text]  # `trackers.json`: which record is this run's, by tracker
 
 
 # A checkpoint --------------------------------------------------------------------------------
 
 
-class FirstSolved(RunFile):
+_EXACT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass
+class FirstSolved:
     """When a stage was solved for the first time."""
 
-    model_config = ConfigDict(extra="forbid")
+    __pydantic_config__ = _EXACT
+
     env_steps: Count
     time_s: Seconds
 
 
-class SavedRunState(RunFile):
-    """`run.json`: where a run stood. A version that knows other fields can't go on from it."""
+@dataclass
+class RunState:
+    """Where a run stands: `run.json`. A version that knows other fields can't go on from it."""
 
-    model_config = ConfigDict(extra="forbid")
-    iteration: Count
-    env_steps: Count
-    time_s: Seconds
-    first_solved: dict[Annotated[str, Field(pattern=r"^[0-9]{1,3}$")], FirstSolved]
-    faults: dict[str, Count]
-    stopped_by: _Text | None
-    under_way: bool = False
-    uncertified: bool = False
+    __pydantic_config__ = _EXACT
 
-    @model_validator(mode="after")
-    def _begun(self) -> Self:
-        if self.under_way and self.iteration == 0:
+    iteration: Count = 0  # the latest, which may be under way
+    env_steps: Count = 0
+    time_s: Seconds = 0.0  # of training, over all sessions of a resumed run
+    first_solved: dict[Annotated[str, Field(pattern=r"^[0-9]{1,3}$")], FirstSolved] = field(
+        default_factory=dict
+    )  # by stage
+    faults: dict[str, Count] = field(default_factory=dict)  # name in `run.faults` -> count
+    stopped_by: _Text | None = None  # as in `Outcome`, in the last checkpoint of a session
+    under_way: bool = False  # the iteration is not finished
+    uncertified: bool = False  # a signal ended certifying what the iteration had measured
+
+    def __post_init__(self) -> None:
+        if self.finished_iterations < 0:
             raise ValueError("iteration 0 can't be under way")
-        return self
+
+    @property
+    def finished_iterations(self) -> int:
+        """Those that have a row in a progress that is continued."""
+        return self.iteration - self.under_way
 
 
 class ListedFile(RunFile):
@@ -350,7 +362,7 @@ def parsed(data: bytes, model: type[Model], where: str) -> Model:
         UserError: it is no JSON, or not what the model says.
     """
     try:
-        return model.model_validate_json(data)
+        return _reader(model).validate_json(data, strict=True)
     except ValidationError as error:
         raise UserError(f"{where}: {fault_of(error)}") from None
 
@@ -374,14 +386,14 @@ def ends_whole(file: Path) -> bool:
         return lines.read(1) in (b"", b"\n")
 
 
-def written(document: dict[str, Any], model: type[BaseModel], indent: int | None = 2) -> bytes:
+def written(document: dict[str, Any], model: type, indent: int | None = 2) -> bytes:
     """The text of a file, which `read_file` will read.
 
     Raises:
         ValueError: the document is not what the model says: a bug.
     """
     text = (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
-    model.model_validate_json(text)
+    _reader(model).validate_json(text, strict=True)
     return text
 
 

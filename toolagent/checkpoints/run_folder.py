@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -20,7 +19,7 @@ from toolagent.checkpoints.run_files import (
     written,
 )
 from toolagent.errors import UserError, quoted
-from toolagent.files import folder_fault, lock_folder, write_atomically
+from toolagent.files import append, folder_fault, lock_folder, write_atomically
 
 CONFIG = "config.yaml"
 PROGRESS = "progress.jsonl"
@@ -202,35 +201,19 @@ class RunFolder:
 
     def _append(self) -> None:
         """Writes the rows that wait: all of them or, with an OSError, none."""
-        data = self._waiting.encode()
-        descriptor = os.open(self.progress, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            size = os.fstat(descriptor).st_size
-            if os.write(descriptor, data) < len(data):
-                os.ftruncate(descriptor, size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.progress))
-        finally:
-            os.close(descriptor)
+        append(self.progress, self._waiting.encode())
         self._waiting = ""
 
     def cut_progress(self, iteration: int) -> list[dict[str, Any]]:
         """Keeps the rows up to an iteration (what a resumed run continues from) and returns them.
 
-        Lines that are no rows, as a kill may leave one at the end, are dropped; so are rows that
-        wait to be written: they are later than any checkpoint.
+        A last line that a kill cut off is dropped; so are rows that wait to be written: they are
+        later than any checkpoint.
         """
         self._waiting = ""
-        rows: dict[int, dict[str, Any]] = {}
-        if self.progress.is_file():
-            with open(self.progress, encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    try:
-                        row = json.loads(line)
-                        if row["iteration"] <= iteration:
-                            rows[row["iteration"]] = row
-                    except (ValueError, TypeError, KeyError, RecursionError):
-                        continue
-        kept = [rows[number] for number in sorted(rows)]
+        lines = self.progress.read_bytes().splitlines(True) if self.progress.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        kept = [row for row in rows if row["iteration"] <= iteration]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_atomically(self.progress, text.encode())
         return kept

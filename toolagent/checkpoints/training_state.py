@@ -16,22 +16,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from toolagent.checkpoints.manifest import (
     TornCheckpoint,
     read_manifest,
-    sync_folder,
     verify,
-    write_files,
     write_manifest,
 )
 from toolagent.checkpoints.policy import POLICY_FILE, save_policy
-from toolagent.checkpoints.run_files import SavedRunState, as_document, read_file, written
+from toolagent.checkpoints.run_files import Manifest, RunState, read_file, written
 from toolagent.checkpoints.state_files import encode_state, read_state
 from toolagent.errors import UserError
+from toolagent.files import sync_folder, write_synced
 from toolagent.models.base import AgentNetwork
 
 RUN_FILE = "run.json"
@@ -50,7 +50,7 @@ def write_checkpoint(
     checkpoints: Path,
     algorithm: Any,
     network: AgentNetwork,
-    run_state: dict[str, Any],
+    run_state: RunState,
     keep: int,
     accuracy: dict[str, float] | None = None,
     **policy_metadata: Any,
@@ -61,7 +61,7 @@ def write_checkpoint(
         checkpoints: the folder they are in.
         algorithm: whose state is saved.
         network: the learner's present weights.
-        run_state: plain JSON with at least `iteration`.
+        run_state: where the run stands.
         keep: how many of the newest checkpoints stay.
         accuracy: stage -> 0..1 of the curriculum's stages; says which checkpoint is the best.
         policy_metadata: for `save_policy`.
@@ -72,20 +72,21 @@ def write_checkpoint(
     Raises:
         OSError: it can't be written. What was there before is whole and in place.
     """
-    final = checkpoints / f"{_PREFIX}{run_state['iteration']:06d}"
+    final = checkpoints / f"{_PREFIX}{run_state.iteration:06d}"
     partial = checkpoints / f".{final.name}{_PARTIAL}"
     finish_replacing(checkpoints)
     _remove(partial)
     try:
         partial.mkdir(parents=True)
         files = encode_state(algorithm.get_state())
-        files[RUN_FILE] = written(run_state, SavedRunState)
+        files[RUN_FILE] = written(asdict(run_state), RunState)
         files[RLLIB_FILE] = (json.dumps({"checkpoint_version": _NOT_RLLIBS}) + "\n").encode()
-        write_files(partial, files)
-        save_policy(partial, network, iteration=run_state["iteration"], **policy_metadata)
+        for name, content in files.items():
+            write_synced(partial / name, content)
+        stand = {"iteration": run_state.iteration, "env_steps": run_state.env_steps}
+        save_policy(partial, network, **stand, **policy_metadata)
         contents = {
-            "iteration": run_state["iteration"],
-            "env_steps": policy_metadata.get("env_steps"),
+            **stand,
             "accuracy": accuracy or {},
             "config_sha256": policy_metadata.get("config_sha256"),
         }
@@ -101,9 +102,8 @@ def write_checkpoint(
     else:
         os.replace(partial, final)
     sync_folder(checkpoints)
-    listed = list_checkpoints(checkpoints)
     best = best_checkpoint(checkpoints)
-    for old in listed[:-keep]:
+    for old in list_checkpoints(checkpoints)[:-keep]:
         if old != best:
             _remove(old)
     return final
@@ -133,18 +133,12 @@ def read_algorithm_state(folder: Path) -> Any:
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """The folders of checkpoints, oldest first; whether each is whole is not looked at."""
-    if not checkpoints.is_dir():
-        return []
-    return sorted(
-        folder
-        for folder in checkpoints.iterdir()
-        if folder.name.startswith(_PREFIX) and (folder / POLICY_FILE).is_file()
-    )
+    return [path for path in _attempts(checkpoints)[::-1] if (path / POLICY_FILE).is_file()]
 
 
 def newest_checkpoint(
     checkpoints: Path, note: Callable[[str], None] | None = None
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, RunState]:
     """The newest whole checkpoint, and its run state.
 
     Args:
@@ -178,7 +172,7 @@ def never_wrote_one(checkpoints: Path) -> bool:
     return not _attempts(checkpoints)
 
 
-def read_run_state(folder: Path) -> dict[str, Any]:
+def read_run_state(folder: Path) -> RunState:
     """Where the run stood, from a checkpoint that is whole.
 
     Raises:
@@ -187,7 +181,7 @@ def read_run_state(folder: Path) -> dict[str, Any]:
     """
     verify(folder)
     try:
-        return as_document(read_file(folder / RUN_FILE, SavedRunState))
+        return read_file(folder / RUN_FILE, RunState)
     except UserError as error:
         raise UserError(f"--resume {error}") from None
 
@@ -204,15 +198,15 @@ def best_checkpoint(checkpoints: Path) -> Path | None:
             manifest = read_manifest(folder)
         except TornCheckpoint:
             continue
-        accuracy = {int(stage): value for stage, value in manifest.get("accuracy", {}).items()}
-        ranked.append((accuracy, -int(manifest.get("env_steps") or 0), folder))
-    stages = sorted({stage for accuracy, *_ in ranked for stage in accuracy}, reverse=True)
+        ranked.append((manifest, folder))
+    stages = sorted({stage for manifest, _ in ranked for stage in manifest.accuracy}, reverse=True)
 
-    def rank(entry: tuple[dict[int, float], int, Path]) -> tuple[list[float], int]:
-        accuracy, fewer_steps, _ = entry
-        return [accuracy.get(stage, -1.0) for stage in stages], fewer_steps
+    def rank(entry: tuple[Manifest, Path]) -> tuple[list[float], int]:
+        manifest = entry[0]
+        accuracies = [manifest.accuracy.get(stage, -1.0) for stage in stages]
+        return accuracies, -(manifest.env_steps or 0)
 
-    return max(ranked, key=rank)[2] if ranked else None
+    return max(ranked, key=rank)[1] if ranked else None
 
 
 def set_aside_later(checkpoints: Path, iteration: int) -> list[Path]:
@@ -246,7 +240,7 @@ def finish_replacing(checkpoints: Path) -> None:
         _remove(path)
 
 
-def _attempts(checkpoints: Path) -> Sequence[Path]:
+def _attempts(checkpoints: Path) -> list[Path]:
     """All that may be meant as a checkpoint, newest first, incomplete ones included."""
     if not checkpoints.is_dir():
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -126,7 +127,7 @@ def command(
         algorithm_config = build_algorithm_config(settings)
         check_local_resources(algorithm_config, address)
         check_recording(settings.run.record_episodes)
-        check_records(settings, algorithm_config)
+        notes = check_records(settings, algorithm_config)
         start = Start()
         if resume is not None:
             before = load_settings(config)
@@ -137,6 +138,7 @@ def command(
                 policy = policy_of("--init-from", init_from, settings, algorithm_config)
                 policy.check_outside(folder.path)
                 start = Start(policy=policy)
+        start = dataclasses.replace(start, notes=(*start.notes, *notes))
         # Starting Ray can't be cut short, but a signal is remembered.
         with (
             Interrupt() as interrupt,

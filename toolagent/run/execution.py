@@ -19,11 +19,10 @@ from toolagent.report.run_files import read_run
 from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
 from toolagent.rollouts.trajectory import Trajectory
 from toolagent.run.environment import describe_environment
-from toolagent.run.recording import described_records, recording_of
+from toolagent.run.recording import recording_of
 from toolagent.run.results import behaviour, print_report, sample_trajectories, summarize
 from toolagent.run.session import Session
 from toolagent.run.start import take_up
-from toolagent.run.state import RunState
 from toolagent.run.supervision import RunFailed, Supervision
 from toolagent.run.training import Outcome
 from toolagent.trackers.base import FINISHED, INTERRUPTED
@@ -101,20 +100,16 @@ def _print_what_begins(session: Session, notes: list[str]) -> None:
         console.print(f"until they are there, in {folder.path}", soft_wrap=True)
     if session.cluster.dashboard_url:
         console.print(f"Ray dashboard: http://{session.cluster.dashboard_url}")
-    for note in notes:
-        console.print(note)
-    records = described_records(settings, session.algorithm_config)
-    if records is not None:
-        console.print(records, soft_wrap=True)
+    for note in (*notes, *session.start.notes):
+        console.print(note, soft_wrap=True)
 
 
 def _rows_so_far(session: Session) -> list[dict[str, Any]]:
     """The rows of the progress that a resumed run continues from."""
     start, folder = session.start, session.folder
     if start.resumed:
-        state = RunState(**start.state)
-        rows = take_up(session.console, folder, start, state)
-        session.trackers.go_back(state.env_steps)
+        rows = take_up(session.console, folder, start)
+        session.trackers.go_back(start.state.env_steps)
         return rows
     if start.policy is not None:
         folder.note_origin(start.policy.folder)

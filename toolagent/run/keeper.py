@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from toolagent.rollouts.certification import StageAccuracy
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
-    from toolagent.run.state import RunState
+    from toolagent.checkpoints.run_files import RunState
 
 
 class CheckpointKeeper:
@@ -74,11 +73,10 @@ class CheckpointKeeper:
                 self.folder.checkpoints,
                 self.algorithm,
                 self.callback.refresh_network(self.algorithm),
-                asdict(state),
+                state,
                 settings.run.keep_checkpoints,
                 {str(row.stage): row.accuracy for row in rows if row.stage in wanted},
                 task_name=settings.task,
-                env_steps=state.env_steps,
                 seed=settings.seed,
                 stages=[stage.record() for stage in stages],
                 trained_stages=settings.curriculum.trained_stages(self.callback.task.stages),

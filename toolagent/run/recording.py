@@ -49,14 +49,17 @@ def check_recording(folder: str | None) -> None:
         raise UserError(f"--record-episodes {folder}: {error}") from None
 
 
-def check_records(settings: Settings, algorithm_config: AlgorithmConfig) -> None:
+def check_records(settings: Settings, algorithm_config: AlgorithmConfig) -> list[str]:
     """Reads the episodes that an offline algorithm learns from, before anything is started.
+
+    Returns:
+        A line on how many there are; none for an algorithm that plays its own.
 
     Raises:
         UserError: there are none, or they are not what they should be.
     """
     if algorithm_config.is_online:
-        return
+        return []
     if settings.run.record_episodes is not None:
         raise UserError(
             f"--record-episodes {settings.run.record_episodes}: algorithm {settings.algorithm} "
@@ -65,30 +68,19 @@ def check_records(settings: Settings, algorithm_config: AlgorithmConfig) -> None
     from toolagent.learning.record_choice import choose_episodes
     from toolagent.rollouts.records import read_episodes
 
-    os.fsencode(str(algorithm_config.input_))
+    config: Any = algorithm_config  # an offline one, whose options pyright does not see
+    os.fsencode(str(config.input_))
     try:
-        episodes = read_episodes(str(algorithm_config.input_), settings.task)
-        choose_episodes(episodes, algorithm_config)
+        episodes = read_episodes(str(config.input_), settings.task)
+        stages = choose_episodes(episodes, config).stage
     except UserError as error:
         raise UserError(f"offline_data.input_: {error}") from None
-
-
-def described_records(settings: Settings, algorithm_config: AlgorithmConfig) -> str | None:
-    """A line on how many recorded episodes are learned from; None for who plays its own."""
-    if algorithm_config.is_online:
-        return None
-    from toolagent.learning.record_choice import choose_episodes
-    from toolagent.rollouts.records import read_episodes
-
-    episodes = read_episodes(str(algorithm_config.input_), settings.task)
-    config: Any = algorithm_config  # an offline one, whose options pyright does not see
     drawn = min(config.max_episodes or len(episodes), len(episodes))
-    stages = choose_episodes(episodes, config).stage
     counts = [
         f"stage {level.stage}: {int((stages == level.stage).sum()):,}"
         for level in settings.curriculum.levels
     ]
-    return f"learns from {len(stages):,} of {drawn:,} recorded episodes ({', '.join(counts)})"
+    return [f"learns from {len(stages):,} of {drawn:,} recorded episodes ({', '.join(counts)})"]
 
 
 def recording_of(settings: Settings, run_folder: Path) -> Recording | None:

@@ -34,8 +34,8 @@ def summarize(settings: Settings, outcome: Outcome, folder: RunFolder) -> dict[s
         stages.append(
             stage.record()
             | {
-                "first_solved_env_steps": int(first["env_steps"]) if first else None,
-                "first_solved_s": first["time_s"] if first else None,
+                "first_solved_env_steps": first.env_steps if first else None,
+                "first_solved_s": first.time_s if first else None,
                 "mean_reward": stage.mean_return,
             }
         )
@@ -136,7 +136,7 @@ def final_table(task: Task, outcome: Outcome, trained: list[int]) -> Table:
             cli.accuracy_text(row.solved, row.problems),
             *cli.judged_cells(row),
             *[f"{row.mean_return:.2f}"] * shaped,
-            f"{int(first['env_steps']):,}" if first else "-" if stage else "",
+            f"{first.env_steps:,}" if first else "-" if stage else "",
         )
     return table
 

@@ -9,9 +9,9 @@ from typing import Any
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
+from toolagent.checkpoints.run_files import RunState
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback
 from toolagent.figures import ENV_RUNNERS, FIGURES, LEARNER, PIPELINE, Figure
-from toolagent.run.state import RunState
 
 
 def progress_row(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolagent.checkpoints.run_files import RunState
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import Settings
 from toolagent.errors import UserError
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from toolagent.checkpoints.policy import Policy
     from toolagent.models.base import AgentNetwork
-    from toolagent.run.state import RunState
 
 _FIXED = ("task", "algorithm", "seed")  # what a resumed run can't change
 
@@ -28,7 +28,7 @@ class Start:
 
     policy: Policy | None = None
     checkpoint: Path | None = None
-    state: dict[str, Any] = field(default_factory=dict)  # of `run.state.RunState`
+    state: RunState = field(default_factory=RunState)  # copied by who changes it
     resumed: bool = False  # a run that is there already, with a checkpoint or not yet
     notes: tuple[str, ...] = ()  # what is to be told of how it was found
 
@@ -77,7 +77,7 @@ def resumed_start(
         read_run_state,
     )
     from toolagent.config import config_sha256
-    from toolagent.run.state import RunState, nothing_left
+    from toolagent.run.state import nothing_left
 
     for key in _FIXED:
         was, now = getattr(before, key), getattr(settings, key)
@@ -105,22 +105,19 @@ def resumed_start(
         read_algorithm_state(checkpoint)
     except TornCheckpoint as fault:
         raise UserError(f"--resume {checkpoint}: {fault}") from None
-    done = nothing_left(settings, RunState(**state))
+    done = nothing_left(settings, state)
     if done:
         raise UserError(f"--resume {folder.path}: nothing is left to do: {done}")
-    if read_manifest(checkpoint).get("config_sha256") != config_sha256(before):
+    if read_manifest(checkpoint).config_sha256 != config_sha256(before):
         notes.append(f"config.yaml has changed since {checkpoint.name} was written")
     return Start(checkpoint=checkpoint, state=state, resumed=True, notes=tuple(notes))
 
 
-def take_up(
-    console: Console, folder: RunFolder, start: Start, state: RunState
-) -> list[dict[str, Any]]:
+def take_up(console: Console, folder: RunFolder, start: Start) -> list[dict[str, Any]]:
     """Brings a run's folder to where it is continued from; returns the rows of its progress."""
     from toolagent.checkpoints.training_state import set_aside_later
 
-    for note in start.notes:
-        console.print(note, soft_wrap=True)
+    state = start.state
     folder.summary.unlink(missing_ok=True)  # of the session before
     # First of all: a kill in between must leave no checkpoint whose rows are gone.
     aside = set_aside_later(folder.checkpoints, state.iteration)

@@ -1,30 +1,10 @@
-"""Where a run stands, and which of its limits is reached."""
+"""Which of a run's limits is reached."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+from toolagent.checkpoints.run_files import RunState
 from toolagent.config import Settings
 from toolagent.curriculum.stopping import first_limit_reached
-
-
-@dataclass
-class RunState:
-    """Where a run stands: plain values, in every checkpoint (`run_files.SavedRunState`)."""
-
-    iteration: int = 0  # the latest, which may be under way
-    env_steps: int = 0
-    time_s: float = 0.0  # of training, over all sessions of a resumed run
-    first_solved: dict[str, dict[str, float]] = field(default_factory=dict)  # by stage
-    faults: dict[str, int] = field(default_factory=dict)  # name in `run.faults` -> count
-    stopped_by: str | None = None  # as in `Outcome`, in the last checkpoint of a session
-    under_way: bool = False  # the iteration is not finished
-    uncertified: bool = False  # a signal ended certifying what the iteration had measured
-
-    @property
-    def finished_iterations(self) -> int:
-        """Those that have a row in a progress that is continued."""
-        return self.iteration - self.under_way
 
 
 def limit_reached(settings: Settings, state: RunState) -> str | None:

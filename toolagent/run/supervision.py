@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from rich.console import Console
 
+from toolagent.checkpoints.run_files import RunState
 from toolagent.checkpoints.training_state import (
     newest_checkpoint,
     restore_checkpoint,
@@ -25,7 +27,6 @@ from toolagent.run.keeper import CheckpointKeeper
 from toolagent.run.recording import finish_recording
 from toolagent.run.session import Session
 from toolagent.run.start import Start, load_weights, state_losses
-from toolagent.run.state import RunState
 from toolagent.run.training import Outcome, TrainingLoop
 
 STOP_WITHIN_S = 5.0  # an env runner that has not ended its work by then is ended
@@ -56,7 +57,7 @@ class Supervision:
         session, start = self._session, self._session.start
         most, restarts = session.settings.run.max_learner_restarts, 0
         with session.watchdog, session.metrics:
-            self._state = RunState(**start.state)
+            self._state = copy.deepcopy(start.state)
             while True:
                 try:
                     return self._attempt(start, rows)
@@ -134,9 +135,9 @@ class Supervision:
             start = dataclasses.replace(start, checkpoint=checkpoint, state=state)
             where = f"continues from {checkpoint.name}"
         except UserError:  # none was written yet, or none is whole
-            start = dataclasses.replace(start, checkpoint=None, state={})
+            start = dataclasses.replace(start, checkpoint=None, state=RunState())
             where = "begins anew, there is no checkpoint yet"
-        self._state = RunState(**start.state)
+        self._state = copy.deepcopy(start.state)
         self._state.time_s = failed.time_s
         self._state.faults = dict(failed.faults)
         self._state.faults["learner_restarts"] = failed.faults.get("learner_restarts", 0) + 1

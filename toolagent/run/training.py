@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from toolagent.checkpoints.run_files import FirstSolved, RunState
 from toolagent.curriculum.callback import CURRICULUM, env_steps_of
 from toolagent.curriculum.stopping import StageCertifier, TrainingClock
 from toolagent.learning.faults import check_learners
@@ -22,7 +23,7 @@ from toolagent.run.faults import FaultCounts
 from toolagent.run.keeper import CheckpointKeeper
 from toolagent.run.rows import progress_row, unfinished_row
 from toolagent.run.session import Session
-from toolagent.run.state import RunState, limit_reached
+from toolagent.run.state import limit_reached
 from toolagent.tasks import Task
 
 
@@ -201,7 +202,7 @@ class TrainingLoop:
 
     def _note_first_solved(self, stage: int) -> None:
         env_steps, time_s = self._state.env_steps, self._state.time_s
-        self._state.first_solved[str(stage)] = {"env_steps": env_steps, "time_s": time_s}
+        self._state.first_solved[str(stage)] = FirstSolved(env_steps, time_s)
         total = self._callback.task.num_problems(stage)
         solved = (
             f"solved, all {SAMPLE_SIZE:,} problems of the sample"

@@ -136,6 +136,6 @@ def _identifiers(file: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        return read_file(file, TrackerRecords).root
+        return read_file(file, TrackerRecords)
     except UserError as error:
         raise UserError(f"{error}; remove it to begin new records") from None

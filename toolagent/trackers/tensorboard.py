@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import socket
 import time
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from toolagent.files import append
 from toolagent.trackers.base import RunDescription, Tracker
 
 
@@ -24,18 +25,16 @@ class TensorBoard(Tracker):
     background = False  # it waits for no network
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self._file: _EventFile | None = None
+        # The names' order is that of the sessions.
+        stem = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = folder / stem
 
     def check(self, resumed: str | None) -> None:
         """Refuses nothing: TensorBoard is a dependency, and the folder belongs to the run."""
 
     def start(self, run: RunDescription, resumed: str | None) -> str | None:
-        """Opens a new event file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # The names' order is that of the sessions.
-        stem = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = _EventFile(self.folder / stem)
+        """Begins a new event file."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
         self._write(0, file_version="brain.Event:2")
         return None
 
@@ -61,9 +60,7 @@ class TensorBoard(Tracker):
         self._write(step, summary=proto.Summary(value=values))
 
     def end(self, status: str, files: Mapping[str, Path], summary: Mapping[str, float]) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
+        """Nothing is left to do: what was logged is in the file."""
 
     def _write(self, step: int, **content: Any) -> None:
         from tensorboard.compat.proto import event_pb2
@@ -71,22 +68,6 @@ class TensorBoard(Tracker):
 
         proto: Any = event_pb2
         event = proto.Event(wall_time=time.time(), step=step, **content)
-        RecordWriter(self._file).write(event.SerializeToString())
-
-
-class _EventFile:
-    """A file to which a record is added as a whole, or not at all."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-
-    def write(self, record: bytes) -> None:
-        """Appends the record as a whole; on OSError nothing of it is left in the file."""
-        size = os.fstat(self._descriptor).st_size
-        if os.write(self._descriptor, record) < len(record):
-            os.ftruncate(self._descriptor, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        append(self._file, record.getvalue())
