@@ -16,10 +16,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from toolagent import __version__
@@ -28,6 +29,7 @@ from toolagent.checkpoints.run_files import (
     LastCheckpoint,
     PolicyCard,
     as_document,
+    fault_of,
     parsed,
     read_bytes,
     read_file,
@@ -48,7 +50,6 @@ POLICY_FILE = "policy.json"
 NETWORKS: dict[str, type[AgentNetwork]] = {
     network.__name__: network for network in (StageGRUNetwork, EncoderDecoderNetwork)
 }
-_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,6 @@ def load_policy(path: str | Path, expected_task: str | None = None) -> Policy:
 def _find(path: Path) -> Path:
     """The policy folder that `path` means."""
     if not path.exists():
-        if path.is_symlink():
-            raise UserError(f"{path} is a link to nothing; expected a checkpoint folder")
         raise UserError(f"no checkpoint '{path}': there is no such folder")
     if not path.is_dir():
         if path.suffix == ".onnx":
@@ -194,11 +193,9 @@ def _find(path: Path) -> Path:
         named = _named_by_summary(path)
         if named is not None:
             return named
-    newest = _newest(path / "checkpoints")
-    if newest is not None:
+    if newest := _newest(path / "checkpoints"):
         return newest
-    newest = _newest(path)
-    if newest is not None:
+    if newest := _newest(path):
         raise UserError(f"{path} holds checkpoints but is none; name one, such as '{newest}'")
     raise UserError(f"no checkpoint in '{path}': {_what_is_there(path)}")
 
@@ -209,10 +206,9 @@ def _named_by_summary(run: Path) -> Path | None:
     named = read_file(file, LastCheckpoint).checkpoint
     if named is None:
         return None
-    # A run's folder may have been moved since the summary was written with a full path in it.
-    candidates = [run / named, run / "checkpoints" / Path(named).name]
     inside = os.path.abspath(run) + os.sep
-    for candidate in candidates:
+    # A run's folder may have been moved since the summary was written with a full path in it.
+    for candidate in (run / named, run / "checkpoints" / Path(named).name):
         # Somebody else's summary leads nowhere but into the run's own folder.
         if candidate.is_dir() and os.path.abspath(candidate).startswith(inside):
             if not (candidate / POLICY_FILE).exists():
@@ -223,21 +219,18 @@ def _named_by_summary(run: Path) -> Path | None:
 
 def _newest(folder: Path) -> Path | None:
     """The complete policy folder with the highest number in its name."""
-    if not folder.is_dir():
-        return None
+
+    def number(file: Path) -> int:
+        return int("".join(re.findall(r"[0-9]+$", file.parent.name)) or -1)
+
     # Hidden: not finished. Abandoned: of a course that a resumed run left.
     others = (".", "abandoned_")
     complete = [
-        child
-        for child in folder.iterdir()
-        if not child.name.startswith(others) and (child / POLICY_FILE).is_file()
+        file
+        for file in sorted(folder.glob(f"*/{POLICY_FILE}"))
+        if not file.parent.name.startswith(others) and file.is_file()
     ]
-
-    def age(child: Path) -> tuple[int, str]:
-        number = re.search(r"([0-9]+)$", child.name)
-        return (int(number[1]) if number else -1, child.name)
-
-    return max(complete, key=age, default=None)
+    return max(complete, key=number).parent if complete else None
 
 
 def _what_is_there(folder: Path) -> str:
@@ -258,17 +251,22 @@ def _load(folder: Path, expected_task: str | None) -> Policy:
             f"{file} has format {stated!r}; "
             f"this version of toolagent ({__version__}) reads format {FORMAT}"
         )
-    metadata = as_document(parsed(data, PolicyCard, str(file)))
-    name = metadata["task"]
-    if name not in TASKS:
-        raise UserError(f"{file}: no task {name!r}; {nearest(name, TASKS)}")
-    if expected_task is not None and name != expected_task:
-        raise UserError(f"{folder} is a checkpoint of task '{name}', not '{expected_task}'")
-    task = get_task(name)
-    network_class, sizes = _network(file, metadata["network"], task)
-    _check_trained_stages(file, metadata.get("trained_stages"), task)
-    tensors = _read_weights(folder / WEIGHTS_FILE, metadata.get("weights_sha256"))
-    return Policy(_build(folder, network_class, sizes, tensors), task, metadata, folder)
+    card = parsed(data, PolicyCard, str(file))
+    if card.task not in TASKS:
+        raise UserError(f"{file}: no task {card.task!r}; {nearest(card.task, TASKS)}")
+    if expected_task is not None and card.task != expected_task:
+        raise UserError(f"{folder} is a checkpoint of task '{card.task}', not '{expected_task}'")
+    task = get_task(card.task)
+    for stage in card.trained_stages or ():
+        if stage not in task.stages:
+            raise UserError(
+                f"{file}: trained_stages names {stage}; task '{task.name}' has the stages "
+                f"{task.stages[0]}..{task.stages[-1]}"
+            )
+    tensors = _read_weights(folder / WEIGHTS_FILE, card.weights_sha256)
+    network = _network(file, card.network, task, tensors)
+    _fill(folder / WEIGHTS_FILE, network, tensors)
+    return Policy(network.eval(), task, as_document(card), folder)
 
 
 def _sizes_of_task(sizes_class: Any, task: Task) -> dict[str, int]:
@@ -278,40 +276,7 @@ def _sizes_of_task(sizes_class: Any, task: Task) -> dict[str, int]:
     )
 
 
-def _network(file: Path, record: dict[str, Any], task: Task) -> tuple[type[AgentNetwork], Any]:
-    """The network's class and its sizes: each of its type, those of the task checked."""
-    name = record.get("class")
-    if not isinstance(name, str) or name not in NETWORKS:
-        raise UserError(f"{file}: network.class is {name!r}; {nearest(str(name), NETWORKS)}")
-    sizes_class = NETWORKS[name].Sizes
-    for unknown in sorted(record.keys() - {"class", *sizes_class._fields}):
-        raise UserError(
-            f"{file}: network.{unknown} is unknown; {nearest(unknown, sizes_class._fields)}"
-        )
-    for key, right in _sizes_of_task(sizes_class, task).items():
-        if record.get(key) != right:
-            raise UserError(
-                f"{file}: network.{key} is {record.get(key)!r}; task '{task.name}' needs {right!r}"
-            )
-    # An option that a file does not have is younger than the file: it was as by default.
-    options = {key: record[key] for key in sizes_class._fields[2:] if key in record}
-    kinds = get_type_hints(sizes_class)
-    for key, value in options.items():
-        kind = kinds[key]
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise UserError(f"{file}: network.{key} is {value!r}; expected {_IN_WORDS[kind]}")
-    return NETWORKS[name], sizes_class(**_sizes_of_task(sizes_class, task), **options)
-
-
-def _check_trained_stages(file: Path, stages: list[int] | None, task: Task) -> None:
-    if stages is not None and not all(stage in task.stages for stage in stages):
-        raise UserError(
-            f"{file}: trained_stages is {stages!r}; expected a list of task '{task.name}''s stages "
-            f"{task.stages[0]}..{task.stages[-1]}"
-        )
-
-
-def _read_weights(file: Path, sha256: Any) -> dict[str, torch.Tensor]:
+def _read_weights(file: Path, sha256: str | None) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise UserError(f"{file} is missing or no regular file")
     data = file.read_bytes()
@@ -326,19 +291,49 @@ def _read_weights(file: Path, sha256: Any) -> dict[str, torch.Tensor]:
         raise UserError(f"{file} is damaged: no safetensors file ({error})") from error
 
 
-def _build(
-    folder: Path,
-    network_class: type[AgentNetwork],
-    sizes: Any,
-    tensors: dict[str, torch.Tensor],
+def _network(
+    file: Path, record: dict[str, Any], task: Task, tensors: dict[str, torch.Tensor]
 ) -> AgentNetwork:
-    """The network with these weights; nothing of a declared size is allocated unchecked."""
-    file = folder / WEIGHTS_FILE
+    """The recorded network, whose weights are shapes only: nothing of a declared size is allocated.
+
+    No size can be larger than the number of all weights.
+    """
+    name = record.get("class")
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise UserError(f"{file}: network.class is {name!r}; {nearest(str(name), NETWORKS)}")
+    sizes_class = NETWORKS[name].Sizes
+    given = {key: value for key, value in record.items() if key != "class"}
+    for unknown in sorted(given.keys() - set(sizes_class._fields)):
+        raise UserError(
+            f"{file}: network.{unknown} is unknown; {nearest(unknown, sizes_class._fields)}"
+        )
+    for key, right in _sizes_of_task(sizes_class, task).items():
+        if given.get(key) != right:
+            raise UserError(
+                f"{file}: network.{key} is {given.get(key)!r}; task '{task.name}' needs {right!r}"
+            )
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    network = _without_storage(folder, network_class, sizes, numbers)
+    try:
+        # An option that a file does not have is younger than the file: it was as by default.
+        sizes = TypeAdapter(sizes_class).validate_python(given, strict=True)
+        for key, value in sizes._asdict().items():
+            if type(value) is int and value > numbers and key not in sizes_class._fields[:2]:
+                raise ValueError(f"{key} is {value}; {WEIGHTS_FILE} has only {numbers} numbers")
+        with torch.device("meta"):
+            return NETWORKS[name](sizes)
+    except ValidationError as error:
+        raise UserError(f"{file}: network.{fault_of(error)}") from error
+    except ValueError as error:  # it names the size: 'num_heads is 0; it must be at least 1'
+        raise UserError(f"{file}: network.{error}") from error
+    except RuntimeError as error:  # torch: sizes whose product is beyond 64 bits
+        raise UserError(f"{file}: there is no such network ({given})") from error
+
+
+def _fill(file: Path, network: AgentNetwork, tensors: dict[str, torch.Tensor]) -> None:
+    """Gives the network its weights, which have to be of its shapes, and finite."""
     expected = network.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
-        stranger = f"do not belong to a {network_class.__name__}"
+        stranger = f"do not belong to a {type(network).__name__}"
         fault = "are missing" if name in expected else stranger
         raise UserError(f"{file}: weights '{name}' {fault}")
     for name, parameter in expected.items():
@@ -351,30 +346,3 @@ def _build(
         if not torch.isfinite(tensor).all():
             raise UserError(f"{file}: weights '{name}' are not finite: the training had diverged")
     network.load_state_dict(tensors, assign=True)
-    return network.eval()
-
-
-def _without_storage(
-    folder: Path, network_class: type[AgentNetwork], sizes: Any, numbers: int
-) -> AgentNetwork:
-    """A network of these sizes whose weights are shapes only.
-
-    Args:
-        folder: to be named where something is wrong.
-        network_class: of `NETWORKS`.
-        sizes: of its class.
-        numbers: how many there are in the weights file; no size can be larger.
-    """
-    file = folder / POLICY_FILE
-    for name, value in zip(sizes._fields[2:], sizes[2:], strict=True):
-        if type(value) is int and value > numbers:
-            raise UserError(
-                f"{file}: network.{name} is {value}; {WEIGHTS_FILE} has only {numbers} numbers"
-            )
-    try:
-        with torch.device("meta"):
-            return network_class(sizes)
-    except ValueError as error:  # it names the size: 'num_heads is 0; it must be at least 1'
-        raise UserError(f"{file}: network.{error}") from error
-    except RuntimeError as error:  # torch: sizes whose product is beyond 64 bits
-        raise UserError(f"{file}: there is no network of {sizes}") from error
