@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolagent.checkpoints.storage import CHECKPOINTS, LAST_FILES, Storage, StorageError
 
-_AFTER_ALL = ("summary.json",)  # it names a checkpoint
+_AFTER_ALL = "summary.json"  # it names a checkpoint
 _LAST_COPY_S = 5.0  # for a copy under way that has nothing left to send
 
 Stamp = tuple[int, int]  # size in bytes, time of the last change in ns
@@ -38,10 +38,7 @@ class Mirror:
 
     def note_all_sent(self) -> None:
         """The folder was just fetched from the storage: all of it is there."""
-        for path in _files(self.folder):
-            stamp = _stamp(path)
-            if stamp is not None:
-                self._sent[self._key(path)] = stamp
+        self._sent = self._stamps(self.folder)
 
     def request(self) -> None:
         """Starts copying what is new; returns at once."""
@@ -52,7 +49,7 @@ class Mirror:
 
     def pending(self) -> bool:
         """Whether there is anything in the folder that the storage has not, as it is."""
-        return any(self._sent.get(self._key(path)) != _stamp(path) for path in _files(self.folder))
+        return not self._stamps(self.folder).items() <= self._sent.items()
 
     def finish(self) -> str | None:
         """Copies what is still missing, and ends.
@@ -90,22 +87,21 @@ class Mirror:
         Raises:
             StorageError: the storage fails.
         """
-        names = _checkpoints(self.folder / CHECKPOINTS)  # before the rows that they continue from
-        plain = [path for path in _files(self.folder) if _is_plain(path, self.folder)]
-        for path in plain:
-            if path.name not in _AFTER_ALL:
+        inside = _children(self.folder / CHECKPOINTS)  # before the rows that they continue from
+        names = [path.name for path in inside if path.is_dir() and not path.is_symlink()]
+        summary = self.folder / _AFTER_ALL
+        for path in _files(self.folder):
+            if path != summary and not path.is_relative_to(self.folder / CHECKPOINTS):
                 self._send(path)
         for name in names:
             self._send_checkpoint(name)
-        for path in _children(self.folder / CHECKPOINTS):
+        for path in inside:
             if path.is_file():
                 self._send(path)
         for name in self.storage.checkpoints():
             if name not in names:
                 self._remove(name)
-        for path in plain:
-            if path.name in _AFTER_ALL:
-                self._send(path)
+        self._send(summary)
 
     def _work(self) -> None:
         while True:
@@ -117,32 +113,28 @@ class Mirror:
                 self.copy()
             except StorageError as error:
                 if not self._failed:
-                    self._failed = True
                     self._tell(
                         f"{self.storage.name} can't be written ({error}); the run goes on, its "
                         f"results are in {self.folder}"
                     )
+                self._failed = True
             else:
                 if self._failed:
-                    self._failed = False
                     self._tell(f"{self.storage.name} can be written again")
+                self._failed = False
 
     def _send_checkpoint(self, name: str) -> None:
         """Sends a checkpoint unless it is there; one that has changed is sent anew as a whole."""
-        folder = self.folder / CHECKPOINTS / name
-        files = list(_files(folder))
-        before = {path for path in self._sent if path.startswith(f"{CHECKPOINTS}/{name}/")}
-        stamps = {self._key(path): _stamp(path) for path in files}
-        if all(self._sent.get(key) == stamp for key, stamp in stamps.items()) and before <= set(
-            stamps
-        ):
+        prefix = f"{CHECKPOINTS}/{name}/"
+        before = {key: stamp for key, stamp in self._sent.items() if key.startswith(prefix)}
+        stamps = self._stamps(self.folder / CHECKPOINTS / name)
+        if stamps == before:
             return
         if before:
             self._remove(name)
-        present = {path.name for path in files if path.parent == folder}
-        last = next((folder / file for file in LAST_FILES if file in present), None)
-        for path in sorted(files, key=lambda path: path == last):
-            if not self._send(path):
+        last = next((prefix + file for file in LAST_FILES if prefix + file in stamps), None)
+        for key in sorted(stamps, key=lambda key: key == last):
+            if not self._send(self.folder / key):
                 return  # it was removed meanwhile: what was sent of it goes too
 
     def _send(self, path: Path) -> bool:
@@ -169,6 +161,11 @@ class Mirror:
     def _key(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
 
+    def _stamps(self, folder: Path) -> dict[str, Stamp]:
+        """Of all files below a folder, by key."""
+        stamps = {self._key(path): _stamp(path) for path in _files(folder)}
+        return {key: stamp for key, stamp in stamps.items() if stamp is not None}
+
 
 def _stamp(path: Path) -> Stamp | None:
     try:
@@ -185,11 +182,6 @@ def _children(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _checkpoints(folder: Path) -> list[str]:
-    """The names of the checkpoints; links are left out."""
-    return [path.name for path in _children(folder) if path.is_dir() and not path.is_symlink()]
-
-
 def _files(folder: Path) -> Iterator[Path]:
     """All files below, but hidden ones and those in hidden folders."""
     try:
@@ -202,7 +194,3 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield from _files(path)
         elif path.is_file():
             yield path
-
-
-def _is_plain(path: Path, folder: Path) -> bool:
-    return path.relative_to(folder).parts[0] != CHECKPOINTS

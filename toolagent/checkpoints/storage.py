@@ -13,6 +13,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -93,8 +94,7 @@ class Storage:
         """
         from pyarrow.fs import FileSystem
 
-        parts = urlsplit(uri)
-        name = without_secret(uri)
+        parts, name = urlsplit(uri), without_secret(uri)
         if parts.scheme not in _SCHEMES:
             raise UserError(
                 f"{label} {name}: no storage '{parts.scheme}'; use a path, s3://bucket/folder, "
@@ -103,12 +103,8 @@ class Storage:
         if parts.scheme in ("gs", "gcs") and "retry_limit_seconds" not in parts.query:
             limit = f"retry_limit_seconds={_GIVES_UP_AFTER_S}"
             parts = parts._replace(query="&".join(filter(None, (parts.query, limit))))
-        try:
-            filesystem, root = _within(
-                FIRST_ANSWER_WITHIN_S, lambda: FileSystem.from_uri(urlunsplit(parts))
-            )
-        except StorageError as error:
-            raise UserError(f"{label} {name}: {error}") from None
+        with _refused(f"{label} {name}: "):
+            filesystem, root = _first_answer(lambda: FileSystem.from_uri(urlunsplit(parts)))
         return cls(filesystem, root, name)
 
     @property
@@ -128,14 +124,13 @@ class Storage:
         Raises:
             UserError: it holds something already, or can't be written.
         """
-        try:
-            if _within(FIRST_ANSWER_WITHIN_S, self._list):
-                raise UserError(
-                    f"{label} {self.name}: is not empty; name a new folder, or continue that run "
-                    f"with --resume '{self.name}'"
-                )
-        except StorageError as error:
-            raise UserError(f"{label} {self.name}: can't be used ({error})") from None
+        with _refused(f"{label} {self.name}: can't be used: "):
+            names = _first_answer(self._list)
+        if names:
+            raise UserError(
+                f"{label} {self.name}: is not empty; name a new folder, or continue that run "
+                f"with --resume '{self.name}'"
+            )
         self.check_writable(label)
 
     def check_writable(self, label: str) -> None:
@@ -144,10 +139,8 @@ class Storage:
         Raises:
             UserError: it can't be written.
         """
-        try:
-            _within(FIRST_ANSWER_WITHIN_S, self._try_to_write)
-        except StorageError as error:
-            raise UserError(f"{label} {self.name}: can't be written ({error})") from None
+        with _refused(f"{label} {self.name}: can't be written: "):
+            _first_answer(self._try_to_write)
 
     def fetch(self, target: Path, label: str, *, whole: bool = True) -> None:
         """Copies a run, or a checkpoint, to a folder; incomplete checkpoints stay behind.
@@ -160,8 +153,8 @@ class Storage:
         Raises:
             UserError: there is neither a run nor a checkpoint, or it can't be read.
         """
-        try:
-            names = _within(FIRST_ANSWER_WITHIN_S, self._list)
+        with _refused(f"{label} {self.name}: can't be read: "):
+            names = _first_answer(self._list)
             if not {CHECKPOINTS, "policy.json", "config.yaml"} & names.keys():
                 what = "neither a run nor a checkpoint" if names else "nothing"
                 raise UserError(f"{label} {self.name}: there is {what} there")
@@ -169,8 +162,6 @@ class Storage:
                 file = target / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(self._read(path))
-        except StorageError as error:
-            raise UserError(f"{label} {self.name}: can't be read ({error})") from None
 
     def write(self, path: str, data: bytes) -> None:
         """Puts a file there whole (on object stores nobody sees half of it).
@@ -231,17 +222,14 @@ class Storage:
             below = {name: False for name in ("config.yaml", "summary.json") if name in names}
             inner = self._list(CHECKPOINTS, recursive=True)
             below |= {f"{CHECKPOINTS}/{path}": is_dir for path, is_dir in inner.items()}
-        for path, is_dir in below.items():
+        for path in [path for path, is_dir in below.items() if not is_dir]:
             parts = PurePosixPath(path).parts
             if ".." in parts:  # an object's name may be anything
                 raise StorageError(f"there is an object named '{path}'")
-            if is_dir or (
-                len(parts) > 2
-                and parts[0] == CHECKPOINTS
-                and not any(f"{CHECKPOINTS}/{parts[1]}/{last}" in below for last in LAST_FILES)
-            ):
-                continue
-            yield path
+            folder = "/".join(parts[:2])
+            of_checkpoint = len(parts) > 2 and parts[0] == CHECKPOINTS
+            if not of_checkpoint or any(f"{folder}/{last}" in below for last in LAST_FILES):
+                yield path
 
     def _read(self, path: str) -> bytes:
         with _in_words(), self._filesystem.open_input_file(self._at(path)) as stream:
@@ -285,29 +273,34 @@ def renamed(folder: str | Path, storage: Storage) -> Iterator[None]:
         raise UserError(text) from error.__cause__
 
 
-def _within(seconds: float, function: Callable[[], Result]) -> Result:
-    """The function's result; StorageError if it fails or takes longer.
+@contextlib.contextmanager
+def _refused(label: str) -> Iterator[None]:
+    """A failure of the storage in the block is the user's to mend."""
+    try:
+        yield
+    except StorageError as error:
+        raise UserError(f"{label}{error}") from None
+
+
+def _first_answer(function: Callable[[], Result]) -> Result:
+    """The function's result; StorageError if it fails or takes too long.
 
     A thread of its own, left behind if it hangs: some clients' own deadlines are minutes.
     """
-    outcome: list[Any] = []
+    answer: Future[Result] = Future()
 
     def work() -> None:
         try:
             with _in_words():
-                outcome.append((function(), None))
+                answer.set_result(function())
         except BaseException as error:
-            outcome.append((None, error))
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise StorageError(f"no answer within {seconds:g} s")
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return answer.result(FIRST_ANSWER_WITHIN_S)
+    except TimeoutError:
+        raise StorageError(f"no answer within {FIRST_ANSWER_WITHIN_S:g} s") from None
 
 
 @contextlib.contextmanager
