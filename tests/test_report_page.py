@@ -105,9 +105,9 @@ def make_run(tmp_path_factory):
         keeper = CheckpointKeeper(settings, None, None, folder, print)
         keeper.last = folder.checkpoints / "checkpoint_000024"
         outcome = Outcome(state, "solved", stages, [], keeper, network, task)
-        folder.write_summary(summarize(settings, outcome, folder))
-        samples = sample_trajectories(settings, network, task)
-        folder.write_behaviour(behaviour(outcome, samples, task))
+        folder.write_summary(summarize(outcome))
+        samples = sample_trajectories(outcome)
+        folder.write_behaviour(behaviour(outcome, samples))
         from toolagent.run.environment import describe_environment
 
         folder.add_environment(describe_environment(cluster={"cpus": 2}))

@@ -179,21 +179,19 @@ def test_a_faultless_measurement_is_not_enough(settings):
 
 
 @pytest.fixture
-def finished(settings, tmp_path):
-    """A run that solved its stages: settings, outcome, network, folder."""
+def outcome(settings, tmp_path):
+    """What a run came to that solved its stages."""
     network = up_to(4)
     folder = RunFolder(tmp_path / "run")
     state = RunState(3, 4567, 8.0, {"2": FirstSolved(1234, 5.0)})
     stages = certify(network, EXPRESSION)
-    outcome = Outcome(state, "solved", stages, [], keeper_of(settings, folder), network, EXPRESSION)
-    return settings, outcome, network, folder
+    return Outcome(state, "solved", stages, [], keeper_of(settings, folder), network, EXPRESSION)
 
 
-def test_the_table_has_every_stage_and_says_which_were_not_trained_on(finished, capsys):
-    settings, outcome, network, folder = finished
+def test_the_table_has_every_stage_and_says_which_were_not_trained_on(outcome, capsys):
     console = Console(width=80, markup=False, highlight=False)
-    samples = sample_trajectories(settings, network, EXPRESSION)
-    print_report(console, settings, outcome, samples, EXPRESSION, folder)
+    samples = sample_trajectories(outcome)
+    print_report(console, outcome, samples)
     out = capsys.readouterr().out
     table = out[out.index("stage  problem") :].split("\n\n")[0]
     lines = table.splitlines()
@@ -215,9 +213,8 @@ def test_the_table_has_every_stage_and_says_which_were_not_trained_on(finished, 
     assert rows["4 operands"].split()[3:] == ["100/100", "100%", "100%", "100%", "-"]
 
 
-def test_the_summary_has_the_shares_of_every_stage(finished):
-    settings, outcome, _, folder = finished
-    summary = summarize(settings, outcome, folder)
+def test_the_summary_has_the_shares_of_every_stage(outcome):
+    summary = summarize(outcome)
     assert [stage["stage"] for stage in summary["stages"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     second, fourth = summary["stages"][1], summary["stages"][3]
     assert second == {

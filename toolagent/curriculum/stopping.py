@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from toolagent.curriculum.callback import CurriculumCallback
@@ -48,16 +47,10 @@ class StageCertifier:
 
     Args:
         curriculum: the callback that measures.
-        guard: makes a context manager, entered whenever problems are played.
     """
 
-    def __init__(
-        self,
-        curriculum: CurriculumCallback,
-        guard: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-    ):
+    def __init__(self, curriculum: CurriculumCallback):
         self._curriculum = curriculum
-        self._guard = guard
         self._failed: dict[int, Any] = {}  # of `certification.is_solved`
 
     @property
@@ -67,8 +60,7 @@ class StageCertifier:
 
     def is_solved(self, stage: int) -> bool:
         """Whether the network solves every problem of the stage."""
-        with self._guard():
-            return is_solved(self._network, self._curriculum.task, stage, self._failed)
+        return is_solved(self._network, self._curriculum.task, stage, self._failed)
 
     def all_solved(self, known: Mapping[int, bool] | None = None) -> bool:
         """Whether the network solves every stage that the curriculum names.
@@ -80,10 +72,8 @@ class StageCertifier:
         stages = self._curriculum.settings.stages
         if not stages <= self.candidates - {stage for stage in known if not known[stage]}:
             return False
-        with self._guard():
-            return are_solved(
-                self._network, self._curriculum.task, stages - known.keys(), self._failed
-            )
+        left = stages - known.keys()
+        return are_solved(self._network, self._curriculum.task, left, self._failed)
 
     @property
     def _network(self) -> AgentNetwork:

@@ -122,14 +122,14 @@ def _publish_results(session: Session, outcome: Outcome) -> str | None:
     Returns:
         Why files of the results could not be written; None if all were.
     """
-    settings, folder, console = session.settings, session.folder, session.console
-    summary = summarize(settings, outcome, folder)
+    folder, console = session.folder, session.console
+    summary = summarize(outcome)
     # 'auto' is known only now.
     summary["num_env_runners"] = session.algorithm_config.num_env_runners
-    samples = sample_trajectories(settings, outcome.network, outcome.task)
+    samples = sample_trajectories(outcome)
     unwritten = _write_results(folder, summary, outcome, samples)
     _write_report(folder)
-    print_report(console, settings, outcome, samples, outcome.task, folder)
+    print_report(console, outcome, samples)
     for line in outcome.recorded:
         console.print(line, soft_wrap=True)
     status = INTERRUPTED if outcome.stopped_by == "interrupted" else FINISHED
@@ -144,7 +144,7 @@ def _write_results(
     """The results as files; why they could not be written, or None."""
     try:
         folder.write_summary(summary)
-        folder.write_behaviour(behaviour(outcome, samples, outcome.task))
+        folder.write_behaviour(behaviour(outcome, samples))
         if outcome.rows:
             (accuracy,) = accuracy_charts([read_run(folder.path)])
             write_atomically(folder.learning_curve, accuracy.png)

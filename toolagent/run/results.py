@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,22 +11,22 @@ from rich.console import Console
 from rich.table import Table
 
 from toolagent import cli
-from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.stops import STOPPED_BY
 from toolagent.checkpoints.training_state import best_checkpoint, list_checkpoints
-from toolagent.config import Settings
 from toolagent.errors import quoted
-from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
 from toolagent.run.faults import faults_line
 from toolagent.run.training import Outcome
 from toolagent.tasks import Task
 from toolagent.vocabulary import TOKEN_NAMES
 
+_OF_SAMPLE = ("stage", "formula", "problem", "target", "answer", "answered", "solved")
 
-def summarize(settings: Settings, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
+
+def summarize(outcome: Outcome) -> dict[str, Any]:
     """The content of `summary.json`."""
     state, keeper = outcome.state, outcome.keeper
+    settings, folder = keeper.settings, keeper.folder
     last = keeper.last or next(reversed(list_checkpoints(folder.checkpoints)), None)
     best = best_checkpoint(folder.checkpoints)
     stages = []
@@ -77,16 +78,10 @@ def pipeline_line(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def print_report(
-    console: Console,
-    settings: Settings,
-    outcome: Outcome,
-    samples: list[Trajectory],
-    task: Task,
-    folder: RunFolder,
-) -> None:
+def print_report(console: Console, outcome: Outcome, samples: list[Trajectory]) -> None:
     """The final table, sample trajectories, and what to do next."""
-    state = outcome.state
+    state, task = outcome.state, outcome.task
+    settings, folder = outcome.keeper.settings, outcome.keeper.folder
     trained = settings.curriculum.trained_stages(task.stages)
     stopped = STOPPED_BY[outcome.stopped_by]
     if not all(stage.complete for stage in outcome.stages):
@@ -98,7 +93,7 @@ def print_report(
     )
     faults = faults_line(outcome.rows[-1]) if outcome.rows else ""
     console.print(pipeline_line(outcome.rows) + (f"{faults}\n" if faults else ""))
-    cli.print_table(console, final_table(task, outcome, trained))
+    cli.print_table(console, final_table(outcome, trained))
     for note in cli.stage_notes(outcome.stages, trained):
         console.print(note, soft_wrap=True)
     if settings.task == "tutorial":
@@ -114,7 +109,7 @@ def print_report(
     )
 
 
-def final_table(task: Task, outcome: Outcome, trained: list[int]) -> Table:
+def final_table(outcome: Outcome, trained: list[int]) -> Table:
     """All stages of the task, those that were not trained on too.
 
     The mean reward is left out where it is the accuracy, so where nothing but right answers is
@@ -127,7 +122,7 @@ def final_table(task: Task, outcome: Outcome, trained: list[int]) -> Table:
     first_at = "first at\nenv step" if judgements else "first at env step"
     right = [counted, "accuracy", *judgements, *["mean reward"] * shaped, first_at]
     table = cli.table("stage", "problem", *right, right=right)
-    for stage, problem, row in cli.stage_rows(task, stages, trained):
+    for stage, problem, row in cli.stage_rows(outcome.task, stages, trained):
         first = outcome.state.first_solved.get(stage)
         table.add_row(
             stage,
@@ -141,43 +136,28 @@ def final_table(task: Task, outcome: Outcome, trained: list[int]) -> Table:
     return table
 
 
-def sample_trajectories(settings: Settings, network: AgentNetwork, task: Task) -> list[Trajectory]:
+def sample_trajectories(outcome: Outcome) -> list[Trajectory]:
     """`run.sample_trajectories` of each stage that was trained on."""
+    settings, task = outcome.keeper.settings, outcome.task
     rng = np.random.default_rng(np.random.SeedSequence((settings.seed, 0x73616D70)))  # 'samp'
     return [
-        trajectory(network, task, task.sample(rng, np.array([stage], np.int8)))
+        trajectory(outcome.network, task, task.sample(rng, np.array([stage], np.int8)))
         for stage in settings.curriculum.trained_stages(task.stages)
         for _ in range(settings.run.sample_trajectories)
     ]
 
 
-def behaviour(outcome: Outcome, samples: list[Trajectory], task: Task) -> dict[str, Any]:
-    """`behaviour.json`: what the final greedy agent does.
-
-    Returns:
-        {"stages": [{"stage", "formula", "solved_in"}], "trajectories": [...]}; `solved_in[n]` are
-        the problems solved in n actions, and each step of a trajectory has `token`, `probability`,
-        `runner_up`, `runner_up_probability`, `value` (the critic's, before the action),
-        `registers` (after it), `changed` and `reward`.
-    """
+def behaviour(outcome: Outcome, samples: list[Trajectory]) -> dict[str, Any]:
+    """The content of `behaviour.json` (`checkpoints.run_files.Behaviour`)."""
+    formula = outcome.task.formula
     return {
         "stages": [
-            {
-                "stage": row.stage,
-                "formula": task.formula(row.stage),
-                "solved_in": list(row.solved_in),
-            }
+            {"stage": row.stage, "formula": formula(row.stage), "solved_in": list(row.solved_in)}
             for row in outcome.stages
         ],
         "trajectories": [
             {
-                "stage": sample.stage,
-                "formula": sample.formula,
-                "problem": sample.problem,
-                "target": sample.target,
-                "answer": sample.answer,
-                "answered": sample.answered,
-                "solved": sample.solved,
+                **{name: getattr(sample, name) for name in _OF_SAMPLE},
                 "steps": [
                     {
                         **{name: _finite(value) for name, value in vars(step).items()},
@@ -201,9 +181,7 @@ def _finite(value: Any) -> Any:
 
 
 def _print_samples(console: Console, samples: list[Trajectory], task: Task) -> None:
-    shown = None
-    for sample in samples:
-        if sample.stage != shown:
-            shown = sample.stage
-            console.print(f"\nstage {shown}, {task.formula(shown)}: sample trajectories")
-        console.print(f"  {one_line(sample)}", soft_wrap=True)
+    for stage, of_stage in itertools.groupby(samples, key=lambda sample: sample.stage):
+        console.print(f"\nstage {stage}, {task.formula(stage)}: sample trajectories")
+        for sample in of_stage:
+            console.print(f"  {one_line(sample)}", soft_wrap=True)

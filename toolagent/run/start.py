@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,8 @@ def resumed_start(
     Args:
         folder: of the run.
         named: a checkpoint in it.
-        settings: to go on with.
+        settings: to go on with, and `algorithm_config` made of them.
         before: the run's own.
-        algorithm_config: of the settings.
     """
     from toolagent.checkpoints.manifest import TornCheckpoint, read_manifest
     from toolagent.checkpoints.training_state import (
@@ -133,14 +133,6 @@ def take_up(console: Console, folder: RunFolder, start: Start) -> list[dict[str,
     return rows
 
 
-def state_losses(console: Console, algorithm: Algorithm) -> None:
-    """Says what was under way when the checkpoint was written and is not in it."""
-    requests = getattr(algorithm, "lost_at_restore", 0)
-    if requests:
-        episodes = requests * (algorithm.config.num_envs_per_env_runner or 1)
-        console.print(f"lost: {requests} requests under way, so {episodes:,} episodes")
-
-
 def policy_of(
     flag: str, path: str | Path, settings: Settings, algorithm_config: AlgorithmConfig
 ) -> Policy:
@@ -157,11 +149,12 @@ def _check_network(label: str, network: AgentNetwork, spec: Any) -> None:
     from toolagent.models.rl_module import MODULES
 
     options = {name: getattr(network.sizes, name) for name in network.sizes._fields[2:]}
+    written = {name: json.dumps(value).strip('"') for name, value in options.items()}  # as YAML
     if spec.module_class.network_class is not type(network):
         names = {module.network_class: name for name, module in MODULES.items()}
         name = names[type(network)]
         # As a whole: it takes the place of the other network's options, which this one has not.
-        right = ", ".join(f"{key}: {_as_yaml(value)}" for key, value in options.items())
+        right = ", ".join(f"{key}: {value}" for key, value in written.items())
         raise UserError(
             f"{label}: its network is {name}, the configuration's "
             f"{names[spec.module_class.network_class]}; add "
@@ -169,20 +162,10 @@ def _check_network(label: str, network: AgentNetwork, spec: Any) -> None:
         )
     differing = [name for name in options if options[name] != spec.model_config[name]]
     if differing:
-        faults = [
-            f"{name} {_as_yaml(options[name])}, the configuration "
-            f"{_as_yaml(spec.model_config[name])}"
-            for name in differing
-        ]
-        right = [
-            f"--set rl_module.model_config.{name}={_as_yaml(options[name])}" for name in differing
-        ]
-        raise UserError(f"{label}: its network has {'; '.join(faults)}; add {' '.join(right)}")
-
-
-def _as_yaml(value: Any) -> str:
-    """An option's value as `--set` takes it: a number, a word, true or false."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        its = ", ".join(f"{name} {written[name]}" for name in differing)
+        other = ", ".join(f"{name} {spec.model_config[name]}" for name in differing)
+        right = " ".join(f"--set rl_module.model_config.{n}={written[n]}" for n in differing)
+        raise UserError(f"{label}: its network has {its}, the configuration {other}; add {right}")
 
 
 def load_weights(algorithm: Algorithm, policy: Policy) -> None:

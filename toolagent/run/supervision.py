@@ -9,7 +9,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from rich.console import Console
 
 from toolagent.checkpoints.run_files import RunState
@@ -26,7 +25,7 @@ from toolagent.learning.faults import LearningFailed, lost_learners
 from toolagent.run.keeper import CheckpointKeeper
 from toolagent.run.recording import finish_recording
 from toolagent.run.session import Session
-from toolagent.run.start import Start, load_weights, state_losses
+from toolagent.run.start import Start, load_weights
 from toolagent.run.training import Outcome, TrainingLoop
 
 STOP_WITHIN_S = 5.0  # an env runner that has not ended its work by then is ended
@@ -82,11 +81,17 @@ class Supervision:
         try:
             with session.interrupt.at_once():  # nothing is trained yet that could be lost
                 session.interrupt.check()
-                algorithm = build_algorithm(session.algorithm_config)
+                with spread_env_runners():
+                    algorithm = session.algorithm_config.build_algo()
+                quiet()  # RLlib has turned its loggers on again
                 session.watchdog.watch(algorithm)
                 with session.watchdog.during("restoring"):
                     prepare(algorithm, start, session.console)
-            loop = self._loop(algorithm, rows)
+            self._keeper = CheckpointKeeper(
+                *(session.settings, algorithm, curriculum_of(algorithm), session.folder),
+                *(session.display.event, self._keeper),
+            )
+            loop = TrainingLoop(session, self._keeper, self._state, rows)
             outcome = loop.run()
             outcome.recorded = finish_recording(algorithm, session.recording)
             return outcome
@@ -102,20 +107,7 @@ class Supervision:
             if algorithm is not None:
                 stop(algorithm)
 
-    def _loop(self, algorithm: Algorithm, rows: list[dict[str, Any]]) -> TrainingLoop:
-        session = self._session
-        self._keeper = CheckpointKeeper(
-            session.settings,
-            algorithm,
-            curriculum_of(algorithm),
-            session.folder,
-            session.display.event,
-            self._keeper,
-        )
-        return TrainingLoop(session, self._keeper, self._state, rows)
-
     def _advice(self) -> str:
-        """What is left to do for who started the run."""
         try:
             newest_checkpoint(self._session.folder.checkpoints)
         except UserError:
@@ -155,19 +147,14 @@ class Supervision:
             ) from None
 
 
-def build_algorithm(config: AlgorithmConfig) -> Algorithm:
-    """The algorithm with its env runners and learners, which are started on the cluster."""
-    with spread_env_runners():
-        algorithm = config.build_algo()
-    quiet()  # RLlib has turned its loggers on again
-    return algorithm
-
-
 def prepare(algorithm: Algorithm, start: Start, console: Console) -> None:
     """Puts a new algorithm where the session starts: at a checkpoint, or at a policy's weights."""
     if start.checkpoint is not None:
         restore_checkpoint(algorithm, start.checkpoint)
-        state_losses(console, algorithm)
+        # What was under way when the checkpoint was written, and is not in it.
+        if requests := getattr(algorithm, "lost_at_restore", 0):
+            episodes = requests * (algorithm.config.num_envs_per_env_runner or 1)
+            console.print(f"lost: {requests} requests under way, so {episodes:,} episodes")
     elif start.policy is not None:
         load_weights(algorithm, start.policy)
 

@@ -6,9 +6,7 @@ solved. A stage with too many problems is solved when every problem of the fixed
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +73,7 @@ class TrainingLoop:
         self._state, self._rows = state, rows
         self._clock = TrainingClock(state.time_s)
         self._faults = FaultCounts(state.faults, self._algorithm)
-        self._certifier = StageCertifier(self._callback, self._guard_certifying)
+        self._certifier = StageCertifier(self._callback)
         self._unwritten: str | None = None  # why rows of the progress wait to be written
 
     def run(self) -> Outcome:
@@ -158,11 +156,7 @@ class TrainingLoop:
         )
 
     def _why_stop(self, solved: bool) -> str | None:
-        """Why training stops now, or None.
-
-        Args:
-            solved: the run is to end because every stage is solved.
-        """
+        """Why training stops now, or None; solved: because every stage is."""
         if solved:
             return "solved"
         if self._session.interrupt.requested:
@@ -170,15 +164,14 @@ class TrainingLoop:
         return limit_reached(self._settings, self._state)
 
     def _certify(self, measured: bool) -> bool:
-        """Certifies what was measured; whether the run is to end because all stages are solved.
-
-        Args:
-            measured: there is a measurement that was not certified yet.
-        """
+        """Certifies what was measured anew, if anything was; whether the run is to end because all
+        stages are solved."""
         if not measured:
             return False
+        interrupt = self._session.interrupt
         try:
-            with self._session.watchdog.during("certifying"):
+            with interrupt.at_once(), self._session.watchdog.during("certifying"):
+                interrupt.check()  # there may have been a signal since it was looked for
                 return self._note_solved()
         except KeyboardInterrupt:  # of `interrupt`; the loop ends with it
             self._state.uncertified = True
@@ -210,13 +203,6 @@ class TrainingLoop:
             else f"certified, all {total:,} problems solved"
         )
         self._display.event(f"{env_steps:>9,} env steps: stage {stage} {solved} ({time_s:.1f} s)")
-
-    @contextlib.contextmanager
-    def _guard_certifying(self) -> Iterator[None]:
-        """Inside, a signal raises KeyboardInterrupt at once."""
-        with self._session.interrupt.at_once():
-            self._session.interrupt.check()  # there may have been one since it was looked for
-            yield
 
     def _report(self, result: dict[str, Any]) -> None:
         """Shows and writes what a whole iteration came to."""
