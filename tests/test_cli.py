@@ -371,14 +371,6 @@ def test_a_hangup_that_is_ignored_stays_ignored(script):
         assert process.wait(60) == 130
 
 
-@pytest.mark.parametrize("kind", [cli.IntRange(0), cli.FloatRange(0)])
-@pytest.mark.parametrize("text", ["\u0662", "\uff12", "1\u0662", "\u0661.\u0662"])
-def test_numbers_are_of_ascii_digits(kind, text, capsys):
-    command = click.Command("command", params=[click.Option(["--number"], type=kind)])
-    assert cli.main(command, ["--number", text]) == 2
-    assert "is not a valid" in refusal(capsys)
-
-
 @pytest.mark.full
 @pytest.mark.parametrize("where", ["cd $'d\\xff';", "TMPDIR=$PWD/$'d\\xff'"])
 def test_a_folder_that_ray_cannot_name_is_refused_before_it_is_started(where, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
+import sys
 from collections.abc import Iterable
 
 
@@ -23,6 +24,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return "known: " + ", ".join(known)
+
+
+def check_text(label: str, text: str, remedy: str) -> None:
+    """Refuses what is not text: Ray, JSON and the files of a run hold only text.
+
+    Raises:
+        UserError: it has bytes that are none, or that the locale's encoding can't read.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        remedy = remedy if encoding == "utf-8" else "set LC_ALL=C.UTF-8"
+        raise UserError(f"{label} '{text}': is no {encoding.upper()} text; {remedy}") from None
 
 
 def quoted(path: str | os.PathLike[str]) -> str:

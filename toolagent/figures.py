@@ -39,7 +39,7 @@ class Figure:
 
     name: str  # the column of `progress.jsonl`
     source: str
-    keys: tuple[str, ...] = ()  # in the source; the first that is there. (): the name
+    key: str | None = None  # in the source; None: the name
     tag: str | None = None  # in TensorBoard, MLflow and W&B; None: not there
     gauge: Gauge | None = None
     chart: Chart | None = None
@@ -82,34 +82,34 @@ FIGURES = (
     Figure(
         "approximate_kl",
         LEARNER,
-        ("approx_kl",),
+        "approx_kl",
         tag="losses/approx_kl",
         chart=Chart("Divergence from the policy that played", "nats"),
     ),
     Figure(
         "clipped_share",
         LEARNER,
-        ("clipfrac",),
+        "clipfrac",
         tag="losses/clipfrac",
         chart=Chart("Clipped steps", "% of the steps", percent=True),
     ),
     Figure(
         "explained_variance",
         LEARNER,
-        ("vf_explained_var",),
+        "vf_explained_var",
         tag="losses/explained_variance",
         chart=Chart("Variance explained by the critic"),
     ),
     Figure(
         "learning_rate",
         LEARNER,
-        ("default_optimizer_learning_rate",),
+        "default_optimizer_learning_rate",
         tag="charts/learning_rate",
     ),
     Figure(
         "gradient_norm",
         LEARNER,
-        ("gradients_default_optimizer_global_norm",),
+        "gradients_default_optimizer_global_norm",
         tag="losses/gradient_norm",
     ),
     Figure(
@@ -160,20 +160,20 @@ FIGURES = (
     Figure(
         "env_runner_restarts_lifetime",
         FAULTS,
-        ("env_runner_restarts",),  # new processes that play, whatever ended the ones before
+        "env_runner_restarts",  # new processes that play, whatever ended the ones before
         gauge=Gauge(
             "env_runner_restarts",
             "Env runner processes since the run began that took a lost one's place",
         ),
     ),
     # Of those, ended because they did not answer.
-    Figure("hung_env_runners_lifetime", FAULTS, ("hung_env_runners",)),
+    Figure("hung_env_runners_lifetime", FAULTS, "hung_env_runners"),
     # Fragments that can't be what was played.
-    Figure("rejected_batches_lifetime", FAULTS, ("rejected_batches",)),
+    Figure("rejected_batches_lifetime", FAULTS, "rejected_batches"),
     # Gradient steps whose gradient was no number.
-    Figure("skipped_updates_lifetime", FAULTS, ("skipped_updates",)),
+    Figure("skipped_updates_lifetime", FAULTS, "skipped_updates"),
     # Times that learning was started again from a checkpoint.
-    Figure("learner_restarts_lifetime", FAULTS, ("learner_restarts",)),
+    Figure("learner_restarts_lifetime", FAULTS, "learner_restarts"),
     # Could not be written.
-    Figure("failed_checkpoints_lifetime", FAULTS, ("failed_checkpoints",)),
+    Figure("failed_checkpoints_lifetime", FAULTS, "failed_checkpoints"),
 )

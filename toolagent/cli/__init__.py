@@ -30,7 +30,7 @@ from rich.table import Table
 
 from toolagent.cli.interrupt import interruptible
 from toolagent.cli.streams import keep_streams_alive, output_fault
-from toolagent.errors import UserError, nearest
+from toolagent.errors import UserError, check_text, nearest
 
 if TYPE_CHECKING:  # `rollouts` imports torch, which not every command needs
     from toolagent.rollouts.certification import StageAccuracy
@@ -71,24 +71,14 @@ class PathType(click.ParamType):
 PATH = PathType()
 
 
-class _AsciiNumber:
-    """For click's types of numbers, which also take other digits than those of ASCII."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The number; a file's reader and this take the same."""
-        if isinstance(value, str) and not value.isascii():
-            self.fail(f"{value!r} is not a valid {self.name}", param, ctx)  # type: ignore[attr-defined]
-        return super().convert(value, param, ctx)  # type: ignore[misc]
-
-
-class IntRange(_AsciiNumber, click.IntRange):
-    """click's, of ASCII digits."""
+class IntRange(click.IntRange):
+    """click's, by a name that a message can say."""
 
     name = "integer"
 
 
-class FloatRange(_AsciiNumber, click.FloatRange):
-    """click's, of ASCII digits."""
+class FloatRange(click.FloatRange):
+    """click's, by a name that a message can say."""
 
     name = "number"
 
@@ -109,7 +99,8 @@ def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(), interruptible():
             if not sys.warnoptions:  # someone who asks for warnings (python -W) gets them
                 warnings.simplefilter("ignore")
-            _check_text(given)
+            for argument in given:
+                check_text("argument", argument, "rename it")
             # Not `command.main`, which ends the process at any broken pipe.
             with command.make_context(program(), given) as context:
                 code = command.invoke(context)
@@ -163,6 +154,11 @@ def one_line(text: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in line
     )
+
+
+def brief(error: BaseException) -> str:
+    """An error's class and the beginning of its message, on one line."""
+    return f"{type(error).__name__}: {one_line(error)[:120]}"
 
 
 def console() -> Console:
@@ -288,23 +284,6 @@ def accuracy_text(solved: int, problems: int) -> str:
 def solved_text(solved: int, problems: int) -> str:
     """The main figure: 'solved 100,000/100,000'."""
     return f"solved {solved:,}/{problems:,}"
-
-
-def _check_text(arguments: Sequence[str]) -> None:
-    """Refuses arguments that are not text: Ray, JSON and the files of a run hold only text.
-
-    Raises:
-        UserError: an argument has such bytes, or the locale's encoding can't read it.
-    """
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            encoding = sys.getfilesystemencoding()
-            remedy = "rename it" if encoding == "utf-8" else "set LC_ALL=C.UTF-8"
-            raise UserError(
-                f"argument '{argument}': is no {encoding.upper()} text; {remedy}"
-            ) from None
 
 
 def _refuse(message: str) -> int:

@@ -7,12 +7,13 @@ call to the cluster's control service (GCS), with a deadline, tells the cases ap
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
+from toolagent.cluster.token import token_is_sent
 from toolagent.errors import UserError
 
 ANSWERS_WITHIN_S = 5.0
-_TOKEN_VARIABLE, _MODE_VARIABLE = "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
 
 
 def check_address(address: str) -> None:
@@ -45,17 +46,6 @@ def check_address(address: str) -> None:
     _check_nodes(address, _ask(address))
 
 
-def cluster_to_join(address: str | None) -> str | None:
-    """The address of a cluster; None where one is to be started here, as 'local' says too.
-
-    Raises:
-        UserError: it is empty, as an unset variable of a shell is.
-    """
-    if address is not None and not address.strip():
-        raise UserError("--address: is empty; name HOST:PORT, or leave it out to start a cluster")
-    return None if address == "local" else address
-
-
 def no_cluster(address: str, reason: str) -> UserError:
     """What is said where there is no cluster to join."""
     return UserError(f"--address {address}: no Ray cluster answers there ({reason}); is it up?")
@@ -68,14 +58,11 @@ def _ask(address: str) -> Any:
 
     from toolagent.cluster.ray_internals import control_service
 
-    _check_token(address)
     with control_service(address) as (service, messages):
         limit = ANSWERS_WITHIN_S
         try:
-            alive = service.CheckAlive(messages.CheckAliveRequest(), timeout=limit)
-            version = alive.ray_version
-            request = messages.GetAllNodeInfoRequest()
-            nodes = service.GetAllNodeInfo(request, timeout=limit)
+            version = service.CheckAlive(messages.CheckAliveRequest(), timeout=limit).ray_version
+            nodes = service.GetAllNodeInfo(messages.GetAllNodeInfoRequest(), timeout=limit)
         except grpc.RpcError as error:
             raise _refused(address, error) from None
     if version != ray.__version__:
@@ -86,35 +73,20 @@ def _ask(address: str) -> Any:
     return nodes
 
 
-def _check_token(address: str) -> None:
-    """Where a token is to be sent (`RAY_AUTH_MODE=token`) there has to be one."""
-    if os.environ.get(_MODE_VARIABLE, "").lower() != "token":
-        return
-    if os.environ.get("RAY_AUTH_TOKEN") or os.path.isfile(os.path.expanduser(_token_file())):
-        return  # whether it is one was looked at before (`token.prepare_token`)
-    raise UserError(
-        f"--address {address}: {_MODE_VARIABLE}=token, but there is no token in {_token_file()}; "
-        "put the cluster's token there, with mode 0600"
-    )
-
-
-def _token_file() -> str:
-    return os.environ.get(_TOKEN_VARIABLE, "~/.ray/auth_token")
-
-
 def _refused(address: str, error: Any) -> UserError:
     """What an error of gRPC means."""
     import grpc
 
     code = error.code()
     if code == grpc.StatusCode.UNAUTHENTICATED:
-        if os.environ.get(_MODE_VARIABLE, "").lower() != "token":
+        file = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+        if not token_is_sent():
             # Not sent unasked: to whom it is shown should be the user's choice.
             return UserError(
-                f"--address {address}: the cluster asks for a token; set {_MODE_VARIABLE}=token, "
-                f"with its token in {_token_file()}"
+                f"--address {address}: the cluster asks for a token; set RAY_AUTH_MODE=token, "
+                f"with its token in {file}"
             )
-        source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else _token_file()
+        source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else file
         return UserError(
             f"--address {address}: the cluster refuses the token in {source}; "
             "fetch the one that its head has"
@@ -126,16 +98,12 @@ def _refused(address: str, error: Any) -> UserError:
     text = str(error.details())
     for sign, reason in (
         ("Connection refused", "connection refused"),
-        ("HTTP/2", "something else does"),
-        ("Socket closed", "something else does"),
-        ("Connection reset", "something else does"),
-        ("resolv", "no such host"),
-        ("lookup", "no such host"),
-        ("DNS", "no such host"),
+        ("HTTP/2|Socket closed|Connection reset", "something else does"),
+        ("resolv|lookup|DNS", "no such host"),
         ("No route", "no route to host"),
         ("unreachable", "network unreachable"),
     ):
-        if sign in text:
+        if re.search(sign, text):
             return no_cluster(address, reason)
     return no_cluster(address, text.rpartition("last error: ")[2][:200])
 

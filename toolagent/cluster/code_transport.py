@@ -13,13 +13,12 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import toolagent
 
-_NAMED_CODE = re.compile(r"([A-Za-z_]\w*)(?:\.\w+)*:\w+(?:\.\w+)*")
+_NAMED_CODE = re.compile(r'"([A-Za-z_]\w*)(?:\.\w+)*:\w+(?:\.\w+)*"')  # a text in JSON
 # Set by Ray for a submitted job's driver.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
@@ -56,11 +55,9 @@ def _of_the_job() -> dict[str, Any]:
 def _modules_named(sections: dict[str, Any]) -> set[str]:
     """Where the user's own modules lie. All are imported: building the configuration did that."""
     found = set()
-    for text in _texts(sections):
-        match = _NAMED_CODE.fullmatch(text)
-        module = sys.modules.get(match[1]) if match else None
-        file = getattr(module, "__file__", None)
-        if module is None or file is None or match is None or match[1] == "toolagent":
+    for name in _NAMED_CODE.findall(json.dumps(sections, ensure_ascii=False, default=str)):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is None or name == "toolagent":
             continue
         path = Path(file).resolve()
         if path.name == "__init__.py":
@@ -68,14 +65,3 @@ def _modules_named(sections: dict[str, Any]) -> set[str]:
         if not any(path.is_relative_to(folder) for folder in _INSTALLED):
             found.add(str(path))
     return found
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)

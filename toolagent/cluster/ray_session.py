@@ -17,7 +17,7 @@ from toolagent.cluster.address import check_address, no_cluster
 from toolagent.cluster.code_transport import runtime_environment
 from toolagent.cluster.temporary_folder import prepare_temporary_folder
 from toolagent.cluster.token import prepare_token
-from toolagent.errors import UserError
+from toolagent.errors import UserError, check_text
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,22 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def cluster_to_join(address: str | None) -> str | None:
+    """What `--address` means: a cluster to join, or None where one is to be started here, as
+    'local' says too. Ray is made quiet, and a cluster of this process kept off the network.
+
+    Raises:
+        UserError: it is empty, as an unset variable of a shell is.
+    """
+    quiet()
+    if address is not None and not address.strip():
+        raise UserError("--address: is empty; name HOST:PORT, or leave it out to start a cluster")
+    if address is not None and address != "local":
+        return address
+    listen_on_loopback()
+    return None
 
 
 def listen_on_loopback() -> None:
@@ -164,17 +180,11 @@ def _check_paths() -> None:
     Raises:
         UserError: one of them has bytes that are none, or that the locale's encoding can't read.
     """
-    named = {"the current folder": os.getcwd(), "TMPDIR": tempfile.gettempdir()}
-    named |= {"RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "")}
-    for name, path in [*named.items(), *(("Python's path", path) for path in sys.path)]:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            encoding = sys.getfilesystemencoding()
-            remedy = "use another folder" if encoding == "utf-8" else "set LC_ALL=C.UTF-8"
-            raise UserError(
-                f"{name}: {path} is no {encoding.upper()} text, as Ray needs it; {remedy}"
-            ) from None
+    check_text("the current folder", os.getcwd(), "use another folder")
+    check_text("TMPDIR", tempfile.gettempdir(), "use another folder")
+    check_text("RAY_TMPDIR", os.environ.get("RAY_TMPDIR", ""), "use another folder")
+    for path in sys.path:
+        check_text("Python's path", path, "use another folder")
 
 
 @contextlib.contextmanager

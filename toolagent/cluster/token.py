@@ -27,8 +27,8 @@ def prepare_token(create: bool) -> None:
         create: make a token where there is none; for a cluster that is started here.
 
     Raises:
-        UserError: the file that `RAY_AUTH_TOKEN_PATH` names can't be read, or is empty; or what
-            there is in a file is no token.
+        UserError: the file that `RAY_AUTH_TOKEN_PATH` names can't be read, or is empty; what
+            there is in a file is no token; or there is none to show to a cluster that is joined.
     """
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         print(
@@ -59,6 +59,11 @@ def prepare_token(create: bool) -> None:
     if fault.startswith("holds no token"):
         raise UserError(f"{path}: {fault}; remove it, and a new one is made")
     if not create:
+        if token_is_sent():
+            raise UserError(
+                f"RAY_AUTH_MODE=token, but there is no token in {path}; put the cluster's token "
+                "there, with mode 0600"
+            )
         return
     try:
         _create(path)
@@ -70,6 +75,11 @@ def prepare_token(create: bool) -> None:
             "a token, to use one of yours (for Ray's dashboard)",
             file=sys.stderr,
         )
+
+
+def token_is_sent() -> bool:
+    """Whether a cluster that is joined is shown the token."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
 def _create(path: Path) -> None:

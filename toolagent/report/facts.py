@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from toolagent.checkpoints.stops import STOPPED_BY
+from toolagent.checkpoints.run_files import STOPPED_BY
 from toolagent.cli import accuracy_text
 from toolagent.report.run_files import RunRecord
 from toolagent.tasks import TASKS, get_task

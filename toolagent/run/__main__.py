@@ -13,8 +13,7 @@ import click
 from toolagent import cli
 from toolagent.checkpoints.output import finish, new_run, run_to_resume
 from toolagent.cli.interrupt import Interrupt
-from toolagent.cluster.address import cluster_to_join
-from toolagent.cluster.ray_session import listen_on_loopback, quiet, ray_session
+from toolagent.cluster.ray_session import cluster_to_join, ray_session
 from toolagent.config.settings import MAX_SEED
 from toolagent.errors import UserError
 from toolagent.run.recording import check_recording, check_records
@@ -98,10 +97,7 @@ def command(
     **shorthands: Any,
 ) -> int:
     """Train an agent through the curriculum until every stage is certified solved."""
-    quiet()
     address = cluster_to_join(address)
-    if address is None:
-        listen_on_loopback()
     overrides = (*overrides, *_as_overrides(shorthands))
     console = cli.console()
     if resume is not None:

@@ -40,7 +40,6 @@ def execute(session: Session) -> int:
     """
     notes = _fit_to_cluster(session)
     _begin_records(session, notes)
-    _complete_config(session)
     _print_what_begins(session, notes)
     rows = _rows_so_far(session)
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
@@ -67,29 +66,21 @@ def _fit_to_cluster(session: Session) -> list[str]:
 
 
 def _begin_records(session: Session, notes: list[str]) -> None:
-    """Makes the folder, and begins the record of each tracker."""
+    """Makes the folder, and begins the records: of each tracker, and of the episodes."""
     settings, folder, cluster = session.settings, session.folder, session.cluster
     text = to_yaml(settings)
     header = "".join(f"# Here: {note}\n" for note in notes)
     # Of all that could be refused, only a tracker comes after.
     folder.make(header + text, session.start.resumed)
-    session.trackers.start(
-        documents.parse(text, "the configuration"), config_sha256=config_sha256(settings)
-    )
-    folder.add_environment(
-        describe_environment(
-            cluster={"cpus": cluster.cpus, "gpus": cluster.gpus, "nodes": cluster.nodes}
-        )
-    )
-
-
-def _complete_config(session: Session) -> None:
-    """Adds the recording to the config."""
-    config = session.algorithm_config
-    add_callbacks(config, [RecordEpisodesCallback])
-    session.recording = recording_of(session.settings, session.folder.path)
+    document = documents.parse(text, "the configuration")
+    session.trackers.start(document, config_sha256=config_sha256(settings))
+    offered = {"cpus": cluster.cpus, "gpus": cluster.gpus, "nodes": cluster.nodes}
+    folder.add_environment(describe_environment(cluster=offered))
+    add_callbacks(session.algorithm_config, [RecordEpisodesCallback])
+    session.recording = recording_of(settings, folder.path)
     if session.recording is not None:
-        config.environment(env_config={"recording": session.recording.to_dict()})
+        recording = session.recording.to_dict()
+        session.algorithm_config.environment(env_config={"recording": recording})
 
 
 def _print_what_begins(session: Session, notes: list[str]) -> None:

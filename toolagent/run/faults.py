@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
 # What is counted, by its column in `progress.jsonl`.
-FAULTS = {figure.name: figure.keys[0] for figure in FIGURES if figure.source == figures.FAULTS}
+FAULTS = {figure.name: figure.key or "" for figure in FIGURES if figure.source == figures.FAULTS}
 
 
 class FaultCounts:

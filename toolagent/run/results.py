@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from toolagent import cli
-from toolagent.checkpoints.stops import STOPPED_BY
+from toolagent.checkpoints.run_files import STOPPED_BY
 from toolagent.checkpoints.training_state import best_checkpoint, list_checkpoints
 from toolagent.errors import quoted
 from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory

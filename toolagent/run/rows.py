@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -11,7 +10,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
 from toolagent.checkpoints.run_files import RunState
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback
-from toolagent.figures import ENV_RUNNERS, FIGURES, LEARNER, PIPELINE, Figure
+from toolagent.figures import ENV_RUNNERS, FIGURES, LEARNER, PIPELINE
 
 
 def progress_row(
@@ -42,7 +41,7 @@ def progress_row(
         "mean_return": curriculum["mean_return"],
         "programs": curriculum["programs"] if curriculum["measured"] else {},
         **{
-            figure.name: _number(_figure(figure, sources[figure.source]))
+            figure.name: _number(sources[figure.source].get(figure.key or figure.name))
             for figure in FIGURES
             if figure.source in sources
         },
@@ -62,11 +61,6 @@ def unfinished_row(
         "mean_return": {str(stage.stage): stage.mean_return for stage in callback.measured},
     }
     return progress_row({CURRICULUM: figures}, state, rows)
-
-
-def _figure(figure: Figure, source: Mapping[str, Any]) -> Any:
-    keys = figure.keys or (figure.name,)
-    return next((source[key] for key in keys if key in source), None)
 
 
 def _number(value: Any) -> float | None:

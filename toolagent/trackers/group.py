@@ -11,7 +11,7 @@ from typing import Any
 from toolagent import __version__
 from toolagent.checkpoints.run_files import TrackerRecords, read_file
 from toolagent.checkpoints.run_folder import RunFolder
-from toolagent.cli import one_line
+from toolagent.cli import brief
 from toolagent.errors import UserError
 from toolagent.files import write_atomically
 from toolagent.trackers.base import FAILED, INTERRUPTED, RunDescription, Tracker
@@ -34,12 +34,18 @@ class Trackers:
     def __init__(self, names: Sequence[str], folder: RunFolder):
         self.folder = folder
         self._file = folder.path / TRACKERS
-        self._trackers = [_tracker(name, folder) for name in names]
+        make = {"tensorboard": lambda: TensorBoard(folder.tensorboard)}
+        make |= {"mlflow": MLflow, "wandb": WeightsAndBiases}
+        self._trackers: list[Tracker] = [make[name]() for name in names]
         self._outboxes: list[Outbox] = []
         self._identifiers: dict[str, str] = {}
 
     def __enter__(self) -> Trackers:
-        self._identifiers = _identifiers(self._file)
+        if self._file.exists():  # of the run's earlier sessions
+            try:
+                self._identifiers = read_file(self._file, TrackerRecords)
+            except UserError as error:
+                raise UserError(f"{error}; remove it to begin new records") from None
         for tracker in self._trackers:
             tracker.check(self._identifiers.get(tracker.name))
         return self
@@ -62,9 +68,7 @@ class Trackers:
             except UserError:
                 raise
             except Exception as error:
-                raise UserError(
-                    f"run.trackers: {tracker.name}: {type(error).__name__}: {one_line(error)[:160]}"
-                ) from None
+                raise UserError(f"run.trackers: {tracker.name}: {brief(error)}") from None
             self._outboxes.append(Outbox(tracker))
             if identifier is not None:
                 self._identifiers[tracker.name] = identifier
@@ -121,21 +125,3 @@ def result_files(folder: RunFolder, checkpoint: Path) -> dict[str, Path]:
     return {path.name: path for path in files} | {
         f"checkpoint/{name}": checkpoint / name for name in ("policy.json", "model.safetensors")
     }
-
-
-def _tracker(name: str, folder: RunFolder) -> Tracker:
-    if name == "mlflow":
-        return MLflow()
-    if name == "wandb":
-        return WeightsAndBiases()
-    return TensorBoard(folder.tensorboard)
-
-
-def _identifiers(file: Path) -> dict[str, str]:
-    """The identifiers of the run's earlier sessions; {} for a new run."""
-    if not file.exists():
-        return {}
-    try:
-        return read_file(file, TrackerRecords)
-    except UserError as error:
-        raise UserError(f"{error}; remove it to begin new records") from None

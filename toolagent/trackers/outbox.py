@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 
-from toolagent.cli import one_line
+from toolagent.cli import brief
 from toolagent.trackers.base import Tracker
 
 RETRY_S = 15.0  # until a tracker that failed is tried again
@@ -64,12 +64,8 @@ class Outbox:
         """One line on stderr, once."""
         if not self._failed:
             self._failed = True
-            print(
-                f"warning: {self.tracker.name}: {type(error).__name__}: {one_line(error)[:120]}; "
-                "training goes on",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"warning: {self.tracker.name}: {brief(error)}; training goes on"
+            print(text, file=sys.stderr, flush=True)
 
     def _work(self) -> None:
         while True:

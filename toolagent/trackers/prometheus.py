@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from ray.util.metrics import Counter, Gauge
 
-from toolagent.cli import one_line
+from toolagent.cli import brief
 from toolagent.cluster.ray_internals import actor_manager
 from toolagent.figures import FIGURES
 
@@ -61,9 +61,7 @@ def _optional(method: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             self.enabled = False
             print(
-                f"warning: metrics: {type(error).__name__}: {one_line(error)[:120]}; training goes "
-                "on without them",
-                file=sys.stderr,
+                f"warning: metrics: {brief(error)}; training goes on without them", file=sys.stderr
             )
 
     return guarded
@@ -71,10 +69,7 @@ def _optional(method: Callable[..., None]) -> Callable[..., None]:
 
 def ascii_tag(text: str) -> str:
     """The text as a tag, for which Ray takes ASCII alone: 'né' is 'n%C3%A9'."""
-    return "".join(
-        character if character.isascii() else quote(character, errors="surrogateescape")
-        for character in text
-    )
+    return "".join(c if c.isascii() else quote(c, errors="surrogateescape") for c in text)
 
 
 class RunMetrics:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolagent.cli import one_line
+from toolagent.cli import brief, one_line
 from toolagent.errors import UserError
 from toolagent.installation import install_command
 from toolagent.trackers.base import FINISHED, INTERRUPTED, RunDescription, Tracker
@@ -69,8 +69,7 @@ class WeightsAndBiases(Tracker):
             )
         except Exception as error:
             raise UserError(
-                f"run.trackers: wandb can't be started ({type(error).__name__}: "
-                f"{one_line(error)[:120]}); or set WANDB_MODE=offline"
+                f"run.trackers: wandb can't be started ({brief(error)}); or set WANDB_MODE=offline"
             ) from None
         self._run.config.update({f"about.{k}": v for k, v in run.tags.items()}, True)
         self._run.define_metric("*", step_metric="env_steps")

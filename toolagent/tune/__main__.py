@@ -11,8 +11,7 @@ import click
 
 from toolagent import cli
 from toolagent.cli.interrupt import Interrupt
-from toolagent.cluster.address import cluster_to_join
-from toolagent.cluster.ray_session import Cluster, listen_on_loopback, quiet, ray_session
+from toolagent.cluster.ray_session import Cluster, cluster_to_join, ray_session
 from toolagent.errors import UserError, quoted
 from toolagent.tune.folder import SearchFolder
 
@@ -61,11 +60,8 @@ def command(
     overrides: tuple[str, ...],
 ) -> int:
     """Search for settings that certify every stage sooner, and write the best as a config."""
-    quiet()
     _quiet_tune()
     address = cluster_to_join(address)
-    if address is None:
-        listen_on_loopback()
     if resume is not None:
         for flag, given in (
             ("--config", config),
