@@ -438,7 +438,7 @@ def test_a_run_killed_at_its_very_beginning_begins_anew_or_is_as_good_as_new(tmp
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     assert new_folder(run.path, "calculator", "") == run.path  # killed before config.yaml
-    run.write_config("task: calculator\n")
+    run.config.write_text("task: calculator\n")
     assert never_wrote_one(run.checkpoints)  # killed right after it
     run.make("task: calculator\n", resumed=True)
     assert never_wrote_one(run.checkpoints)

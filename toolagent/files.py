@@ -90,7 +90,7 @@ def write_result(path: Path, data: bytes) -> None:
         UserError: it cannot be written.
     """
     try:
-        if _is_stream(path):
+        if is_stream(path):
             _write_in_place(path, data)
             return
         target = Path(os.path.realpath(path))
@@ -164,15 +164,8 @@ def lock_folder(path: Path, owner: object, label: str, work: str) -> None:
 def is_stream(path: Path) -> bool:
     """Whether the name stands for something to write to that is no file of its own."""
     try:
-        return _is_stream(path)
-    except OSError:
-        return False
-
-
-def _is_stream(path: Path) -> bool:
-    try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return False
     if not stat.S_ISREG(found.st_mode):
         return True
@@ -206,10 +199,9 @@ def _file_fault(path: Path) -> str | None:
         if path.is_dir():
             return "is a folder; name a file"
         if not path.exists():
-            if path.is_symlink():  # to a file that is not there yet
-                path = Path(os.path.realpath(path))
-                if path.is_symlink():
-                    return "is a link to itself; name a file"
+            path = Path(os.path.realpath(path))  # a link's target, which is not there yet
+            if path.is_symlink():
+                return "is a link to itself; name a file"
             if not path.parent.is_dir():
                 return f"there is no folder '{path.parent}'"
             return folder_fault(path.parent)

@@ -20,12 +20,7 @@ _OUTPUT, _RESUME = "--output-dir", "--resume"
 
 @contextlib.contextmanager
 def new_run(given: str | None, task: str, tell: Callable[[str], None]) -> Iterator[RunFolder]:
-    """The folder of a new run, not made yet.
-
-    Args:
-        given: a path, a URI, or None for a new folder in `runs/`.
-        task: begins the default's name.
-        tell: takes one line for the user, if the storage fails in mid-run.
+    """The folder of a new run, not made yet; by default `runs/<task>-<time>`.
 
     Raises:
         UserError: it holds something already, or can't be written.
@@ -48,17 +43,17 @@ def run_to_resume(
     """The folder of an earlier run; from storage, a copy that is copied back as it grows. And the
     checkpoint in it, where a path names one.
 
-    Args:
-        given: a path or a URI.
-        tell: as for `new_run`.
-
     Raises:
         UserError: there is no run, or it can't be read or written.
     """
     if not is_uri(given):
         yield RunFolder.to_resume(Path(given))
         return
-    given, checkpoint = _run_and_checkpoint(given)
+    checkpoint, parts = None, urlsplit(given)
+    path = PurePosixPath(parts.path)
+    if path.parent.name == CHECKPOINTS:
+        given = urlunsplit(parts._replace(path=str(path.parent.parent)))
+        checkpoint = path.name
     storage = Storage.at(given, _RESUME)
     original = RunFolder(storage.local) if storage.local is not None else None
     if original is not None and original.path.is_dir():
@@ -73,15 +68,6 @@ def run_to_resume(
     del original
 
 
-def _run_and_checkpoint(uri: str) -> tuple[str, str | None]:
-    """The URI of the run, and the checkpoint's name if it is that of a checkpoint in it."""
-    parts = urlsplit(uri)
-    path = PurePosixPath(parts.path)
-    if path.parent.name != CHECKPOINTS:
-        return uri, None
-    return urlunsplit(parts._replace(path=str(path.parent.parent))), path.name
-
-
 @contextlib.contextmanager
 def _staged(
     storage: Storage, tell: Callable[[str], None], fetch: bool = False
@@ -92,20 +78,19 @@ def _staged(
 
     Args:
         storage: what it is copied to.
-        tell: as for `new_run`.
+        tell: takes one line for the user, if the storage fails in mid-run.
         fetch: it begins as a copy of what is there.
     """
     path = Path(tempfile.mkdtemp(prefix="toolagent-"))
+    mirror = Mirror(path, storage, tell)
     if fetch:
         try:
             with renamed(path, storage):
                 storage.fetch(path, _RESUME)
+            mirror.note_all_sent()
         except BaseException:  # half a copy must never be copied back: it lacks checkpoints
             shutil.rmtree(path, ignore_errors=True)
             raise
-    mirror = Mirror(path, storage, tell)
-    if fetch:
-        mirror.note_all_sent()
     folder = RunFolder(path, mirror)
     try:
         with renamed(path, storage):

@@ -86,11 +86,7 @@ class RunFolder:
 
     @classmethod
     def new(cls, path: Path | None, task: str) -> RunFolder:
-        """A folder for a new run, not made yet; by default `runs/<task>-<time>` in the current one.
-
-        Raises:
-            UserError: it holds something already, or can't be read.
-        """
+        """As `new_folder`, for a run."""
         return cls(new_folder(path, task, f"continue that run with --resume {quoted(path or '')}"))
 
     @property
@@ -114,7 +110,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not resumed:  # a resumed one's is locked already
                 self.lock("--output-dir")
-            self.write_config(config)  # first: killed before, the folder is as good as new
+            # First: killed before, the folder is as good as new.
+            write_atomically(self.config, config.encode())
             self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             flag = "--resume" if resumed else "--output-dir"
@@ -171,10 +168,6 @@ class RunFolder:
                 f"--resume {self.path}: it has no checkpoint yet, and its first weights came from "
                 "--init-from; start it anew"
             )
-
-    def write_config(self, text: str) -> None:
-        """The fully resolved configuration."""
-        write_atomically(self.config, text.encode())
 
     def append_progress(self, row: dict[str, Any]) -> str | None:
         """One row an iteration; a row is one write, so a killed run tears at most the last.

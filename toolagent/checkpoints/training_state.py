@@ -28,7 +28,7 @@ from toolagent.checkpoints.manifest import (
     write_manifest,
 )
 from toolagent.checkpoints.policy import POLICY_FILE, save_policy
-from toolagent.checkpoints.run_files import Manifest, RunState, read_file, written
+from toolagent.checkpoints.run_files import Manifest, RunState, parsed, read_bytes, written
 from toolagent.checkpoints.state_files import encode_state, read_state
 from toolagent.errors import UserError
 from toolagent.files import sync_folder, write_synced
@@ -180,10 +180,15 @@ def read_run_state(folder: Path) -> RunState:
         UserError: it is whole, and says what this version can't go on from.
     """
     verify(folder)
+    file = folder / RUN_FILE
     try:
-        return read_file(folder / RUN_FILE, RunState)
+        data = read_bytes(file)
+        state = parsed(data, RunState, str(file))
     except UserError as error:
         raise UserError(f"--resume {error}") from None
+    for name in asdict(state).keys() - json.loads(data).keys():
+        raise UserError(f"--resume {file}: has no {name}; written by another version of toolagent?")
+    return state
 
 
 def best_checkpoint(checkpoints: Path) -> Path | None:

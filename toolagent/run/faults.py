@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 FAULTS = {figure.name: figure.key or "" for figure in FIGURES if figure.source == figures.FAULTS}
 
 
+_WORDS = {
+    "env_runner_restarts": ("env runner process", "env runner processes", "replaced"),
+    "hung_env_runners": ("env runner", "env runners", "hung"),
+    "rejected_batches": ("fragment", "fragments", "rejected"),
+    "skipped_updates": ("update", "updates", "skipped"),
+    "learner_restarts": ("restart", "restarts", "of learning"),
+    "failed_checkpoints": ("checkpoint", "checkpoints", "not written"),
+}
+
+
 class FaultCounts:
     """Adds up what the iterations of one algorithm report.
 
@@ -53,19 +63,9 @@ class FaultCounts:
 
 def faults_line(row: dict[str, Any]) -> str:
     """The faults of a run in words, from its last row; '' if there were none."""
-    number = {name: int(row.get(column) or 0) for column, name in FAULTS.items()}
-    hung = number["hung_env_runners"]
-    parts = [
-        _counted(number["env_runner_restarts"], "env runner process", "es", " replaced"),
-        _counted(hung, "env runner", "s", " hung"),
-        _counted(number["rejected_batches"], "fragment", "s", " rejected"),
-        _counted(number["skipped_updates"], "update", "s", " skipped"),
-        _counted(number["learner_restarts"], "restart", "s", " of learning"),
-        _counted(number["failed_checkpoints"], "checkpoint", "s", " not written"),
-    ]
-    said = [part for part in parts if part]
+    said = []
+    for column, name in FAULTS.items():
+        if number := int(row.get(column) or 0):
+            one, several, what = _WORDS[name]
+            said.append(f"{number:,} {several if number > 1 else one} {what}")
     return f"faults: {', '.join(said)}" if said else ""
-
-
-def _counted(number: int, name: str, plural: str, what: str) -> str:
-    return f"{number:,} {name}{plural if number > 1 else ''}{what}" if number else ""

@@ -26,10 +26,7 @@ class CheckpointKeeper:
     the next one is tried when it is due.
 
     Args:
-        settings: of the run.
-        algorithm: whose state is saved.
-        callback: its curriculum callback.
-        folder: of the run.
+        algorithm: whose state is saved, and `callback` its curriculum callback.
         warn: told, in one line, what could not be written.
         before: that of the algorithm before, where learning was restarted; its figures go on.
     """
@@ -60,7 +57,7 @@ class CheckpointKeeper:
 
         Args:
             state: of the run.
-            stages: certified accuracies, where there are any; else those measured last count.
+            stages: certified accuracies; without any, those measured last count.
         """
         started = time.perf_counter()
         settings = self.settings

@@ -22,37 +22,22 @@ from toolagent.trackers.prometheus import RunMetrics
 
 @dataclass
 class Session:
-    """What a session was asked for, what it runs on, and where it reports and writes.
-
-    Attributes:
-        console: what the user sees.
-        settings: of the run.
-        algorithm_config: of the settings; `execute` fits it to the cluster.
-        cluster: what there is to run on.
-        folder: to write to, not made yet unless the run is resumed.
-        start: what the session begins with.
-        trackers: told of every iteration and of the results.
-        interrupt: takes in signals.
-        display: shows the progress on the console.
-        watchdog: warns when learning stands still.
-        metrics: published for Prometheus over all restarts of learning: a counter that began again
-            would count twice.
-        recording: of the training episodes; None if none are recorded.
-        ray_since: `perf_counter` when Ray was up, in a resumed run that has not trained again yet.
-    """
+    """What a session was asked for, what it runs on, and where it reports and writes."""
 
     console: Console
     settings: Settings
-    algorithm_config: AlgorithmConfig
+    algorithm_config: AlgorithmConfig  # of the settings; `execute` fits it to the cluster
     cluster: Cluster
-    folder: RunFolder
+    folder: RunFolder  # not made yet unless the run is resumed
     start: Start
     trackers: Trackers
     interrupt: Interrupt
     display: Display = field(init=False)
     watchdog: Watchdog = field(init=False)
+    # Over all restarts of learning: a counter that began again would count twice.
     metrics: RunMetrics = field(init=False)
-    recording: Recording | None = field(init=False, default=None)
+    recording: Recording | None = field(init=False, default=None)  # of the training episodes
+    # `perf_counter` when Ray was up, in a resumed run that has not trained again yet.
     ray_since: float | None = field(init=False)
 
     def __post_init__(self) -> None:

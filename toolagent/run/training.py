@@ -53,19 +53,11 @@ class TrainingLoop:
     Measuring and certifying during the training are counted in `time_s` and in each rate, but not
     in `env_steps`: they take time, but nothing is learned from them.
 
-    Args:
-        session: of the run.
-        keeper: of the checkpoints of the algorithm to train, which is built or restored.
-        state: a new run's, or a restored one; changed.
-        rows: of the progress so far; added to.
+    The state and the rows of the progress, both as far as the run has come, are changed in place.
     """
 
     def __init__(
-        self,
-        session: Session,
-        keeper: CheckpointKeeper,
-        state: RunState,
-        rows: list[dict[str, Any]],
+        self, session: Session, keeper: CheckpointKeeper, state: RunState, rows: list[Any]
     ):
         self._session, self._keeper = session, keeper
         self._settings, self._display = session.settings, session.display
