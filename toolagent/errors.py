@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -15,6 +16,17 @@ class UserError(ValueError):
     The commands print it on stderr and exit with code 2; anything else is a bug and keeps its
     traceback.
     """
+
+
+@contextlib.contextmanager
+def labelled(label: str, kind: type[Exception] = UserError) -> Iterator[None]:
+    """Errors of this kind in the block become the user's, with the label before what they say; of
+    an OSError that is its reason."""
+    try:
+        yield
+    except kind as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UserError(f"{label}{reason or error}") from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

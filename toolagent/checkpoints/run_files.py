@@ -8,6 +8,7 @@ are and not looked at.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -15,7 +16,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, BinaryIO, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -27,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolagent.errors import UserError
+from toolagent.errors import UserError, labelled
 from toolagent.figures import FIGURES
 
 LARGEST_FILE = 64 << 20  # bytes; of a file that is read as a whole
@@ -318,29 +319,25 @@ def read_rows(file: Path) -> Iterator[Row]:
     Raises:
         UserError: a line can't be read or is no row, or iterations or env steps go back.
     """
-    _check_regular(file)
     before = None
-    try:
-        with open(file, "rb") as lines:
-            number = 0
-            while line := lines.readline(LARGEST_ROW + 1):
-                number += 1
-                if len(line) > LARGEST_ROW:
-                    raise UserError(f"{file}: line {number} has more than {LARGEST_ROW:,} bytes")
-                if not line.endswith(b"\n"):
-                    return
-                row = parsed(line, Row, f"{file}: line {number}")
-                if before is not None and (
-                    row.iteration <= before.iteration or row.env_steps < before.env_steps
-                ):
-                    raise UserError(
-                        f"{file}: line {number}: iteration {row.iteration}, env_steps "
-                        f"{row.env_steps} can't come after {before.iteration}, {before.env_steps}"
-                    )
-                before = row
-                yield row
-    except OSError as error:
-        raise UserError(f"{file}: can't be read ({error.strerror})") from None
+    with _opened(file) as lines:
+        number = 0
+        while line := lines.readline(LARGEST_ROW + 1):
+            number += 1
+            if len(line) > LARGEST_ROW:
+                raise UserError(f"{file}: line {number} has more than {LARGEST_ROW:,} bytes")
+            if not line.endswith(b"\n"):
+                return
+            row = parsed(line, Row, f"{file}: line {number}")
+            if before is not None and (
+                row.iteration <= before.iteration or row.env_steps < before.env_steps
+            ):
+                raise UserError(
+                    f"{file}: line {number}: iteration {row.iteration}, env_steps "
+                    f"{row.env_steps} can't come after {before.iteration}, {before.env_steps}"
+                )
+            before = row
+            yield row
 
 
 def read_bytes(file: Path, limit: int = LARGEST_FILE) -> bytes:
@@ -349,12 +346,8 @@ def read_bytes(file: Path, limit: int = LARGEST_FILE) -> bytes:
     Raises:
         UserError: it is missing, no regular file, too large, or can't be read.
     """
-    _check_regular(file)
-    try:
-        with open(file, "rb") as opened:
-            data = opened.read(limit + 1)
-    except OSError as error:
-        raise UserError(f"{file}: can't be read ({error.strerror})") from None
+    with _opened(file) as opened:
+        data = opened.read(limit + 1)
     if len(data) > limit:
         raise UserError(f"{file}: has more than {limit:,} bytes")
     return data
@@ -412,10 +405,11 @@ def as_document(content: RunFile) -> dict[str, Any]:
     return content.model_dump(mode="json", exclude_unset=True)
 
 
-def _check_regular(file: Path) -> None:
-    try:
-        found = file.stat()
-    except OSError as error:
-        raise UserError(f"{file}: can't be read ({error.strerror})") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{file}: is no regular file")
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    """A regular file, open to be read in the block."""
+    with labelled(f"{file}: can't be read: ", OSError):
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UserError(f"{file}: is no regular file")
+        with open(file, "rb") as opened:
+            yield opened

@@ -18,7 +18,7 @@ from toolagent.checkpoints.run_files import (
     read_rows,
     written,
 )
-from toolagent.errors import UserError, quoted
+from toolagent.errors import UserError, labelled, quoted
 from toolagent.files import append, folder_fault, lock_folder, write_atomically
 
 CONFIG = "config.yaml"
@@ -49,16 +49,12 @@ def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:
             number += 1
             path = stem.with_name(f"{stem.name}-{number}")
         return path
-    try:
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--output-dir {path}: is a file; name a folder")
+    with labelled(f"--output-dir {path}: can't be used: ", OSError):
         if path.is_dir() and any(path.iterdir()):
             advice = f", or {otherwise}" if otherwise else ""
             raise UserError(f"--output-dir {path}: is not empty; name a new folder{advice}")
         if fault := folder_fault(path):
             raise UserError(f"--output-dir {path}: {fault}")
-    except OSError as error:
-        raise UserError(f"--output-dir {path}: can't be used ({error.strerror})") from None
     return path
 
 
@@ -106,16 +102,14 @@ class RunFolder:
         Raises:
             UserError: it can't be written.
         """
-        try:
+        flag = "--resume" if resumed else "--output-dir"
+        with labelled(f"{flag} {self.path}: can't be written: ", OSError):
             self.path.mkdir(parents=True, exist_ok=True)
             if not resumed:  # a resumed one's is locked already
                 self.lock("--output-dir")
             # First: killed before, the folder is as good as new.
             write_atomically(self.config, config.encode())
             self.checkpoints.mkdir(exist_ok=True)
-        except OSError as error:
-            flag = "--resume" if resumed else "--output-dir"
-            raise UserError(f"{flag} {self.path}: can't be written ({error.strerror})") from None
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:

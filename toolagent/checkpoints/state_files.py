@@ -37,7 +37,7 @@ _UNREADABLE = (
     RecursionError,
     safetensors.SafetensorError,
 )
-_SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
 
 
 def encode_state(state: Any) -> dict[str, bytes]:
@@ -91,10 +91,8 @@ def _encode(value: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
     for kind, sequence in _SEQUENCES.items():
         if isinstance(value, sequence):
             items = [_encode(item, arrays, f"{path}/{i}") for i, item in enumerate(value)]
-            return {_KIND: kind, "items": items}
-    if isinstance(value, deque):
-        items = [_encode(item, arrays, f"{path}/{i}") for i, item in enumerate(value)]
-        return {_KIND: "deque", "items": items, "maxlen": value.maxlen}
+            more = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
+            return {_KIND: kind, "items": items, **more}
     if isinstance(value, bytes):
         return {_KIND: "bytes", "base64": base64.b64encode(value).decode()}
     if isinstance(value, Columns):
@@ -135,9 +133,8 @@ def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if kind == "dict":
         return {_decode(key, arrays): _decode(item, arrays) for key, item in value["items"]}
     if kind in _SEQUENCES:
-        return _SEQUENCES[kind](_decode(item, arrays) for item in value["items"])
-    if kind == "deque":
-        return deque((_decode(item, arrays) for item in value["items"]), value["maxlen"])
+        more = {"maxlen": value["maxlen"]} if kind == "deque" else {}
+        return _SEQUENCES[kind]((_decode(item, arrays) for item in value["items"]), **more)
     if kind == "bytes":
         return base64.b64decode(value["base64"])
     if kind == "columns":

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from toolagent.errors import UserError
+from toolagent.errors import UserError, labelled
 from toolagent.files import folder_fault
 
 CHECKPOINTS = "checkpoints"
@@ -103,7 +103,7 @@ class Storage:
         if parts.scheme in ("gs", "gcs") and "retry_limit_seconds" not in parts.query:
             limit = f"retry_limit_seconds={_GIVES_UP_AFTER_S}"
             parts = parts._replace(query="&".join(filter(None, (parts.query, limit))))
-        with _refused(f"{label} {name}: "):
+        with labelled(f"{label} {name}: ", StorageError):
             filesystem, root = _first_answer(lambda: FileSystem.from_uri(urlunsplit(parts)))
         return cls(filesystem, root, name)
 
@@ -124,7 +124,7 @@ class Storage:
         Raises:
             UserError: it holds something already, or can't be written.
         """
-        with _refused(f"{label} {self.name}: can't be used: "):
+        with labelled(f"{label} {self.name}: can't be used: ", StorageError):
             names = _first_answer(self._list)
         if names:
             raise UserError(
@@ -139,7 +139,7 @@ class Storage:
         Raises:
             UserError: it can't be written.
         """
-        with _refused(f"{label} {self.name}: can't be written: "):
+        with labelled(f"{label} {self.name}: can't be written: ", StorageError):
             _first_answer(self._try_to_write)
 
     def fetch(self, target: Path, label: str, *, whole: bool = True) -> None:
@@ -153,7 +153,7 @@ class Storage:
         Raises:
             UserError: there is neither a run nor a checkpoint, or it can't be read.
         """
-        with _refused(f"{label} {self.name}: can't be read: "):
+        with labelled(f"{label} {self.name}: can't be read: ", StorageError):
             names = _first_answer(self._list)
             if not {CHECKPOINTS, "policy.json", "config.yaml"} & names.keys():
                 what = "neither a run nor a checkpoint" if names else "nothing"
@@ -271,15 +271,6 @@ def renamed(folder: str | Path, storage: Storage) -> Iterator[None]:
     except UserError as error:
         text = local.sub(lambda match: storage.name_of(match[1]), str(error))
         raise UserError(text) from error.__cause__
-
-
-@contextlib.contextmanager
-def _refused(label: str) -> Iterator[None]:
-    """A failure of the storage in the block is the user's to mend."""
-    try:
-        yield
-    except StorageError as error:
-        raise UserError(f"{label}{error}") from None
 
 
 def _first_answer(function: Callable[[], Result]) -> Result:

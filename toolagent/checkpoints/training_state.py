@@ -30,7 +30,7 @@ from toolagent.checkpoints.manifest import (
 from toolagent.checkpoints.policy import POLICY_FILE, save_policy
 from toolagent.checkpoints.run_files import Manifest, RunState, parsed, read_bytes, written
 from toolagent.checkpoints.state_files import encode_state, read_state
-from toolagent.errors import UserError
+from toolagent.errors import UserError, labelled
 from toolagent.files import sync_folder, write_synced
 from toolagent.models.base import AgentNetwork
 
@@ -181,11 +181,9 @@ def read_run_state(folder: Path) -> RunState:
     """
     verify(folder)
     file = folder / RUN_FILE
-    try:
+    with labelled("--resume "):
         data = read_bytes(file)
         state = parsed(data, RunState, str(file))
-    except UserError as error:
-        raise UserError(f"--resume {error}") from None
     for name in asdict(state).keys() - json.loads(data).keys():
         raise UserError(f"--resume {file}: has no {name}; written by another version of toolagent?")
     return state

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolagent.checkpoints.storage import without_secret
 from toolagent.config import Settings
-from toolagent.errors import UserError
+from toolagent.errors import UserError, labelled
 from toolagent.files import folder_fault
 
 if TYPE_CHECKING:
@@ -40,13 +40,10 @@ def check_recording(folder: str | None) -> None:
         )
     if "://" not in folder:
         os.fsencode(folder)  # an error where the locale has not its characters
-        fault = folder_fault(Path(folder))
-        if fault is not None:
+        if fault := folder_fault(Path(folder)):
             raise UserError(f"--record-episodes {folder}: {fault}")
-    try:
+    with labelled(f"--record-episodes {folder}: "):
         check_recording_folder(folder)
-    except UserError as error:
-        raise UserError(f"--record-episodes {folder}: {error}") from None
 
 
 def check_records(settings: Settings, algorithm_config: AlgorithmConfig) -> list[str]:
@@ -70,11 +67,9 @@ def check_records(settings: Settings, algorithm_config: AlgorithmConfig) -> list
 
     config: Any = algorithm_config  # an offline one, whose options pyright does not see
     os.fsencode(str(config.input_))
-    try:
+    with labelled("offline_data.input_: "):
         episodes = read_episodes(str(config.input_), settings.task)
         stages = choose_episodes(episodes, config).stage
-    except UserError as error:
-        raise UserError(f"offline_data.input_: {error}") from None
     drawn = min(config.max_episodes or len(episodes), len(episodes))
     counts = [
         f"stage {level.stage}: {int((stages == level.stage).sum()):,}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolagent.checkpoints.run_files import RunState
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import Settings
-from toolagent.errors import UserError
+from toolagent.errors import UserError, labelled
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -77,7 +77,6 @@ def resumed_start(
         read_run_state,
     )
     from toolagent.config import config_sha256
-    from toolagent.run.state import nothing_left
 
     for key in _FIXED:
         was, now = getattr(before, key), getattr(settings, key)
@@ -95,16 +94,12 @@ def resumed_start(
     if named is None:
         checkpoint, state = newest_checkpoint(folder.checkpoints, notes.append)
     else:
-        try:
+        with labelled(f"--resume {named}: ", TornCheckpoint):
             checkpoint, state = named, read_run_state(named)
-        except TornCheckpoint as fault:
-            raise UserError(f"--resume {named}: {fault}") from None
     folder.check_files()
     policy_of("--resume", checkpoint, settings, algorithm_config)
-    try:  # now, while nothing is changed yet
-        read_algorithm_state(checkpoint)
-    except TornCheckpoint as fault:
-        raise UserError(f"--resume {checkpoint}: {fault}") from None
+    with labelled(f"--resume {checkpoint}: ", TornCheckpoint):
+        read_algorithm_state(checkpoint)  # now, while nothing is changed yet
     done = nothing_left(settings, state)
     if done:
         raise UserError(f"--resume {folder.path}: nothing is left to do: {done}")
@@ -184,3 +179,32 @@ def load_weights(algorithm: Algorithm, policy: Policy) -> None:
         algorithm.env_runner_group.sync_weights(
             from_worker_or_learner_group=algorithm.learner_group, inference_only=True
         )
+
+
+def limit_reached(settings: Settings, state: RunState) -> str | None:
+    """The limit of the run that is reached, as in `stopped_by`; None if none is."""
+    from toolagent.curriculum.stopping import first_limit_reached
+
+    run = settings.run
+    return first_limit_reached(
+        (
+            ("env_steps", run.stop_env_steps, state.env_steps),
+            ("time", run.stop_time_s, state.time_s),
+            ("iterations", run.stop_iterations, state.finished_iterations),
+        )
+    )
+
+
+def nothing_left(settings: Settings, state: RunState) -> str | None:
+    """Why a run that stands there has nothing left to do under these settings, and what would give
+    it something; None if it has."""
+    if state.stopped_by == "solved" and settings.run.stop_when_solved:
+        advice = "--set run.stop_when_solved=false"
+        return f"every stage of the curriculum is solved; to train on, add {advice}"
+    return {
+        "env_steps": f"it has made {state.env_steps:,} env steps; raise --stop-env-steps",
+        "time": f"it has trained for {state.time_s:.0f} s; raise --stop-time-s",
+        "iterations": (
+            f"it has made {state.finished_iterations:,} iterations; raise run.stop_iterations"
+        ),
+    }.get(limit_reached(settings, state) or "")

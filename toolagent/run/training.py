@@ -21,7 +21,7 @@ from toolagent.run.faults import FaultCounts
 from toolagent.run.keeper import CheckpointKeeper
 from toolagent.run.rows import progress_row, unfinished_row
 from toolagent.run.session import Session
-from toolagent.run.state import limit_reached
+from toolagent.run.start import limit_reached
 from toolagent.tasks import Task
 
 

@@ -12,7 +12,7 @@ from toolagent import __version__
 from toolagent.checkpoints.run_files import TrackerRecords, read_file
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cli import brief
-from toolagent.errors import UserError
+from toolagent.errors import UserError, labelled
 from toolagent.files import write_atomically
 from toolagent.trackers.base import FAILED, INTERRUPTED, RunDescription, Tracker
 from toolagent.trackers.metrics import metrics_of, rllib_metrics, summary_metrics
@@ -42,10 +42,8 @@ class Trackers:
 
     def __enter__(self) -> Trackers:
         if self._file.exists():  # of the run's earlier sessions
-            try:
+            with labelled("run.trackers: remove it to begin new records: "):
                 self._identifiers = read_file(self._file, TrackerRecords)
-            except UserError as error:
-                raise UserError(f"{error}; remove it to begin new records") from None
         for tracker in self._trackers:
             tracker.check(self._identifiers.get(tracker.name))
         return self
