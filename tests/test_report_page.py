@@ -257,7 +257,8 @@ def test_an_older_run_and_a_killed_one_give_a_report_that_says_what_is_missing(
 
 def test_long_runs_are_thinned_out():
     steps = range(100_000)
-    x, y = charts._column([(step, 1.0) for step in steps], 100)
+    line = charts.Line.of("", [(step, 1.0) for step in steps], 100)
+    x, y = line.steps, line.values
     assert len(x) == len(y) == charts.MAX_POINTS and x[-1] == 99_999 and set(y) == {100.0}
 
 

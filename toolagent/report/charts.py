@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,17 +53,27 @@ class Line:
     """One line of a chart."""
 
     label: str
-    steps: Sequence[float]
-    values: Sequence[float]
+    steps: list[float]
+    values: list[float]
 
+    @classmethod
+    def of(cls, label: str, found: Iterable[tuple[float, float | None]], scale: float) -> Line:
+        """Env steps and values, if any; means of neighbours where there are too many.
 
-@dataclass(frozen=True)
-class Legend:
-    """An entry of the legend: which of the CSS's colours, and how the line is dashed."""
-
-    label: str
-    colour: int
-    dash: int
+        Args:
+            label: of the line.
+            found: pairs of env steps and values; a value of None is left out.
+            scale: by which values are multiplied.
+        """
+        pairs = [(step, value) for step, value in found if value is not None]
+        if not pairs:
+            return cls(label, [], [])
+        steps, values = np.array(pairs, float).T
+        if len(steps) > MAX_POINTS:
+            edges = np.linspace(0, len(steps), MAX_POINTS + 1).astype(int)
+            values = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+            steps = steps[edges[1:] - 1]
+        return cls(label, steps.tolist(), (scale * values).tolist())
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Chart:
     svg: str
     png: bytes
     table: Table
-    legend: list[Legend] = field(default_factory=list)
+    labels: list[str]  # of the lines, in their order, which gives colour and dashes
 
 
 TRAINING = {figure.name: figure.chart for figure in FIGURES if figure.chart}
@@ -86,56 +96,40 @@ def accuracy_charts(runs: list[RunRecord]) -> list[Chart]:
     """One run: all its stages, with what the curriculum did. Several: each of them on the same
     axes, side by side, and before them each stage with a line a run."""
     limit = max(run.rows[-1].env_steps for run in runs)
+
+    def line(label: str, run: RunRecord, stage: int) -> Line:
+        found = ((row.env_steps, row.accuracy.get(stage)) for row in run.measured)
+        return Line.of(label, found, 100)
+
     charts = []
-    if len(runs) > 1:
-        for stage in stages_of(runs):
-            lines = [
-                Line(
-                    run.name,
-                    *_column(
-                        [(row.env_steps, row.accuracy.get(stage)) for row in run.measured], 100
-                    ),
-                )
-                for run in runs
-            ]
-            title = f"Accuracy on stage {stage}"
-            charts.append(_chart(f"accuracy_stage_{stage}", title, lines, "%", (-3, 103), limit))
+    for stage in stages_of(runs) if len(runs) > 1 else []:
+        lines = [line(run.name, run, stage) for run in runs]
+        charts.append(
+            _chart(f"accuracy_stage_{stage}", f"Accuracy on stage {stage}", lines, "%", limit)
+        )
     for number, run in enumerate(runs):
-        lines = [
-            Line(
-                f"stage {s}",
-                *_column([(row.env_steps, row.accuracy.get(s)) for row in run.measured], 100),
-            )
-            for s in stages_of([run])
-        ]
+        lines = [line(f"stage {stage}", run, stage) for stage in stages_of([run])]
         marks = [(row.env_steps, row.next_stage) for row in run.rows if row.curriculum_event]
         title = "Accuracy of every stage" + (f": {run.name}" if len(runs) > 1 else "")
         key = "accuracy" if len(runs) == 1 else f"accuracy_run_{number}"
-        charts.append(_chart(key, title, lines, "%", (-3, 103), limit, marks))
+        charts.append(_chart(key, title, lines, "%", limit, marks))
     return charts
 
 
 def tool_charts(run: RunRecord, suffix: str = "") -> list[Chart]:
     """For each stage the share of greedy programs in which each tool occurs; `suffix` ends the
     charts' keys."""
-    rows, charts = [row for row in run.rows if row.programs], []
-    for stage in sorted({stage for row in rows for stage in row.programs}):
-        of_stage = [row for row in rows if stage in row.programs]
-        tools = sorted({tool for row in of_stage for tool in row.programs[stage].tools})
+    charts = []
+    for stage in sorted({stage for row in run.rows for stage in row.programs}):
+        found = [
+            (row.env_steps, row.programs[stage].tools) for row in run.rows if stage in row.programs
+        ]
         lines = [
-            Line(
-                tool,
-                *_column(
-                    [(row.env_steps, row.programs[stage].tools.get(tool, 0)) for row in of_stage],
-                    100,
-                ),
-            )
-            for tool in tools
+            Line.of(tool, ((steps, tools.get(tool, 0)) for steps, tools in found), 100)
+            for tool in sorted({tool for _, tools in found for tool in tools})
         ]
         title = f"Tools in the programs of stage {stage}"
-        charts.append(
-            _chart(f"tools_stage_{stage}{suffix}", title, lines, "% of programs", (-3, 103))
-        )
+        charts.append(_chart(f"tools_stage_{stage}{suffix}", title, lines, "% of programs"))
     return charts
 
 
@@ -143,32 +137,17 @@ def training_charts(runs: list[RunRecord]) -> list[Chart]:
     """Speed, losses and the like, a line a run; what no run has is left out."""
     charts = []
     for name, drawn in TRAINING.items():
-        scale = 100 if drawn.percent else 1
         lines = [
-            Line(
-                run.name, *_column([(row.env_steps, getattr(row, name)) for row in run.rows], scale)
+            Line.of(
+                run.name,
+                ((row.env_steps, getattr(row, name)) for row in run.rows),
+                100 if drawn.percent else 1,
             )
             for run in runs
         ]
-        if any(len(line.steps) for line in lines):
-            limits = (-3, 103) if drawn.percent else None
-            charts.append(_chart(name, drawn.title, lines, drawn.unit, limits))
+        if any(line.steps for line in lines):
+            charts.append(_chart(name, drawn.title, lines, drawn.unit))
     return charts
-
-
-def _column(
-    found: Sequence[tuple[float, float | None]], scale: float
-) -> tuple[list[float], list[float]]:
-    """Env steps and values, if any; means of neighbours where there are too many."""
-    pairs = [(step, value) for step, value in found if value is not None]
-    if not pairs:
-        return [], []
-    steps, values = np.array(pairs, float).T
-    if len(steps) > MAX_POINTS:
-        edges = np.linspace(0, len(steps), MAX_POINTS + 1).astype(int)
-        values = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
-        steps = steps[edges[1:] - 1]
-    return steps.tolist(), (scale * values).tolist()
 
 
 def _chart(
@@ -176,34 +155,19 @@ def _chart(
     title: str,
     lines: list[Line],
     unit: str,
-    limits: tuple[float, float] | None,
     last: float | None = None,
     marks: Sequence[tuple[int, int]] = (),
 ) -> Chart:
-    svg, png = _draw(key, title, lines, unit, limits, last, marks)
-    ends = [f"{line.label} ends at {_text(line.values[-1])}" for line in lines if line.values]
-    description = f"{title} over env steps{f', in {unit}' if unit else ''}. {'; '.join(ends)}."
-    if marks:
-        description += " The curriculum: " + "; ".join(
-            f"stage {stage} from {step:,}" for step, stage in marks[:MAX_EVENTS]
-        )
-    legend = [
-        Legend(line.label, number % len(SERIES), number % len(DASHES))
-        for number, line in enumerate(lines)
-    ]
-    return Chart(key, title, description, svg, png, _table(title, unit, lines), legend)
+    """Draws the SVG, coloured by CSS, and the PNG.
 
-
-def _draw(
-    key: str,
-    title: str,
-    lines: list[Line],
-    unit: str,
-    limits: tuple[float, float] | None,
-    last: float | None,
-    marks: Sequence[tuple[int, int]],
-) -> tuple[str, bytes]:
-    """The SVG, coloured by CSS, and the PNG."""
+    Args:
+        key: name of the PNG.
+        title: of the chart.
+        lines: over env steps.
+        unit: of the values; where it begins with '%', the axis shows 0 to 100.
+        last: env step at which the axis ends; None: that of the longest line.
+        marks: env step and stage of each step of the curriculum.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -236,35 +200,47 @@ def _draw(
                 color=MARK,
                 fontsize=9.5,
             )
-        axes.set_xlabel("env steps")
-        axes.set_ylabel(unit)
-        axes.set_xlim(0, last)
-        if limits:
-            axes.set_ylim(*limits)
+        axes.set(xlabel="env steps", ylabel=unit, xlim=(0, last))
+        if unit.startswith("%"):
+            axes.set_ylim(-3, 103)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5))
             axis.set_major_formatter(lambda value, _: _short(value))
         axes.grid(linewidth=0.8)
         axes.set_axisbelow(True)
-        picture = io.BytesIO()
+        svg, png = io.BytesIO(), io.BytesIO()
         figure.savefig(
-            picture, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+            svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
         axes.set_title(title, fontsize=10.5)
         figure.subplots_adjust(top=0.9)
         if len(lines) > 1:
             axes.legend(fontsize=8, framealpha=0.8)
-        png = io.BytesIO()
         figure.savefig(png, format="png", dpi=110)
-    return _inline(picture.getvalue().decode(), key), png.getvalue()
+    in_unit = f", in {unit}" if unit else ""
+    ends = [f"{line.label} ends at {_text(line.values[-1])}" for line in lines if line.values]
+    description = f"{title} over env steps{in_unit}. {'; '.join(ends)}."
+    if marks:
+        description += " The curriculum: " + "; ".join(
+            f"stage {stage} from {step:,}" for step, stage in marks[:MAX_EVENTS]
+        )
+    return Chart(
+        key,
+        title,
+        description,
+        _inline(svg.getvalue().decode(), key),
+        png.getvalue(),
+        _table(f"{title}{in_unit}", lines),
+        [line.label for line in lines],
+    )
 
 
 def _inline(svg: str, key: str) -> str:
     """For use inside a page: no XML header, no size, ids of its own, colours by CSS."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
+    svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)
+    svg = svg.replace("<svg", '<svg aria-hidden="true"', 1)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
     colours = re.compile("|".join(_VARIABLES), re.IGNORECASE)
@@ -279,7 +255,7 @@ def _short(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _table(title: str, unit: str, lines: list[Line]) -> Table:
+def _table(caption: str, lines: list[Line]) -> Table:
     """The figures at about a dozen env steps; where lines have steps of their own, the newest
     figure up to there."""
     steps = sorted({step for line in lines for step in line.steps})
@@ -293,9 +269,8 @@ def _table(title: str, unit: str, lines: list[Line]) -> Table:
             over = index < 0 or step > line.steps[-1]
             cells.append("-" if over else _text(line.values[index]))
         rows.append(cells)
-    caption = f"{title}{f', in {unit}' if unit else ''}"
     headings = ["env steps", *(line.label for line in lines)]
-    return Table(caption, headings, rows, frozenset(range(len(headings))))
+    return Table(caption, headings, rows, range(len(headings)))
 
 
 def _text(value: Any) -> str:

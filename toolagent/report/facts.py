@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from toolagent.checkpoints.run_files import STOPPED_BY
+from toolagent.checkpoints.run_files import STOPPED_BY, Counts
 from toolagent.cli import accuracy_text
 from toolagent.report.run_files import RunRecord
 from toolagent.tasks import TASKS, get_task
@@ -24,7 +24,7 @@ class Table:
     caption: str
     headings: list[str]
     rows: list[list[str]]
-    numbers: frozenset[int] = frozenset()  # columns
+    numbers: Collection[int] = ()  # columns
     note: str = ""
 
 
@@ -58,56 +58,52 @@ def overview(runs: list[RunRecord]) -> Table:
     rows = []
     for run in runs:
         last, summary = run.rows[-1], run.summary
-        by_stage = {s.stage: s for s in summary.stages} if summary else {}
-        cells = [run.name, str(run.seed), run.algorithm]
-        cells += [summary.stopped_by if summary else "not ended"]
-        cells += [f"{last.env_steps:,}", f"{last.time_s:,.1f}"]
-        cells += [f"{last.env_steps / max(last.time_s, 1e-9):,.0f}"]
-        for stage in stages:
-            found = by_stage.get(stage)
-            cells.append(accuracy_text(found.solved, found.problems) if found else "-")
-        rows.append(cells)
+        found = {s.stage: _solved(s) for s in summary.stages} if summary else {}
+        rows.append(
+            [
+                run.name,
+                str(run.seed),
+                run.algorithm,
+                summary.stopped_by if summary else "not ended",
+                f"{last.env_steps:,}",
+                f"{last.time_s:,.1f}",
+                f"{last.env_steps / max(last.time_s, 1e-9):,.0f}",
+                *(found.get(stage, "-") for stage in stages),
+            ]
+        )
     headings = ["run", "seed", "algorithm", "ended by", "env steps", "seconds", "steps/s"]
     headings += [f"stage {stage}" for stage in stages]
-    numbers = frozenset({1, *range(4, len(headings))})
-    return Table("The runs, and the accuracy of each stage at the end", headings, rows, numbers)
+    title = "The runs, and the accuracy of each stage at the end"
+    return Table(title, headings, rows, {1, *range(4, len(headings))})
 
 
 def accuracies(run: RunRecord) -> Table:
     """Every stage at the end: certified where all problems were played."""
     if run.summary is None:
         rows = [
-            [str(stage), formula(run, stage), f"{100 * share:.1f}%"]
+            [str(stage), formula(run, stage), _share(share, 1)]
             for stage, share in (run.measured[-1].accuracy if run.measured else {}).items()
         ]
-        return Table(
-            "Accuracy at the last measurement, on a sample of fresh problems",
-            ["stage", "problem", "accuracy"],
-            rows,
-            frozenset({0, 2}),
-        )
+        title = "Accuracy at the last measurement, on a sample of fresh problems"
+        return Table(title, ["stage", "problem", "accuracy"], rows, {0, 2})
     rows, judged = [], any(s.algebraically_valid is not None for s in run.summary.stages)
     for stage in run.summary.stages:
-        for counts, what in (
-            (stage, formula(run, stage.stage)),
-            (stage.held_out, "held out of training"),
-        ):
+        first = stage.first_solved_env_steps
+        splits: list[tuple[Counts | None, str, str]] = [
+            (stage, formula(run, stage.stage), "-" if first is None else f"{first:,}"),
+            (stage.held_out, "held out of training", "-"),
+        ]
+        for counts, what, solved_at in splits:
             if counts is None:
                 continue
             whole = counts is stage and stage.complete
             cells = [str(stage.stage), what, f"{counts.solved:,}/{counts.problems:,}"]
-            cells += [accuracy_text(counts.solved, counts.problems)]
-            cells += ["every problem" if whole else "a fixed sample"]
-            if judged:
-                share = counts.algebraically_valid
-                cells.append("-" if share is None else f"{100 * share:.2f}%")
-            first = stage.first_solved_env_steps if counts is stage else None
-            cells.append("-" if first is None else f"{first:,}")
-            rows.append(cells)
+            cells += [_solved(counts), "every problem" if whole else "a fixed sample"]
+            cells += [_share(counts.algebraically_valid, 2)] * judged
+            rows.append([*cells, solved_at])
     headings = ["stage", "problem", "solved", "accuracy", "counted on"]
     headings += ["algebraically valid"] * judged + ["first solved at env step"]
-    numbers = frozenset({0, 2, 3, *range(5, len(headings))})
-    return Table("Greedy accuracy at the end", headings, rows, numbers)
+    return Table("Greedy accuracy at the end", headings, rows, {0, 2, 3, *range(5, len(headings))})
 
 
 def optimality(run: RunRecord) -> Table | None:
@@ -128,15 +124,15 @@ def optimality(run: RunRecord) -> Table | None:
             plan, length = (names(plans[0]), str(len(plans[0]))) if plans else ("none exists", "-")
             if plans and len(plans[0]) < len(stage.solved_in):
                 best = accuracy_text(stage.solved_in[len(plans[0])], counts.problems)
-        elif counts.shortest is not None:
-            best = f"{100 * counts.shortest:.2f}%"
+        else:
+            best = _share(counts.shortest, 2)
         text = f"{actions / solved:.2f}" if solved else "-"
         rows.append([str(stage.stage), plan, length, text, best])
     return Table(
         "Length of the right programs against the shortest plan, from an exhaustive search",
         ["stage", "shortest plan", "its length", "agent's mean", "solved at it"],
         rows,
-        frozenset({0, 2, 3, 4}),
+        {0, 2, 3, 4},
     )
 
 
@@ -165,7 +161,7 @@ def tools_first_used(run: RunRecord) -> Table | None:
         "the end)",
         ["tool", *(f"stage {stage}" for stage in stages)],
         rows,
-        frozenset(range(1, len(stages) + 1)),
+        range(1, len(stages) + 1),
         "As of the measurements; explorers, which try every tool from the start, are not counted.",
     )
 
@@ -175,35 +171,16 @@ def programs_over_time(run: RunRecord) -> list[Table]:
     tables = []
     for stage in sorted({stage for row in run.rows for stage in row.programs}):
         changes: list[list[str]] = []
-        before = None
         for row in run.rows:
             found = row.programs.get(stage)
-            if found is None or found.program == before:
+            if found is None or (changes and found.program == changes[-1][1]):
                 continue
-            before = found.program
-            accuracy = row.accuracy.get(stage)
-            changes.append(
-                [
-                    f"{row.env_steps:,}",
-                    found.program,
-                    _percent(found.share),
-                    "-" if accuracy is None else f"{100 * accuracy:.1f}%",
-                ]
-            )
-        note = ""
-        if len(changes) > MAX_CHANGES:
-            note = f"The last {MAX_CHANGES} of {len(changes):,} changes."
-            changes = changes[-MAX_CHANGES:]
+            accuracy = _share(row.accuracy.get(stage), 1)
+            changes.append([f"{row.env_steps:,}", found.program, _percent(found.share), accuracy])
         what = formula(run, stage)
-        tables.append(
-            Table(
-                f"Stage {stage}{f', {what}' if what else ''}: the most frequent greedy program",
-                ["from env step", "program", "its share", "accuracy then"],
-                changes,
-                frozenset({0, 2, 3}),
-                note,
-            )
-        )
+        title = f"Stage {stage}{f', {what}' if what else ''}: the most frequent greedy program"
+        headings = ["from env step", "program", "its share", "accuracy then"]
+        tables.append(_latest(title, headings, changes, {0, 2, 3}, "changes"))
     return tables
 
 
@@ -214,13 +191,8 @@ def events(run: RunRecord) -> Table | None:
         for row in run.rows
         if row.curriculum_event
     ]
-    if not rows:
-        return None
-    note = ""
-    if len(rows) > MAX_CHANGES:
-        note = f"The last {MAX_CHANGES} of {len(rows):,} events."
     headings = ["env step", "seconds", "what happened"]
-    return Table("Curriculum", headings, rows[-MAX_CHANGES:], frozenset({0, 1}), note)
+    return _latest("Curriculum", headings, rows, {0, 1}, "events") if rows else None
 
 
 def environment(run: RunRecord) -> list[Table]:
@@ -242,6 +214,22 @@ def environment(run: RunRecord) -> list[Table]:
         which = f"session {number}" if len(run.environment.sessions) > 1 else "the session"
         tables.append(Table(f"Environment of {which}", ["what", "value"], rows))
     return tables
+
+
+def _latest(
+    title: str, headings: list[str], rows: Sequence[list[str]], numbers: set[int], noun: str
+) -> Table:
+    """The table of the last `MAX_CHANGES` rows, and a note where there are more."""
+    note = f"The last {MAX_CHANGES} of {len(rows):,} {noun}." if len(rows) > MAX_CHANGES else ""
+    return Table(title, headings, list(rows[-MAX_CHANGES:]), numbers, note)
+
+
+def _solved(counts: Counts) -> str:
+    return accuracy_text(counts.solved, counts.problems)
+
+
+def _share(share: float | None, digits: int) -> str:
+    return "-" if share is None else f"{share:.{digits}%}"
 
 
 def _percent(share: float) -> str:

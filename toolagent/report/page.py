@@ -13,6 +13,7 @@ from toolagent.files import is_stream, write_result
 from toolagent.report import charts, facts
 from toolagent.report.run_files import RunRecord
 
+_DASHES = ("none", "6 3", "1.5 3", "6 3 1.5 3")  # `charts.DASHES`, as SVG has them
 SAMPLES_OPEN = 1  # of each stage; the others are folded
 
 
@@ -108,7 +109,7 @@ def _environment() -> Any:
     )
     environment.filters["probability"] = _probability
     environment.filters["verdict"] = _verdict
-    environment.filters["dashes"] = lambda dash: ("none", "6 3", "1.5 3", "6 3 1.5 3")[dash]
+    environment.filters["dashes"] = lambda line: _DASHES[line % len(_DASHES)]
     return environment
 
 

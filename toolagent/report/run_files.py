@@ -16,13 +16,12 @@ from toolagent.checkpoints.run_files import (
     Summary,
     ends_whole,
     fault_of,
-    read_bytes,
     read_file,
     read_rows,
 )
 from toolagent.checkpoints.run_folder import BEHAVIOUR, CONFIG, ENVIRONMENT, PROGRESS, SUMMARY
 from toolagent.config import documents
-from toolagent.config.folder import MAX_BYTES
+from toolagent.config.folder import read_config
 from toolagent.errors import UserError
 
 
@@ -74,54 +73,46 @@ def read_run(path: Path) -> RunRecord:
         if not (path / name).is_file():
             raise UserError(f"{path}: holds no run (no {name})")
     notes: list[str] = []
+
+    def optional(name: str, model: type[Model], without: str) -> Model | None:
+        """The file's content; None, and a note, if there is no such file."""
+        if (path / name).exists():
+            return read_file(path / name, model)
+        notes.append(f"no {name}: {without}")
+        return None
+
     config, head = _config(path / CONFIG)
-    rows = _rows(path / PROGRESS, notes)
-    summary = _optional(
-        Summary,
-        path / SUMMARY,
-        notes,
-        "the run has not ended, or it was killed: accuracies are "
-        "those of its last measurement, not certified",
+    rows = list(read_rows(path / PROGRESS))
+    if not ends_whole(path / PROGRESS):
+        notes.append(f"the last line of {PROGRESS} is cut off; it is passed over")
+    if not rows:
+        raise UserError(f"{path / PROGRESS}: no iteration has ended yet; nothing to report")
+    lost = "no sample trajectories, no lengths of programs"
+    record = RunRecord(
+        path,
+        path.resolve().name,
+        **head.model_dump(),
+        config=config,
+        rows=rows,
+        summary=optional(
+            SUMMARY,
+            Summary,
+            "the run has not ended, or it was killed: accuracies are those of its last "
+            "measurement, not certified",
+        ),
+        behaviour=optional(BEHAVIOUR, Behaviour, lost),
+        environment=optional(ENVIRONMENT, Environment, "no versions, no machine"),
+        notes=notes,
     )
-    behaviour = _optional(
-        Behaviour, path / BEHAVIOUR, notes, "no sample trajectories, no lengths of programs"
-    )
-    environment = _optional(Environment, path / ENVIRONMENT, notes, "no versions, no machine")
     if not any(row.programs for row in rows):
         notes.append(f"{PROGRESS} has no programs: nothing on tools and how programs evolved")
-    name = path.resolve().name
-    return RunRecord(
-        path, name, **head.model_dump(), config=config, rows=rows, summary=summary,
-        behaviour=behaviour, environment=environment, notes=notes,
-    )  # fmt: skip
+    return record
 
 
 def _config(file: Path) -> tuple[str, _Head]:
     """The text of `config.yaml`, and what every page says of it."""
+    text = read_config(file)
     try:
-        text = read_bytes(file, MAX_BYTES).decode()
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is no UTF-8 text") from None
-    document = documents.parse(text, str(file))
-    try:
-        return text, _Head.model_validate(document)
+        return text, _Head.model_validate(documents.parse(text, str(file)))
     except ValidationError as error:
         raise UserError(f"{file}: {fault_of(error)}") from None
-
-
-def _rows(file: Path, notes: list[str]) -> list[Row]:
-    """The rows; a last line that was cut off is passed over, and that is noted."""
-    rows = list(read_rows(file))
-    if not ends_whole(file):
-        notes.append(f"the last line of {PROGRESS} is cut off; it is passed over")
-    if not rows:
-        raise UserError(f"{file}: no iteration has ended yet; nothing to report")
-    return rows
-
-
-def _optional(model: type[Model], file: Path, notes: list[str], without: str) -> Model | None:
-    """The file's content; None, and a note, if there is no such file."""
-    if not file.exists():
-        notes.append(f"no {file.name}: {without}")
-        return None
-    return read_file(file, model)
