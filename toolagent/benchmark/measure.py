@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolagent.benchmark import PIPELINE_ROWS
@@ -53,8 +50,7 @@ def measure_throughput(
     Raises:
         UserError: the run's configuration can't be that of a row.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    result: dict[str, Any] = {"cores": cores or 1, "load_before": os.getloadavg()[0]}
+    result: dict[str, Any] = {"load_before": os.getloadavg()[0]}
     if startup:
         progress.announce("start-up")
         result["startup"] = measure_startup()
@@ -85,11 +81,11 @@ def measure_throughput(
             result["scaling"] = measure_scaling(
                 cpus, max(2, repeats // 2), seconds / 2, progress.announce
             )
-    from toolagent.run.environment import commit_of
+    from toolagent.run.environment import describe_environment
 
-    packages = ("ray", "torch", "numpy", "gymnasium")
-    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    return result | {"versions": versions, "commit": commit_of(Path(__file__).parents[1])}
+    here = describe_environment()
+    versions = {"python": here["python"], **here["packages"]}
+    return result | {"cores": here["cores"], "versions": versions, "commit": here["commit"]}
 
 
 def _config(name: str, run: TrainedRun | None) -> Any:

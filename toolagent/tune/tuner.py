@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 import signal
@@ -69,8 +68,19 @@ def run_trials(
     Everything is built from the search and from what is given here. Unfinished trials in
     `earlier` go on from their last checkpoints, failed ones stay failed.
     """
-    names = functools.partial(_name, short_names(list(search.space)))
-    space = _param_space(search)
+    grid = search.settings.search == GRID
+    space = {key: distribution.domain(grid) for key, distribution in search.space.items()}
+    names = short_names(list(search.space))
+
+    def name(trial: Trial) -> str:
+        """'lr=0.0021 episodes_per_update=512': the trial's settings."""
+        return " ".join(f"{names[key]}={value_text(trial.config[key])}" for key in names)
+
+    def directory(trial: Trial) -> str:
+        """The name as a folder's, and the trial's id, which makes it unique."""
+        text = re.sub(r"[^A-Za-z0-9_.=+-]+", ",", name(trial)).strip(",")
+        return f"{text[:_LONGEST_DIRECTORY]},{trial.trial_id}"
+
     experiment = Experiment(
         folder.trials.name,
         trainable,
@@ -79,8 +89,8 @@ def run_trials(
         storage_path=str(folder.path.resolve()),
         # All are kept: PBT copies older ones, and the best trial's last is the result.
         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
-        trial_name_creator=names,
-        trial_dirname_creator=functools.partial(_directory, names),
+        trial_name_creator=name,
+        trial_dirname_creator=directory,
     )
     searcher = _searcher(search, at_once)
     if earlier is not None:
@@ -93,7 +103,7 @@ def run_trials(
         metric=SCORE,
         mode="max",
         search_alg=searcher,
-        scheduler=_scheduler(search, earlier),
+        scheduler=_scheduler(search, space, earlier),
         resume_config=None if earlier is None else ResumeConfig(),
         callbacks=callbacks,
         raise_on_failed_trial=False,
@@ -186,11 +196,6 @@ def check_searcher(search: Search) -> None:
             ) from None
 
 
-def _param_space(search: Search) -> dict[str, Any]:
-    grid = search.settings.search == GRID
-    return {key: distribution.domain(grid) for key, distribution in search.space.items()}
-
-
 def _searcher(search: Search, at_once: int) -> SeededVariants | OptunaTrials:
     settings = search.settings
     if settings.search == OPTUNA:
@@ -202,7 +207,9 @@ def _searcher(search: Search, at_once: int) -> SeededVariants | OptunaTrials:
     return SeededVariants(max_concurrent=at_once, random_state=settings.seed)
 
 
-def _scheduler(search: Search, earlier: ExperimentAnalysis | None) -> TrialScheduler:
+def _scheduler(
+    search: Search, space: dict[str, Any], earlier: ExperimentAnalysis | None
+) -> TrialScheduler:
     settings = search.settings
     time_attr, budget = settings.budget
     if settings.scheduler == ASHA:
@@ -218,19 +225,6 @@ def _scheduler(search: Search, earlier: ExperimentAnalysis | None) -> TrialSched
             time_attr=time_attr,
             perturbation_interval=budget * settings.pbt.interval_share,
             quantile_fraction=settings.pbt.quantile_fraction,
-            hyperparam_mutations={
-                key: distribution.domain() for key, distribution in search.space.items()
-            },
+            hyperparam_mutations=space,
         )
     return FIFOScheduler()
-
-
-def _name(names: dict[str, str], trial: Trial) -> str:
-    """'lr=0.0021 episodes_per_update=512': the trial's settings."""
-    return " ".join(f"{names[key]}={value_text(trial.config[key])}" for key in names)
-
-
-def _directory(name: Any, trial: Trial) -> str:
-    """The name as a folder's, and the trial's id, which makes it unique."""
-    text = re.sub(r"[^A-Za-z0-9_.=+-]+", ",", name(trial)).strip(",")
-    return f"{text[:_LONGEST_DIRECTORY]},{trial.trial_id}"
