@@ -124,17 +124,13 @@ LR = "training.lr"
 # A row for each check: what is changed, and what must be named: the key, and what would be right.
 WRONG = [
     ({"space": None}, "space: missing"),
-    ({"space": {}}, "space: "),
     ({"trial": {}}, "trial: ", "max_env_steps", "max_time_s"),
     ({"trial": {"max_time_s": 9.0}}, "trial.max_env_steps: missing", "env_steps"),
     ({"objective": "seconds"}, "trial.max_time_s: missing", "seconds"),
     ({"objective": "speed"}, "objective: ", "'accuracy'"),
     ({"num_sampels": 3}, "num_sampels: ", "'num_samples'"),
-    ({"trial": {"max_steps": 3}}, "trial.max_steps: ", "'max_env_steps'"),
     ({"num_samples": 0}, "num_samples: "),
-    ({"asha": {"reduction_factor": 1}}, "asha.reduction_factor: "),
     ({"base": "defualt"}, "base: ", "'default.yaml'"),
-    ({"settings": {"training.lrr": 1}}, "settings.training.lrr: ", "'lr'"),
     ({"settings": {LR: -1.0}}, "settings.training.lr: "),
     ({"settings": {LR: 1e-3}}, "space.training.lr: ", "settings.training.lr"),
     ({"space": {"training.lrr": {"uniform": [0, 1]}}}, "space.training.lrr: ", "'lr'"),
@@ -210,11 +206,9 @@ def command(tmp_path, monkeypatch, capfd):
 
 COMMAND = [
     ("--config tune_calculater", "'tune_calculater'", "'tune_calculator.yaml'"),
-    ("--config default", "'default'"),
     ("--output-dir full", "--output-dir full", "not empty"),
     ("--output-dir search", "--output-dir search", "--resume search"),
     ("--output-dir file", "--output-dir file", "a file"),
-    ("--output-dir file/below", "--output-dir file/below"),
     ("--output-dir /proc/new", "--output-dir /proc/new"),
     ("--output-dir new\udcff", "UTF-8"),
     ("--resume missing", "--resume missing"),
@@ -224,8 +218,6 @@ COMMAND = [
     ("--resume garbled", "search.yaml", "UTF-8"),
     ("--resume garbled-base", "base.yaml", "UTF-8"),
     ("--resume search --config tune_pbt", "--config", "--resume"),
-    ("--resume search --output-dir new", "--output-dir", "--resume"),
-    ("--resume search --num-samples 3", "--num-samples", "--resume"),
     ("--resume search --set seed=1", "--set", "--resume"),
     ("--set seed=-1", "--set seed"),
     ("--set training.lr=0.1", "training.lr", "--set training.lr=0.1"),

@@ -77,8 +77,6 @@ def take_over(folder: Path) -> ExperimentAnalysis:
         waiting = path.with_suffix(".tmp")
         waiting.write_text(text, encoding="utf-8")
         os.replace(waiting, path)
-    except OSError as error:
-        raise UserError(f"--resume {folder.parent}: {error.strerror or error}") from None
     except Exception as error:  # unpickling can fail in any way
         raise UserError(
             f"--resume {folder.parent}: the trials in {folder.name} can't be read "

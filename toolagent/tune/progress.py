@@ -59,14 +59,12 @@ class SearchProgress(Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """A trial ended as it should."""
-        self._print_end(trials, trial)
+        """A trial ended as it should, or failed."""
+        row = row_of(trial, in_order(trials).index(trial) + 1)
+        outcome = row.outcome if row.error is None else f"FAILED: {row.error}"
+        self._print(f"trial {row.number}/{self._search.num_trials}: {outcome}; {trial}")
 
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """A trial failed."""
-        self._print_end(trials, trial)
+    on_trial_error = on_trial_complete
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Tune is through, or was interrupted."""
@@ -74,11 +72,6 @@ class SearchProgress(Callback):
 
     def _print(self, text: str) -> None:
         self._console.print(f"{time.monotonic() - self._start:6.1f} s  {text}", soft_wrap=True)
-
-    def _print_end(self, trials: list[Trial], trial: Trial) -> None:
-        row = row_of(trial, in_order(trials).index(trial) + 1)
-        outcome = row.outcome if row.error is None else f"FAILED: {row.error}"
-        self._print(f"trial {row.number}/{self._search.num_trials}: {outcome}; {trial}")
 
     def _counts(self, rows: Sequence[tuple[TrialRow, Trial]]) -> str:
         ended = sum(trial.is_finished() for _, trial in rows)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any, Self
 
 from pydantic import (
@@ -116,21 +117,17 @@ def value_text(value: Any) -> str:
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """Key -> its last part, or as much more of it as tells it from the others.
+    """Key -> its last part, or the whole of it where another ends alike.
 
     Of keys joined by commas, the first gives the name.
     """
     firsts = {key: parts_of(key)[0] for key in keys}
-    result = {}
+    lasts = Counter(first.rpartition(".")[2] for first in firsts.values())
+    names = {}
     for key, first in firsts.items():
-        parts = first.split(".")
-        for length in range(1, len(parts) + 1):
-            name = ".".join(parts[-length:])
-            alike = [other for other in firsts.values() if f".{other}".endswith(f".{name}")]
-            if len(alike) == 1:
-                break
-        result[key] = name
-    return result
+        last = first.rpartition(".")[2]
+        names[key] = last if lasts[last] == 1 else first
+    return names
 
 
 def parts_of(key: str) -> list[str]:
