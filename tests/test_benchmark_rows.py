@@ -223,7 +223,6 @@ def exploring(**changes):
 
 
 def test_the_table_shows_what_was_measured_and_says_what_was_explored(capsys):
-    nothing_replayed = exploring(replayed_episodes_per_update=0)
     run = {"folder": "x", "checkpoint": "checkpoint_000007", "env_steps": 12_345}
     out = shown(
         capsys,

@@ -79,7 +79,7 @@ def take_over(folder: Path) -> ExperimentAnalysis:
         os.replace(waiting, path)
     except Exception as error:  # unpickling can fail in any way
         raise UserError(
-            f"--resume {folder.parent}: the trials in {folder.name} can't be read "
+            f"--resume {folder.parent}: the trials in {folder.name} can't be taken over "
             f"({type(error).__name__}: {error})"
         ) from None
     return analysis
