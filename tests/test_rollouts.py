@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from trained import scripted_network
 
 from toolagent.envs.single import ToolEnv
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
@@ -10,7 +11,7 @@ from toolagent.rollouts.certification import certify, certify_stage, measure
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play, sample_tokens
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, SUB
 
 NAMES = ["tutorial", "calculator"]
 
@@ -25,21 +26,6 @@ def random_network(seed=0, prefer=()):
     with torch.no_grad():
         network.policy_head.weight.mul_(6)  # decisive enough that episodes differ
         network.policy_head.bias[list(prefer)] += 2.5
-    return network
-
-
-def scripted_network(program):
-    """A network that emits `program`, whatever it reads: its GRU only holds the last token."""
-    network = StageGRUNetwork(NetworkSizes(18, 3, NUM_TOKENS))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-        network.token_embedding.weight.copy_(torch.eye(NUM_TOKENS))
-        # Update gate shut: h' = tanh(4 x), the one-hot of the previous token.
-        network.gru.bias_ih_l0[NUM_TOKENS : 2 * NUM_TOKENS] = -30.0
-        network.gru.weight_ih_l0[2 * NUM_TOKENS :] = 4 * torch.eye(NUM_TOKENS)
-        for previous, token in zip((CTX, *program), program, strict=False):
-            network.policy_head.weight[token, previous] = 50.0
     return network
 
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
 from toolagent.models.network import NetworkSizes, StageGRUNetwork
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB
+from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, RCL, STO, SUB
 
 PROGRAMS = (
     (MUL, ADD, ANS),
@@ -74,6 +74,22 @@ def trained_network(programs: tuple[tuple[int, ...], ...] = PROGRAMS) -> StageGR
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    return network
+
+
+def scripted_network(program: tuple[int, ...]) -> StageGRUNetwork:
+    """A network that emits `program`, whatever it reads, in no time. Its GRU only holds the last
+    token, so each token of the program must always be followed by the same one."""
+    network = StageGRUNetwork(NetworkSizes(18, 3, NUM_TOKENS))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.token_embedding.weight.copy_(torch.eye(NUM_TOKENS))
+        # Update gate shut: h' = tanh(4 x), the one-hot of the previous token.
+        network.gru.bias_ih_l0[NUM_TOKENS : 2 * NUM_TOKENS] = -30.0
+        network.gru.weight_ih_l0[2 * NUM_TOKENS :] = 4 * torch.eye(NUM_TOKENS)
+        for previous, token in zip((CTX, *program), program, strict=False):
+            network.policy_head.weight[token, previous] = 50.0
     return network
 
 
