@@ -65,22 +65,6 @@ def test_help_is_clicks_own_and_ends_with_0(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["--numbr", "3"], "no option '--numbr'; did you mean '--number'?"),
-        (["--zzz"], "no option '--zzz'; known: --help, --number"),
-        (["-n"], "no option '-n'; known: --help, --number"),
-        (["--number", "x"], "invalid value for '--number': 'x' is not a valid integer"),
-        (["--number"], "option '--number' requires an argument"),
-        (["a", "b"], "got unexpected extra argument (b)"),
-    ],
-)
-def test_a_wrong_command_line_is_refused_in_one_line(arguments, line, capsys):
-    assert run(command_that(lambda: 0), *arguments) == 2
-    assert refusal(capsys) == line
-
-
-@pytest.mark.parametrize(
     ("given", "path"),
     [("~/runs", "/home/of/a/user/runs"), ("a/~", "a/~"), ("s3://b/~", "s3://b/~"), ("", "")],
 )

@@ -53,47 +53,6 @@ def test_every_file_is_checked_here():
     assert there == {*RAY_UP, *MANIFESTS, *SCRIPTS, *OTHERS, *MONITORING}
 
 
-# Headers: the comment a file begins with gives the commands to use it, from start to end.
-
-_RAY_UP = "pip install|ray get-auth-token|chmod 600|ray up|ray dashboard|cluster/submit.sh"
-FROM_START_TO_END = {
-    "aws.yaml": f"{_RAY_UP}|ray rsync-down|ray down",
-    "gcp.yaml": f"{_RAY_UP}|ray rsync-down|ray down",
-    "onpremise.yaml": f"{_RAY_UP}|ray down",
-    "kubernetes/raycluster.yaml": "helm install|docker build|kubectl create secret|kubectl apply"
-    "|kubectl port-forward|cluster/submit.sh|kubectl delete",
-    "kubernetes/rayjob.yaml": "helm install|docker build|kubectl apply|kubectl logs|kubectl delete",
-    "kubernetes/results.yaml": "kubectl apply|kubectl delete",
-    "kubernetes/rayservice.yaml": "helm install|docker build|kubectl apply|kubectl get rayservice"
-    "|kubectl port-forward|curl|kubectl delete",
-    "slurm.sh": "pip install|sbatch|squeue|tail -f|scancel|--resume",
-    "submit.sh": "RAY_AUTH_MODE=token|cluster/submit.sh|ray job logs|ray job stop|--resume",
-    "Containerfile": "docker build|docker push|docker run",
-}
-
-
-def header(content):
-    lines = content.removeprefix("#!/usr/bin/env bash\n").splitlines()
-    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
-    return "\n".join(line for line in lines[:end] if not line.startswith("#SBATCH"))
-
-
-def missing_from_header(name, content):
-    rest, missing = header(content), []
-    for command in FROM_START_TO_END[name].split("|"):
-        _, found, after = rest.partition(command)
-        if found:
-            rest = after
-        else:
-            missing.append(command)
-    return missing
-
-
-@pytest.mark.parametrize("name", FROM_START_TO_END)
-def test_header_gives_the_commands_in_order(name):
-    assert missing_from_header(name, text(name)) == []
-
-
 def run_flags(content):
     """The flags of `toolagent.run` in a file's commands, those in its comments included."""
     calls = re.findall(
@@ -105,7 +64,7 @@ def run_flags(content):
 
 def test_the_flags_in_commands_exist():
     known = {option for parameter in run_command.params for option in parameter.opts}
-    content = "\n".join(text(name) for name in FROM_START_TO_END)
+    content = "\n".join(text(name) for name in [*RAY_UP, *MANIFESTS, *SCRIPTS, "Containerfile"])
     content += documents("kubernetes/rayjob.yaml")[0]["spec"]["entrypoint"]
     used = run_flags(content)
     assert {"--num-env-runners", "--num-gpus-per-learner", "--resume"} <= used

@@ -18,7 +18,7 @@ from trained import untrained_expression_network, untrained_network
 from toolagent import cli
 from toolagent.checkpoints.policy import Policy, save_policy
 from toolagent.explain.__main__ import command
-from toolagent.rollouts.trajectory import one_line, trajectory, verdict
+from toolagent.rollouts.trajectory import trajectory, verdict
 from toolagent.tasks import get_task
 
 EXPRESSION = get_task("expression")
@@ -73,12 +73,6 @@ def test_the_verdict_says_why(choose, words, computes, judged):
     assert tuple(recorded.judged.values()) == (judged or (False, False))
 
 
-def test_a_trajectory_on_one_line():
-    line = one_line(explained(shortest, "(3+4)*2"))
-    assert line.startswith("(3+4)*2: 3[0.99] stack=3 -> 4[0.99] stack=3 4 -> ADD[0.99] stack=7 ->")
-    assert line.endswith("  right")
-
-
 # The command ---------------------------------------------------------------------------------
 
 
@@ -98,12 +92,6 @@ def test_a_right_answer_that_is_a_shortcut_is_shown_to_be_one(explain):
     assert "answers 0 = 0*(1*(2+9)): right" in out
     assert "its program computes 0; algebraically valid: no, shortest: no" in out
     assert "shortest program: 0 1 2 9 ADD MUL MUL ANS" in out
-
-
-def test_without_an_answer_there_is_nothing_to_compute(explain):
-    out = explain(silent, "--expression", "7")
-    assert "no answer in 3 actions: wrong; the target is 7" in out
-    assert "computes" not in out and "shortest program: 7 ANS" in out
 
 
 def test_a_stage_alone_shows_a_problem_of_it_always_the_same(explain):
