@@ -191,11 +191,7 @@ class Storage:
                 self._filesystem.delete_dir(self._at(folder))
 
     def checkpoints(self) -> list[str]:
-        """The names of the checkpoints there, complete or not.
-
-        Raises:
-            StorageError: they can't be listed.
-        """
+        """The names of the checkpoints there, complete or not (or a StorageError)."""
         return sorted(name for name, is_dir in self._list(CHECKPOINTS).items() if is_dir)
 
     def _at(self, path: str) -> str:
@@ -249,12 +245,8 @@ class Storage:
 def fetched(uri: str, label: str, *, whole: bool = False) -> Iterator[tuple[Path, Storage]]:
     """A copy of a run or checkpoint for the length of the block, and where it came from.
 
-    Faults that are found in the copy are told of the original.
-
-    Args:
-        uri: as for `Storage.at`.
-        label: as for `Storage.at`.
-        whole: as for `Storage.fetch`.
+    Arguments as for `Storage.at` and `Storage.fetch`. Faults that are found in the copy are told of
+    the original.
     """
     storage = Storage.at(uri, label)
     with tempfile.TemporaryDirectory(prefix="toolagent-") as folder, renamed(folder, storage):

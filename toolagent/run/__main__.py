@@ -98,7 +98,9 @@ def command(
 ) -> int:
     """Train an agent through the curriculum until every stage is certified solved."""
     address = cluster_to_join(address)
-    overrides = (*overrides, *_as_overrides(shorthands))
+    for name, value in shorthands.items():
+        if value is not None:
+            overrides += (f"{_SHORTHANDS[name]}={json.dumps(value)}",)  # JSON is YAML
     console = cli.console()
     if resume is not None:
         for flag, given in (
@@ -151,15 +153,6 @@ def command(
             )
             code = execute(session)
         return code if finish(folder) else code or 1
-
-
-def _as_overrides(shorthands: dict[str, Any]) -> list[str]:
-    """The shorthand flags as `--set` writes them."""
-    result = []
-    for name, value in shorthands.items():
-        if value is not None:
-            result.append(f"{_SHORTHANDS[name]}={json.dumps(value)}")  # JSON is YAML
-    return result
 
 
 if __name__ == "__main__":

@@ -90,13 +90,7 @@ class Trackers:
                 outbox.warn(error)
 
     def end(self, status: str, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
-        """Ends the records.
-
-        Args:
-            status: of `base`.
-            summary: of `summary.json`; {} without one.
-            files: result files by name; missing ones are left out.
-        """
+        """Ends the records; without a summary it is {}. Files that are missing are left out."""
         present = {name: path for name, path in files.items() if path.is_file()}
         outboxes, self._outboxes = self._outboxes, []
         for outbox in outboxes:

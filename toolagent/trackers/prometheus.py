@@ -83,11 +83,7 @@ class RunMetrics:
 
     A failure is reported once on stderr and ends the metrics; training continues.
 
-    Args:
-        folder: of the run; its name is the tag `run`.
-        task: the tag `task`.
-        checkpoint_every_s: as configured.
-        enabled: False: nothing is noted or published.
+    The names of the run's folder and of its task are the tags `run` and `task`.
     """
 
     def __init__(self, folder: Path, task: str, checkpoint_every_s: float, enabled: bool = True):
@@ -143,13 +139,8 @@ class RunMetrics:
 
     @_optional
     def note(self, row: dict[str, Any], stages_solved: int, algorithm: Any) -> None:
-        """One iteration.
-
-        Args:
-            row: of `progress.jsonl`.
-            stages_solved: how many stages were all solved at least once.
-            algorithm: its actors are counted without a remote call.
-        """
+        """One iteration: its row of `progress.jsonl`, and how many stages were ever solved. The
+        algorithm's actors are counted without a remote call."""
         values = self._values
         for column, gauge in _OF_ROW.items():
             values[gauge.name] = row[column]
