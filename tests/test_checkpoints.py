@@ -356,7 +356,7 @@ def keeper_in(run, algorithm, warnings):
         measured=[],
         refresh_network=lambda algorithm: untrained_network(embedding_size=4),
     )
-    settings = load_settings(None, check_sections=False)
+    settings = load_settings(None)
     return CheckpointKeeper(settings, algorithm, callback, RunFolder(run), warnings.append)
 
 

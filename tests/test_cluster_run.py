@@ -223,8 +223,7 @@ def test_tokens_and_resources_that_the_cluster_does_not_take(ray_cluster, tmp_pa
         (  # what else it can lack: `test_placement`
             {},
             ("--num-env-runners", "2", *play),
-            "env_runners.num_env_runners: 2 env runners ask for CPU 1, play 1 each; the nodes "
-            "have room for 1",
+            "asks for 2 of 'play' in all, the nodes have 1 free; they declare play",
         ),
     ]
 
@@ -255,7 +254,7 @@ def test_tokens_and_resources_that_the_cluster_does_not_take(ray_cluster, tmp_pa
 
 def test_this_machine_has_no_custom_resources(nothing_started, capfd):
     line = refusal(capfd, "--set", "learners.custom_resources_per_learner={fast: 1}")
-    assert "learners.custom_resources_per_learner: this machine has no 'fast'" in line
+    assert "learners.custom_resources_per_learner: asks for 1 of 'fast'" in line
 
 
 def test_a_machine_that_is_no_node_of_the_cluster(monkeypatch):

@@ -10,7 +10,6 @@ from toolagent.config.placement import (
     room_for,
     with_auto_runners,
 )
-from toolagent.config.resources import resolve_resources
 from toolagent.errors import UserError
 
 LAPTOP = {"CPU": 2.0}
@@ -85,20 +84,20 @@ def test_room():
 
 def test_a_learner_that_fits_on_no_single_node():
     config = config_of("learners.num_learners=1", "learners.num_gpus_per_learner=2")
-    with pytest.raises(UserError, match=r"1 learners ask for GPU 2 each; .* room for 0"):
+    with pytest.raises(UserError, match=r"1 learner ask for GPU 2 each; .* room for 0"):
         check_placement(config, [GPU_HEAD, GPU_HEAD, NODE], GPU_HEAD)
 
 
 def test_a_resource_that_no_node_has():
     config = config_of("env_runners.custom_resources_per_env_runner={swim: 1}", ONE_RUNNER)
-    with pytest.raises(UserError, match="no node has 'swim'; they have play"):
+    with pytest.raises(UserError, match=r"asks for 1 of 'swim' in all, .* they declare play"):
         check_placement(config, [NODE | {"play": 3.0}], NODE)
 
 
 def test_more_gpus_than_the_cluster_has():
     config = config_of("learners.num_learners=1", "learners.num_gpus_per_learner=4", ONE_RUNNER)
-    with pytest.raises(UserError, match="asks for 4 GPUs, this cluster has 0"):
-        resolve_resources(config, cluster_cpus=16.0, cluster_gpus=0.0, num_nodes=2)
+    with pytest.raises(UserError, match="asks for 4 GPUs in all, there are 0"):
+        check_placement(config, [NODE, NODE], NODE)
 
 
 def test_a_driver_without_the_gpu_that_it_would_learn_on():

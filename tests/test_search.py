@@ -130,7 +130,7 @@ WRONG = [
     ({"objective": "speed"}, "objective: ", "'accuracy'"),
     ({"num_sampels": 3}, "num_sampels: ", "'num_samples'"),
     ({"num_samples": 0}, "num_samples: "),
-    ({"base": "defualt"}, "base: ", "'default.yaml'"),
+    ({"base": "defualt"}, "base: ", "'default'"),
     ({"settings": {LR: -1.0}}, "settings.training.lr: "),
     ({"settings": {LR: 1e-3}}, "space.training.lr: ", "settings.training.lr"),
     ({"space": {"training.lrr": {"uniform": [0, 1]}}}, "space.training.lrr: ", "'lr'"),
@@ -205,7 +205,7 @@ def command(tmp_path, monkeypatch, capfd):
 
 
 COMMAND = [
-    ("--config tune_calculater", "'tune_calculater'", "'tune_calculator.yaml'"),
+    ("--config tune_calculater", "'tune_calculater'", "'tune_calculator'"),
     ("--output-dir full", "--output-dir full", "not empty"),
     ("--output-dir search", "--output-dir search", "--resume search"),
     ("--output-dir file", "--output-dir file", "a file"),

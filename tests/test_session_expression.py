@@ -40,7 +40,7 @@ def small_sample(monkeypatch):
 
 @pytest.fixture
 def settings():
-    return load_settings(None, LEVELS, check_sections=False)
+    return load_settings(None, LEVELS)
 
 
 def up_to(operands):
@@ -119,7 +119,7 @@ def test_what_was_solved_is_played_again_only_where_that_ends_the_run(settings, 
     monkeypatch.setattr(stopping, "is_solved", noted)
     monkeypatch.setattr(certification, "is_solved", noted)
     state, display = RunState(), Events()
-    go_on = load_settings(None, (*LEVELS, "run.stop_when_solved=false"), check_sections=False)
+    go_on = load_settings(None, (*LEVELS, "run.stop_when_solved=false"))
     assert not note_solved(go_on, up_to(4), state, display)
     assert played == [2, 4] and set(state.first_solved) == {"2", "4"}
     assert not note_solved(go_on, up_to(4), state, display)

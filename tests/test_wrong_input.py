@@ -106,7 +106,7 @@ def refused(prepared, monkeypatch, capfd):
 # The command, its arguments, and what must be named. `run` writes into `new` where it says nothing.
 WRONG = [
     # The configuration, beyond what `test_config` tries.
-    ("run", "--config tutorail", "tutorail", "'tutorial.yaml'"),
+    ("run", "--config tutorail", "tutorail", "'tutorial'"),
     ("run", "--config nul.yaml", "nul.yaml", "NUL"),
     ("run", "--set algorithm=ppo", "algorithm", "'ppo'", "PPO"),
     ("run", "--set training.lrr=1.0", "--set training.lrr", "'lr'"),
@@ -363,7 +363,7 @@ def test_another_network_is_refused_and_the_advice_is_right(refused, line, named
 def test_more_gpus_than_there_are_by_one(refused):
     asked = torch.cuda.device_count() + 1
     line = f"--output-dir new --num-gpus-per-learner {asked}"
-    refused("run", line, "num_gpus_per_learner", f"{asked} GPUs")
+    refused("run", line, "num_gpus_per_learner", f"asks for {asked} GPU")
 
 
 @pytest.mark.full

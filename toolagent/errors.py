@@ -29,13 +29,14 @@ def labelled(label: str, kind: type[Exception] = UserError) -> Iterator[None]:
         raise UserError(f"{label}{reason or error}") from None
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint to append to an error: the closest known word, or the whole list if none is close."""
+def nearest(word: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """A hint to append to an error: the closest known word; if none is close, `otherwise`, or
+    the whole list."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
-    return "known: " + ", ".join(known)
+    return otherwise or "known: " + ", ".join(known)
 
 
 def check_text(label: str, text: str, remedy: str) -> None:

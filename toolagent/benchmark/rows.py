@@ -13,7 +13,7 @@ import psutil
 
 from toolagent.benchmark.bare_loop import BareLoop
 from toolagent.benchmark.figures import Block
-from toolagent.config import build_algorithm_config, load_settings, resolve_resources
+from toolagent.config import build_algorithm_config, load_settings, share_cpus
 from toolagent.figures import PIPELINE
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class BareRow(Row):
     name = "bare_loop"
 
     def __init__(self) -> None:
-        settings = load_settings("default", WORKLOAD, check_sections=False)
+        settings = load_settings("default", WORKLOAD)
         self.loop = BareLoop(
             settings.task,
             STAGE,
@@ -111,7 +111,7 @@ class RLlibRow(Row):
 
     def __init__(self, name: str, config: AlgorithmConfig, cpus: float):
         self.name = name
-        resolved, _ = resolve_resources(config, cpus, 0.0)
+        resolved, _ = share_cpus(config, cpus)
         self.algorithm: Any = resolved.build_algo()
         self.num_env_runners = int(resolved.num_env_runners or 0)
         self._updates: Any = getattr(resolved, "updates_per_iteration", None)

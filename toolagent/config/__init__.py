@@ -5,11 +5,7 @@ keyword arguments, so every RLlib option is within reach under its own name. Ray
 when sections are checked or a config is built.
 """
 
-from toolagent.config.algorithm import (
-    ALGORITHMS,
-    algorithm_config_class,
-    build_algorithm_config,
-)
+from toolagent.config.algorithm import algorithm_config_class, build_algorithm_config
 from toolagent.config.callbacks import add_callbacks
 from toolagent.config.folder import (
     config_folder,
@@ -19,8 +15,8 @@ from toolagent.config.folder import (
     shipped_searches,
 )
 from toolagent.config.loading import load_settings, settings_from_text
-from toolagent.config.resources import resolve_resources
-from toolagent.config.settings import RunSettings, Settings, config_sha256, to_yaml
+from toolagent.config.placement import check_placement, share_cpus, with_auto_runners
+from toolagent.config.settings import ALGORITHMS, RunSettings, Settings, config_sha256, to_yaml
 
 __all__ = [
     "ALGORITHMS",
@@ -29,14 +25,16 @@ __all__ = [
     "add_callbacks",
     "algorithm_config_class",
     "build_algorithm_config",
+    "check_placement",
     "config_folder",
     "config_sha256",
     "find_config",
     "find_search",
     "load_settings",
-    "resolve_resources",
     "settings_from_text",
+    "share_cpus",
     "shipped_configs",
     "shipped_searches",
     "to_yaml",
+    "with_auto_runners",
 ]

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import functools
 import importlib
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from toolagent.config.callbacks import add_callbacks, check_callbacks
-from toolagent.config.schema import IMPORT, checked_options, deprecated_of, typed_dict
-from toolagent.config.settings import AUTO, AUTO_KEY, Settings
-from toolagent.config.source import KeyPath
-from toolagent.config.validation import check_name, validated
+from toolagent.config.schema import checked_sections, typed_dict
+from toolagent.config.settings import ALGORITHMS, AUTO, AUTO_KEY, Settings
+from toolagent.config.source import KeyPath, one_line
+from toolagent.config.validation import validated
 from toolagent.errors import UserError
 from toolagent.tasks import TASKS
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-
-# Name in the YAML -> 'module:class' of the AlgorithmConfig; imported when it is needed.
-ALGORITHMS: dict[str, str] = {
-    "toolagent": "toolagent.learning.algorithm:ToolAgentConfig",
-    "PPO": "toolagent.learning.stock:StockPPOConfig",
-    "tutorial": "toolagent.learning.tutorial:TutorialConfig",
-    "BC": "toolagent.learning.offline:OfflineBCConfig",
-    "MARWIL": "toolagent.learning.offline:OfflineMARWILConfig",
-}
 
 _ENV_CONFIGS = (
     ("environment", "env_config"),
@@ -59,103 +51,49 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
     from ray.util import log_once
 
     from toolagent.curriculum.callback import CurriculumCallback
-    from toolagent.envs.registration import register_with_rllib
+    from toolagent.envs.registration import create_for_rllib, register_with_rllib
 
-    checked = _checked(settings, IMPORT)
-    _check_network(settings)
+    config_class = algorithm_config_class(settings.algorithm)
+    checked = checked_sections(config_class, settings.sections, settings.source)
+    model_config = _model_config(settings)
     register_with_rllib()
-    config = algorithm_config_class(settings.algorithm)()
+    config = config_class()
     # RLlib would warn, once, that the new API stack is on by default. Here it is on by intent.
     log_once(f"{getattr(config.algo_class, '__name__', None)}_on_new_api_stack")
-    _apply_defaults(config, settings)
+    _apply_defaults(config, settings, model_config)
     for section, options in checked.items():
         if options.get(AUTO_KEY[1]) == AUTO:
             options[AUTO_KEY[1]] = 1  # until the cluster is known
         for merged in ("env_config", "model_config"):  # into the defaults, just above
             options.pop(merged, None)
-        with _Refusals(settings, (section,)):
+        with _refusals(settings, section):
             getattr(config, section)(**options)
-        for name in deprecated_of(type(config), section) & set(options):  # RLlib took it in silence
-            raise settings.source.error(
-                (section, name),
-                "is deprecated in RLlib, without effect or replaced by another option",
-            )
     check_callbacks(config, settings.sections.get("callbacks", {}), settings.source)
     add_callbacks(config, [functools.partial(CurriculumCallback, settings.curriculum)])
-    _try_environment(config, settings)
-    with _Refusals(settings, ()):
+    for path in _ENV_CONFIGS:  # one episode wide: the environment knows best what it refuses
+        with _refusals(settings, *path):
+            create_for_rllib({**config.env_config, **settings.written(*path), "num_envs": 1})
+    with _refusals(settings):
         config.validate()
         config.get_evaluation_config_object()  # applies evaluation_config, to a copy
     return config
 
 
-def check_options(settings: Settings) -> None:
-    """Names and types of all options in the sections. Imports Ray.
-
-    Raises:
-        UserError: an unknown option, or a value of the wrong type or out of range.
-    """
-    _checked(settings)
-    _check_network(settings)
-
-
-def _checked(settings: Settings, context: str | None = None) -> dict[str, dict[str, Any]]:
-    config_class = algorithm_config_class(settings.algorithm)
-    return {
-        section: checked_options(
-            config_class, section, copy.deepcopy(options), settings.source, context
-        )
-        for section, options in settings.sections.items()
-    }
-
-
-def _check_network(settings: Settings) -> None:
-    given = settings.written(*_MODEL_CONFIG)
-    if not given:
-        return
-    network = _network_name(settings)
-    validated(_model_config_type(network), given, _MODEL_CONFIG, settings.source)
-    _try_network(settings, _model_config_defaults(settings.task, network) | given)
-
-
-def _network_name(settings: Settings) -> str:
-    """The key of `MODULES` that the model config names, or the default."""
-    from toolagent.models.rl_module import MODULES
-
-    name = settings.written(*_MODEL_CONFIG).get("network", _DEFAULT_NETWORK)
-    return check_name(name, (*_MODEL_CONFIG, "network"), MODULES, settings.source)
-
-
-@functools.cache
-def _model_config_type(network: str) -> Any:
-    defaults = _model_config_defaults(next(iter(TASKS)), network)  # of one type for every task
-    options: dict[str, Any] = {name: type(value) for name, value in defaults.items()}
-    return typed_dict("model_config", options | {"max_seq_len": Annotated[int, Field(ge=1)]})
-
-
-def _model_config_defaults(task: str, network: str) -> dict[str, Any]:
-    """What the module can be told, with that network: the options of its sizes, and two more."""
-    from toolagent.models.rl_module import MODULES
-
-    sizes = MODULES[network].network_class.Sizes
-    return {
-        "network": network,
-        **{name: sizes._field_defaults[name] for name in sizes._fields[2:]},
-        # An episode and the value after it stay in one piece in the learner.
-        "max_seq_len": TASKS[task].max_actions + 1,
-    }
-
-
-def _try_network(settings: Settings, model_config: dict[str, Any]) -> None:
-    """Builds the network without storage for its weights: it knows best what it refuses."""
+def _model_config(settings: Settings) -> dict[str, Any]:
+    """The options of the network, which is built without storage for its weights: it knows best
+    what it refuses."""
     import torch
 
     from toolagent.models.rl_module import MODULES
 
-    task = TASKS[settings.task]()
-    network_class = MODULES[model_config["network"]].network_class
+    given, source = settings.written(*_MODEL_CONFIG), settings.source
+    name = given.get("network", _DEFAULT_NETWORK)
+    validated(Literal[tuple(MODULES)], name, (*_MODEL_CONFIG, "network"), source)
+    network_class, task = MODULES[name].network_class, TASKS[settings.task]()
     sizes = network_class.Sizes
-    options = {name: model_config[name] for name in sizes._fields[2:]}
+    options = {option: sizes._field_defaults[option] for option in sizes._fields[2:]}
+    validated(_model_config_type(name), given, _MODEL_CONFIG, source)
+    options |= {option: given[option] for option in options.keys() & given.keys()}
     try:
         with torch.device("meta"):
             network = network_class(sizes(task.context_vocabulary, task.stages.stop, **options))
@@ -164,11 +102,26 @@ def _try_network(settings: Settings, model_config: dict[str, Any]) -> None:
             raise ValueError(f"makes {weights:,} weights; at most {_MOST_WEIGHTS:,} can be trained")
     except (ValueError, RuntimeError, OverflowError) as error:  # torch's own: beyond 64 bits
         # A network's own message begins with the option: 'num_heads is 0; it must be at least 1'.
-        culprit = [name for name in options if str(error).startswith(f"{name} ")]
-        raise settings.source.error((*_MODEL_CONFIG, *culprit), str(error)) from error
+        culprit = [option for option in options if str(error).startswith(f"{option} ")]
+        raise source.error((*_MODEL_CONFIG, *culprit), str(error)) from error
+    # An episode and the value after it stay in one piece in the learner.
+    return {"network": name, **options, "max_seq_len": task.max_actions + 1} | given
 
 
-def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
+@functools.cache
+def _model_config_type(network: str) -> Any:
+    from toolagent.models.rl_module import MODULES
+
+    sizes = MODULES[network].network_class.Sizes
+    options = {option: type(sizes._field_defaults[option]) for option in sizes._fields[2:]}
+    return typed_dict(
+        "model_config", {"network": str, **options, "max_seq_len": Annotated[int, Field(ge=1)]}
+    )
+
+
+def _apply_defaults(
+    config: AlgorithmConfig, settings: Settings, model_config: dict[str, Any]
+) -> None:
     """toolagent's own settings, over RLlib's defaults and under the user's sections."""
     import gymnasium as gym
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -177,7 +130,6 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
     from toolagent.envs.single import ToolEnv
     from toolagent.models.rl_module import MODULES
 
-    network = _network_name(settings)
     config.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
     config.framework("torch")
     # RLlib sets its logger's level once more as it builds: a lost node would be told of in pages.
@@ -199,9 +151,7 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
     config.env_runners(gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT.value)
     config.rl_module(
         rl_module_spec=RLModuleSpec(
-            module_class=MODULES[network],
-            model_config=_model_config_defaults(settings.task, network)
-            | settings.written(*_MODEL_CONFIG),
+            module_class=MODULES[model_config["network"]], model_config=model_config
         )
     )
     # RLlib's 60 s between a runner's death and its restart suit machines that are slow to come.
@@ -216,47 +166,31 @@ def _apply_defaults(config: AlgorithmConfig, settings: Settings) -> None:
     config.evaluation(evaluation_config={"env_config": {"evaluation": True}})
 
 
-def _try_environment(config: AlgorithmConfig, settings: Settings) -> None:
-    """Builds the environment, one episode wide: it knows best what it refuses."""
-    from toolagent.envs.registration import create_for_rllib
-
-    for path in _ENV_CONFIGS:
-        with _Refusals(settings, path):
-            create_for_rllib({**config.env_config, **settings.written(*path), "num_envs": 1})
-
-
-class _Refusals:
+@contextlib.contextmanager
+def _refusals(settings: Settings, *path: str) -> Iterator[None]:
     """Turns whatever RLlib (or the environment) raises inside the block into a `UserError`.
 
     Every exception type: an odd value can end in a KeyError or TypeError just as well as in the
     ValueError that RLlib words with care.
     """
-
-    def __init__(self, settings: Settings, path: KeyPath):
-        self._settings = settings
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UserError) or not isinstance(error, Exception):
-            return
-        message = " ".join(str(error).split(_SUPPRESS)[0].split()).rstrip("\\ ")
-        if len(message) > _LONGEST_MESSAGE:
-            message = message[: _LONGEST_MESSAGE - 3] + "..."
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = one_line(str(error).split(_SUPPRESS)[0], _LONGEST_MESSAGE).rstrip("\\ ")
         if not isinstance(error, ValueError):
             message = f"refused: {type(error).__name__}: {message}"
-        raise self._settings.source.error(self._culprit(message), message) from error
+        raise settings.source.error(_culprit(settings, path, message), message) from error
 
-    def _culprit(self, message: str) -> KeyPath:
-        """The written option that the message mentions first, or else as far as is known."""
-        found = [
-            (match.start(), (section, name))
-            for section, options in self._settings.sections.items()
-            if not self._path or section == self._path[0]
-            for name in options
-            if (match := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message))
-        ]
-        longer = len(self._path) > 1
-        return self._path if longer or not found else min(found)[1]
+
+def _culprit(settings: Settings, path: KeyPath, message: str) -> KeyPath:
+    """The written option that the message mentions first, or else as far as is known."""
+    found = [
+        (match.start(), (section, name))
+        for section, options in settings.sections.items()
+        if path in ((), (section,))
+        for name in options
+        if (match := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message))
+    ]
+    return min(found)[1] if found else path

@@ -58,24 +58,17 @@ def check_callbacks(config: AlgorithmConfig, given: Mapping[str, Any], source: S
 
     from toolagent.rollouts.env_runner import BatchedEnvRunner
 
-    runner = config.env_runner_cls
-    if not (isinstance(runner, type) and issubclass(runner, BatchedEnvRunner)):
+    if not issubclass(config.env_runner_cls or object, BatchedEnvRunner):
         return
-    classes = [
-        made.func if isinstance(made, functools.partial) else made
-        for made in force_list(config.callbacks_class)
-    ]
     for name in _OF_SINGLE_EPISODES:
-        default = getattr(RLlibCallback, name)
-        overriding = [made for made in classes if getattr(made, name) is not default]
-        if overriding:
-            option, subject = "callbacks_class", f"{overriding[0].__name__}.{name} "
-        elif given.get(name) is not None:
-            option, subject = name, ""
-        else:
-            continue
-        raise source.error(
-            ("callbacks", option),
-            f"{subject}would never be called: episodes are played in batches, for which there is "
-            "on_sample_end",
-        )
+        option = name if given.get(name) is not None else None
+        for made in force_list(config.callbacks_class):
+            made = made.func if isinstance(made, functools.partial) else made
+            if getattr(made, name) is not getattr(RLlibCallback, name):
+                option = "callbacks_class"
+        if option is not None:
+            raise source.error(
+                ("callbacks", option),
+                f"{name} would never be called: episodes are played in batches, for which there "
+                "is on_sample_end",
+            )

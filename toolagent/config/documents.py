@@ -7,8 +7,10 @@ text (YAML 1.1 reads 90 and 8).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -33,9 +35,11 @@ _RESOLVERS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only; `_plain` turns them into values."""
+    """With the tags of `_RESOLVERS`, maps and sequences only."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own name and type)
+    yaml_constructors: dict[str, Any] = {}  # noqa: RUF012
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -44,7 +48,15 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(
                 problem="aliases (*name) are not supported; write the value out", problem_mark=mark
             )
-        return super().compose_node(parent, index)
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(
+                problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark
+            )
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -74,16 +86,13 @@ def parse(text: str, label: str) -> Any:
     try:
         loader = _Loader(text)
         try:
-            node = loader.get_single_node()
+            return loader.get_single_data()
         finally:
             loader.dispose()
-        return None if node is None else _plain(node, 0)
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{label}: {_condensed(error)}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{label}: not YAML: {one_line(error)}") from None
-    except RecursionError:
-        raise UserError(f"{label}: nested deeper than {MAX_DEPTH} levels") from None
 
 
 def dump(document: dict[str, Any]) -> str:
@@ -98,34 +107,25 @@ def _condensed(error: yaml.MarkedYAMLError) -> str:
     return one_line(f"{where}{error.problem or 'not YAML'}{context}")
 
 
-def _plain(node: yaml.Node, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise _fault(node, f"nested deeper than {MAX_DEPTH} levels")
-    kind = node.tag.removeprefix(_TAG)
-    if isinstance(node, yaml.MappingNode) and kind == "map":
-        return _mapping(node, depth)
-    if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        return [_plain(item, depth + 1) for item in node.value]
-    if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
-        try:
-            return _SCALARS[kind](node.value)
-        except ValueError as error:
-            raise _fault(node, f"not a valid {kind}: {error}") from None
-    raise _fault(node, f"the tag '{node.tag}' is not supported; write plain YAML")
-
-
-def _mapping(node: yaml.MappingNode, depth: int) -> dict[str, Any]:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     first_line: dict[str, int] = {}
     result: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = _plain(key_node, depth + 1)
+    pairs = loader.construct_pairs(node, deep=True)
+    for (key, value), (key_node, _) in zip(pairs, node.value, strict=True):
         if not isinstance(key, str):
             raise _fault(key_node, f"the key {key_node.value!r} is not text; quote it")
         if key in result:
             raise _fault(key_node, f"duplicate key '{key}' (first on line {first_line[key]})")
         first_line[key] = key_node.start_mark.line + 1
-        result[key] = _plain(value_node, depth + 1)
+        result[key] = value
     return result
+
+
+def _scalar(read: Callable[[str], Any], loader: _Loader, node: yaml.ScalarNode) -> Any:
+    try:
+        return read(loader.construct_scalar(node))
+    except (ValueError, KeyError) as error:
+        raise _fault(node, f"not a valid {node.tag.removeprefix(_TAG)}: {error}") from None
 
 
 def _fault(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
@@ -147,14 +147,6 @@ def _float(text: str) -> float:
     return value
 
 
-def _boolean(text: str) -> bool:
-    if text.lower() in ("true", "yes", "on"):
-        return True
-    if text.lower() in ("false", "no", "off"):
-        return False
-    raise ValueError(text)  # only an explicit tag, !!bool, brings anything else here
-
-
 def _text(text: str) -> str:
     text.encode()  # a lone surrogate (an escape such as "\ud800") raises a ValueError
     if "\0" in text:
@@ -162,10 +154,15 @@ def _text(text: str) -> str:
     return text
 
 
-_SCALARS: dict[str, Any] = {
+_SCALARS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
-    "bool": _boolean,
+    "bool": lambda text: _Loader.bool_values[text.lower()],
     "int": _integer,
     "float": _float,
     "str": _text,
 }
+for _name, _read in _SCALARS.items():
+    _Loader.add_constructor(_TAG + _name, functools.partial(_scalar, _read))
+_Loader.add_constructor(_TAG + "seq", functools.partial(_Loader.construct_sequence, deep=True))
+_Loader.add_constructor(_TAG + "map", _mapping)
+_Loader.add_constructor(None, _Loader.construct_undefined)  # type: ignore[arg-type]

@@ -69,7 +69,9 @@ def _find(given: Path | str, kind: str, shipped: list[str]) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in shipped:
             return config_folder() / candidate
-    raise UserError(f"no {kind} file '{one_name(name)}'; {nearest(path.name, shipped)}")
+    # Without the ending, which is the same for all.
+    names = [Path(file).stem for file in shipped]
+    raise UserError(f"no {kind} file '{one_name(name)}'; {nearest(path.stem, names)}")
 
 
 def read_config(path: Path) -> str:

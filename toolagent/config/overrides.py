@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +74,5 @@ def _key(node: Any, part: str, path: KeyPath, depth: int) -> Any:
         owner = ".".join(path[:depth])
         raise source.error(path, f"'{owner}' is {shown(node)}, which has no entries")
     if not (part.isascii() and part.isdecimal()) or len(part) > 9 or int(part) >= len(node):
-        raise source.error(path, f"no entry '{part}'; {_entries(node)}")
+        raise source.error(path, f"no entry '{part}'; the list has {len(node)}, from 0")
     return int(part)
-
-
-def _entries(items: Sequence[Any]) -> str:
-    return f"the list has entries 0..{len(items) - 1}" if items else "the list is empty"

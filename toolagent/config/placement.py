@@ -1,17 +1,24 @@
-"""What each actor asks of a node, how many of them the nodes have room for, and `auto`."""
+"""What each actor asks of a node, and fitting the actors of a run onto the nodes there are.
+
+Outside Tune nothing is reserved as a whole: every actor asks Ray for its own share, and one that
+cannot get it waits for ever. The driver (with the local learner) is no actor and asks for nothing.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from toolagent.config.actors import Group, Offer, actors_of, counted
 from toolagent.config.settings import AUTO
 from toolagent.errors import UserError
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+Offer = Mapping[str, float]  # of a node: {"CPU": 8.0, "GPU": 1.0, "spot": 8.0}
 
 # How many env runners a learner can use (README, 'Scale on paper'): one plays 322,000 steps/s, a
 # learner on a CPU learns 155,000; one on a GPU that learned 5 million could use 16. In a cluster a
@@ -19,6 +26,65 @@ if TYPE_CHECKING:
 # learner's CPU.
 _FOR_CPU_LEARNER, _FOR_CPU_LEARNER_IN_CLUSTER, _FOR_GPU_LEARNER = 1, 2, 16
 _OWN_TO_RAY = ("CPU", "GPU", "memory", "object_store_memory", "bundle", "accelerator_type", "node")
+_SMALLEST_SHARE = 0.0001  # Ray's unit of a resource
+_UNLIMITED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Group:
+    """Actors of one kind."""
+
+    noun: str
+    count: int
+    request: Offer  # of each
+
+    @property
+    def cpus(self) -> float:
+        """Of all together."""
+        return self.count * self.request["CPU"]
+
+    def __str__(self) -> str:
+        return _counted(self.count, self.noun)
+
+
+class Actors(NamedTuple):
+    """All actors of a config."""
+
+    runners: Group
+    evaluators: Group
+    learners: Group
+    aggregators: Group
+
+
+def actors_of(config: AlgorithmConfig) -> Actors:
+    """The actors that a config asks for."""
+    evaluation = config.evaluation_config or {}
+    custom: Any = config.custom_resources_per_env_runner
+    runner = {
+        "CPU": config.num_cpus_per_env_runner or 0,
+        "GPU": config.num_gpus_per_env_runner or 0,
+        **(custom or {}),
+    }
+    own = {
+        "CPU": evaluation.get("num_cpus_per_env_runner", runner["CPU"]),
+        "GPU": evaluation.get("num_gpus_per_env_runner", runner["GPU"]),
+    }
+    learners = int(config.num_learners or 0)
+    cpus: Any = config.num_cpus_per_learner
+    learner = {
+        # 'auto' as in RLlib's LearnerGroup.
+        "CPU": (0 if config.num_gpus_per_learner else 1) if cpus == "auto" else cpus or 0,
+        "GPU": config.num_gpus_per_learner or 0,
+        **(config.custom_resources_per_learner or {}),
+    }
+    # They take a whole CPU each, whatever the config says.
+    aggregators = max(learners, 1) * (config.num_aggregator_actors_per_learner or 0)
+    return Actors(
+        Group("env runner", int(config.num_env_runners or 0), runner),
+        Group("evaluation runner", int(config.evaluation_num_env_runners or 0), runner | own),
+        Group("learner", learners, learner),
+        Group("aggregator", aggregators, {"CPU": 1.0, "GPU": 0.0}),
+    )
 
 
 def with_auto_runners(
@@ -36,12 +102,12 @@ def with_auto_runners(
         The config with the number, and a line that says why it is that many.
     """
     runners, *others = actors_of(config)
-    taken = sum(group.all_cpus for group in others)
+    taken = sum(group.cpus for group in others)
     taken += 1.0 if driver.get("CPU", 0.0) >= 1 else 0.0
     room = room_for(runners.request, offers)
-    if runners.cpus:
+    if runners.request["CPU"]:
         cpus = sum(offer.get("CPU", 0.0) for offer in offers)
-        room = min(room, int((cpus - taken) / runners.cpus))
+        room = min(room, int((cpus - taken) / runners.request["CPU"]))
     useful, why = _useful(config, others[1], joined)
     count = max(1, min(room, useful))
     reason = why if useful <= room else "one for each free CPU" if joined else "a CPU is free"
@@ -49,78 +115,145 @@ def with_auto_runners(
         reason = "no CPU is free; it shares"
     changed = config.copy(copy_frozen=False)
     changed.env_runners(num_env_runners=count)
-    return changed, f"{AUTO}: {counted(count, runners.noun)} ({reason})"
+    return changed, f"{AUTO}: {_counted(count, runners.noun)} ({reason})"
+
+
+def share_cpus(
+    config: AlgorithmConfig, cpus: float, num_nodes: int = 1
+) -> tuple[AlgorithmConfig, list[str]]:
+    """Makes the actors share the CPUs where they ask for more than there are.
+
+    Learners keep what they ask for as long as that leaves something for the runners to share.
+
+    Args:
+        config: is not changed.
+        cpus: of all nodes together.
+        num_nodes: over how many nodes; an actor cannot use the remainders of two.
+
+    Returns:
+        The config, changed where necessary, and what was changed: one line a change.
+
+    Raises:
+        UserError: the actors are too many to share.
+    """
+    runners, evaluators, learners, aggregators = actors_of(config)
+    left = cpus - aggregators.cpus
+    if runners.cpus + evaluators.cpus + learners.cpus <= left:
+        return config, []
+    if left <= 0:
+        raise UserError(
+            f"learners.num_aggregator_actors_per_learner: {aggregators} with a CPU each, there are "
+            f"{cpus:g}; use 0"
+        )
+    sharing = [group for group in (runners, evaluators) if group.cpus]
+    if sharing and learners.cpus < left:
+        left -= learners.cpus
+    else:
+        sharing.append(learners)
+    share = _share(left, sum(group.count for group in sharing), num_nodes)
+    changed = config.copy(copy_frozen=False)
+    # RLlib's hint says int; Ray takes fractions.
+    own: Any = min(runners.request["CPU"], share)
+    changed.env_runners(num_cpus_per_env_runner=own)
+    if "num_cpus_per_env_runner" in (config.evaluation_config or {}):
+        own = min(evaluators.request["CPU"], share)
+        changed.evaluation(evaluation_config={"num_cpus_per_env_runner": own})
+    if learners in sharing:
+        changed.learners(num_cpus_per_learner=min(learners.request["CPU"], share))
+    names = " and ".join(map(str, sharing))
+    return changed, [f"{names} share {_counted(left, 'CPU')} ({share:g} CPU each)"]
 
 
 def check_placement(config: AlgorithmConfig, offers: Sequence[Offer], driver: Offer) -> None:
     """Refuses actors that would wait for ever for a node that takes them.
 
     Args:
-        config: as resolved for these nodes.
+        config: with CPUs that are shared already.
         offers: of all nodes.
         driver: the offer of the driver's node.
 
     Raises:
         UserError: no node has what one of them asks for, or not so many of them.
     """
-    runners, _, learners, _ = actors_of(config)
+    runners, evaluators, learners, _ = actors_of(config)
+    free: Counter[str] = Counter()
+    for offer in offers:
+        free.update(offer)  # type: ignore[arg-type] (amounts are fractions)
+    # Without remote learners, the driver learns.
+    learning = replace(learners, count=max(1, learners.count))
+    for groups, section, noun in (
+        ([learning], "learners", "learner"),
+        ([runners, evaluators], "env_runners", "env_runner"),
+    ):
+        for name in sorted(groups[0].request.keys() - {"CPU"}):
+            asked = sum(group.count * group.request[name] for group in groups)
+            if asked > free[name]:
+                raise UserError(_too_much(section, noun, name, asked, free))
+            free[name] -= asked  # type: ignore[assignment]
     for section, group in (("env_runners", runners), ("learners", learners)):
-        count, request = group.count, group.request
-        noun = group.noun.replace(" ", "_")
-        room = room_for(request, offers)
-        if count <= room:
-            continue
-        there = {name for offer in offers for name, amount in offer.items() if amount}
-        unknown = sorted(filter(_is_custom, request.keys() - there))
-        if unknown:
-            known = sorted(filter(_is_custom, there))
-            declared = f"they have {', '.join(known)}" if known else "they declare none"
+        room = room_for(group.request, offers)
+        if group.count > room:
+            asks = ", ".join(f"{name} {n:g}" for name, n in group.request.items() if n)
             raise UserError(
-                f"{section}.custom_resources_per_{noun}: no node has '{unknown[0]}'; {declared}"
+                f"{section}.num_{section}: {group} ask for {asks} each; the nodes have room for "
+                f"{room}"
             )
-        asked = ", ".join(f"{name} {amount:g}" for name, amount in request.items() if amount)
-        raise UserError(
-            f"{section}.num_{section}: {count} {section.replace('_', ' ')} ask for {asked} each; "
-            f"the nodes have room for {room}"
-        )
-    if not learners.count and learners.gpus and not driver.get("GPU", 0.0):
+    if not learners.count and learners.request["GPU"] and not driver.get("GPU", 0.0):
         raise UserError(
             "learners.num_gpus_per_learner: without remote learners the driver learns, and its "
             "node has no GPU; add --num-learners 1"
         )
 
 
-def check_no_custom_resources(config: AlgorithmConfig) -> None:
-    """For one machine, where Ray is started without any.
-
-    Raises:
-        UserError: actors ask for some.
-    """
-    for section, noun in (("env_runners", "env_runner"), ("learners", "learner")):
-        name = f"custom_resources_per_{noun}"
-        for resource in getattr(config, name) or {}:
-            raise UserError(
-                f"{section}.{name}: this machine has no '{resource}'; only the nodes of a cluster "
-                "(--address) can have custom resources"
-            )
-
-
 def room_for(request: Offer, offers: Sequence[Offer]) -> int:
     """How many actors with this request fit onto empty nodes with these offers."""
     wanted = {name: amount for name, amount in request.items() if amount > 0}
     if not wanted:
-        return 1_000_000  # they ask for nothing
+        return _UNLIMITED  # they ask for nothing
     return sum(
-        min(int(offer.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items())
+        min(
+            int(min(offer.get(name, 0.0) / amount + 1e-9, _UNLIMITED))
+            for name, amount in wanted.items()
+        )
         for offer in offers
     )
+
+
+def _too_much(section: str, noun: str, name: str, asked: float, free: Mapping[str, float]) -> str:
+    if name == "GPU":
+        return (
+            f"{section}.num_gpus_per_{noun}: asks for {_counted(asked, 'GPU')} in all, there are "
+            f"{free[name]:g} free"
+        )
+    known = sorted(known for known in free if known.partition(":")[0] not in _OWN_TO_RAY)
+    return (
+        f"{section}.custom_resources_per_{noun}: asks for {asked:g} of '{name}' in all, the nodes "
+        f"have {free[name]:g} free; they declare {', '.join(known) or 'none'} (only those of a "
+        "cluster, --address, can)"
+    )
+
+
+def _share(cpus: float, actors: int, num_nodes: int) -> float:
+    """CPUs for each, so that all fit even if every node is left with a remainder.
+
+    sum over nodes of floor(cpus_i / share) > cpus / share - num_nodes >= actors - 1
+    """
+    exact = cpus / (actors + num_nodes - 1)
+    step = 0.01 if exact >= 0.01 else _SMALLEST_SHARE
+    share = round(math.floor(exact / step + 1e-9) * step, 4)  # 0.29 / 0.01 is 28.999...
+    if share < _SMALLEST_SHARE:
+        raise UserError(
+            f"env_runners.num_env_runners: {actors} actors are too many for "
+            f"{_counted(cpus, 'CPU')}; use at most {int(cpus / _SMALLEST_SHARE)}"
+        )
+    return share
 
 
 def _useful(config: Any, learners: Group, joined: bool) -> tuple[int, str]:
     """The most env runners that can be kept busy, and what sets the limit."""
     if not hasattr(config, "max_staleness"):  # stock RLlib: the env runners are the limit
-        return 1_000_000, ""
-    count, on_gpu = max(1, learners.count), learners.gpus > 0
+        return _UNLIMITED, ""
+    count, on_gpu = max(1, learners.count), learners.request["GPU"] > 0
     in_cluster = _FOR_CPU_LEARNER_IN_CLUSTER if joined else _FOR_CPU_LEARNER
     each = _FOR_GPU_LEARNER if on_gpu else in_cluster
     fragments = math.ceil(config.episodes_per_update / config.num_envs_per_env_runner)
@@ -128,8 +261,9 @@ def _useful(config: Any, learners: Group, joined: bool) -> tuple[int, str]:
     if busy < each * count:
         return busy, "training.episodes_per_update keeps no more busy"
     kind = "GPU" if on_gpu else "CPU"
-    return each * count, f"{counted(count, f'{kind} learner')} can use no more"
+    return each * count, f"{_counted(count, f'{kind} learner')} can use no more"
 
 
-def _is_custom(name: str) -> bool:
-    return name.partition(":")[0] not in _OWN_TO_RAY
+def _counted(number: float, noun: str) -> str:
+    """'1 learner', '0.5 CPUs'."""
+    return f"{number:g} {noun}" + ("" if number == 1 else "s")

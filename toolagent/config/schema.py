@@ -1,47 +1,85 @@
 """What can be written in a section: the keyword arguments of `AlgorithmConfig`'s methods, typed.
 
-The types are RLlib's own hints, put into what YAML can write, and checked strictly: True is no
-integer, '64' is none, 1 is a float. Classes and functions are written as text,
-'package.module:Name'; they are imported only when a config is built.
+The types are RLlib's own hints and the types of its defaults, put into what YAML can write, and
+checked strictly: True is no integer, '64' is none, 1 is a float, and no number is below 0. Classes
+and functions are written as text, 'package.module:Name', and imported.
 """
 
 from __future__ import annotations
 
+import builtins
 import collections.abc
 import functools
 import importlib
 import inspect
 import itertools
-import operator
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, with_config
-from pydantic import ValidationInfo as Info
 from typing_extensions import TypedDict
 
-from toolagent.config.source import KeyPath, Source, shown
-from toolagent.config.validation import validated
-from toolagent.errors import nearest
+from toolagent.config.settings import OWN_KEYS
+from toolagent.config.source import Source, shown
+from toolagent.config.validation import RENAMED, unknown_key, validated
 
-IMPORT = "import"  # as the context of a validation: what the values name is imported
+_Options = dict[str, Any]  # option -> type
 
 
-def _schedule(points: list[list[float]]) -> list[list[float]]:
-    """RLlib finds some of these faults as it builds, and some never."""
-    fault = None
-    if len(points) < 2 or any(len(point) != 2 for point in points):
-        fault = "expected two or more [env step, value]"
-    elif not all(0 <= number < float("inf") for point in points for number in point):
-        fault = "steps and values must be at least 0 and finite"
-    elif points[0][0] != 0:
-        fault = "the first step must be 0"
-    elif any(after[0] <= before[0] for before, after in itertools.pairwise(points)):
-        fault = "each step must be greater than the one before"
-    if fault:
-        raise ValueError(f"{fault}, such as [[0, 0.003], [1000000, 0.0003]]")
+def typed_dict(name: str, options: Mapping[str, Any]) -> Any:
+    """A type of mappings that hold any of these keys, and no others."""
+    strict = ConfigDict(extra="forbid", strict=True)
+    return with_config(strict)(TypedDict(name, dict(options), total=False))  # type: ignore[operator]
+
+
+def refused(reason: str) -> Any:
+    """A type that no value has."""
+
+    def refuse(_: object) -> None:
+        raise ValueError(reason)
+
+    return Annotated[Any, BeforeValidator(refuse)]
+
+
+def named_code(base: type | str | None = None) -> Any:
+    """The type of 'package.module:Name', the name of a class or function, which is imported.
+
+    Args:
+        base: the class that it must inherit from, or that class's own name.
+    """
+    return Annotated[str, AfterValidator(functools.partial(_code, base=base))]
+
+
+def _code(name: str, base: type | str | None) -> object:
+    if ":" not in name or "://" in name:
+        raise ValueError(f"expected 'package.module:Name', got {shown(name)}")
+    found = _imported(name)
+    if base is None:
+        if not callable(found):
+            raise ValueError(f"expected a class or a function, got {name}")
+        return found
+    wanted = _imported(base) if isinstance(base, str) else base
+    # A class may be named with its arguments, as a `functools.partial` of it.
+    made = found.func if isinstance(found, functools.partial) else found
+    if not (isinstance(made, type) and issubclass(made, wanted)):
+        raise ValueError(f"expected a subclass of RLlib's {wanted.__name__}, got {name}")
+    return found
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except Exception as error:  # whatever the user's module raises on import
+        raise ValueError(f"cannot import '{name}': {error}") from None
+
+
+def _ascending(points: list[list[float]]) -> list[list[float]]:
+    steps = [point[0] for point in points if point]
+    if any(after <= before for before, after in itertools.pairwise(steps)):
+        raise ValueError("each step must be greater than the one before")
     return points
 
 
@@ -51,15 +89,17 @@ def _new_stack(value: bool) -> bool:
     return value
 
 
+_OBJECT = refused("takes an object, which YAML cannot write")
+_DEPRECATED = refused("is deprecated in RLlib, without effect or replaced by another option")
 _Count: Any = Annotated[int, Field(ge=0)]
 _Positive: Any = Annotated[int, Field(ge=1)]
 _Amount: Any = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Share: Any = Annotated[float, Field(ge=0, le=1)]
-_Schedule: Any = Annotated[list[list[int | float]], AfterValidator(_schedule)]
-_DEPRECATED: Any = Annotated[Any, "deprecated in RLlib"]
+_Scheduled: Any = _Amount | Annotated[list[list[_Amount]], AfterValidator(_ascending)]
+_NewStack: Any = Annotated[bool, AfterValidator(_new_stack)]
 
 # Where RLlib's hint is narrower than what RLlib takes, or where RLlib takes any value and fails on
-# it later, in an actor, or learns nonsense.
+# it later, in an actor, or learns nonsense; and options that have another place here.
 _CORRECTED: dict[str, Any] = {
     "num_env_runners": _Count | Literal["auto"],
     "num_cpus_per_env_runner": _Amount,
@@ -67,87 +107,53 @@ _CORRECTED: dict[str, Any] = {
     "num_envs_per_env_runner": Annotated[int, Field(ge=1, le=1_000_000)],
     "max_requests_in_flight_per_env_runner": _Positive,
     "gym_env_vectorize_mode": Literal["sync", "async", "vector_entry_point"],
+    "env_runner_cls": named_code("ray.rllib.env.env_runner:EnvRunner") | None,
     "num_learners": _Count,
     "num_cpus_per_learner": _Amount | Literal["auto"],
     "num_gpus_per_learner": _Amount,
     "num_aggregator_actors_per_learner": _Count,
+    "learner_class": named_code("ray.rllib.core.learner.learner:Learner") | None,
     "evaluation_num_env_runners": _Count,
     "evaluation_duration_unit": Literal["episodes", "timesteps"],
-    "num_offline_eval_runners": _Count,
-    "num_cpus_per_offline_eval_runner": _Amount | None,
-    "num_gpus_per_offline_eval_runner": _Amount | None,
-    "offline_evaluation_type": str | None,
-    "off_policy_estimation_methods": dict[str, Any],
-    "offline_sampling": bool | str | None,
+    "offline_data_class": named_code("ray.rllib.offline.offline_data:OfflineData") | None,
+    "prelearner_class": named_code("ray.rllib.offline.offline_prelearner:OfflinePreLearner") | None,
     "gamma": _Share,
     "lambda_": _Share,
-    "lr": _Amount | _Schedule,
-    "grad_clip": _Amount | None,
-    "clip_param": _Amount | None,
-    "entropy_coeff": _Amount | _Schedule,
-    "vf_loss_coeff": _Amount,
+    "lr": _Scheduled,
+    "entropy_coeff": _Scheduled,
     "train_batch_size": _Positive,
     "train_batch_size_per_learner": _Positive | None,
     "minibatch_size": _Positive | None,
     "num_epochs": _Positive,
-    "clip_rewards": bool | float | list[float] | None,
-    "delay_between_env_runner_restarts_s": _Amount,
-    "num_consecutive_env_runner_failures_tolerance": int,
     "log_level": Literal["DEBUG", "INFO", "WARN", "ERROR"],
-    "tf_session_args": dict[str, Any],
-    "local_tf_session_args": dict[str, Any],
     "framework": Literal["torch"],
-    "enable_rl_module_and_learner": Annotated[bool, AfterValidator(_new_stack)],
-    "enable_env_runner_and_connector_v2": Annotated[bool, AfterValidator(_new_stack)],
+    "enable_rl_module_and_learner": _NewStack,
+    "enable_env_runner_and_connector_v2": _NewStack,
+    "env": refused("the environment follows from the top-level 'task'"),
+    "seed": refused("the seed is the top-level 'seed'"),
+    "rl_module_spec": refused("the module is toolagent's; use rl_module.model_config"),
+    "model": refused("belongs to RLlib's old API stack; use rl_module.model_config"),
+    "policies": refused("there is one agent here, with one policy"),
+    "policies_to_train": refused("there is one policy here, and it is trained"),
+    "custom_stats_cls_lookup": refused("RLlib's own ways to reduce metrics are needed here"),
+    "num_gpus": refused("belongs to RLlib's old API stack; use learners.num_gpus_per_learner"),
 }
-
-_NOT_HERE: dict[KeyPath, str] = {
-    ("environment", "env"): "the environment follows from the top-level 'task'",
-    ("debugging", "seed"): "the seed is the top-level 'seed'",
-    ("rl_module", "rl_module_spec"): "the module is toolagent's; use rl_module.model_config",
-    ("training", "model"): "belongs to RLlib's old API stack; use rl_module.model_config",
-    ("multi_agent", "policies"): "there is one agent here, with one policy",
-    ("multi_agent", "policies_to_train"): "there is one policy here, and it is trained",
-    ("reporting", "custom_stats_cls_lookup"): "RLlib's own ways to reduce metrics are needed here",
-    ("resources", "num_gpus"): (
-        "belongs to RLlib's old API stack; use learners.num_gpus_per_learner"
-    ),
-}
-
-# What RLlib's hint leaves open ('a class'), and RLlib finds out only when it builds.
-_BASES = {
-    "callbacks_class": "ray.rllib.callbacks.callbacks:RLlibCallback",
-    "env_runner_cls": "ray.rllib.env.env_runner:EnvRunner",
-    "learner_class": "ray.rllib.core.learner.learner:Learner",
-    "offline_data_class": "ray.rllib.offline.offline_data:OfflineData",
-    "prelearner_class": "ray.rllib.offline.offline_prelearner:OfflinePreLearner",
-}
-
-_LISTS = (
-    list,
-    set,
-    frozenset,
-    collections.abc.Collection,
-    collections.abc.Iterable,
-    collections.abc.Sequence,
-)
-_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 @functools.cache
-def sections_of(config_class: type) -> dict[str, dict[str, Any]]:
+def sections_of(config_class: type) -> dict[str, _Options]:
     """Section -> option -> type: every method that takes RLlib's options."""
     from ray.rllib.utils.from_config import NotProvided
 
-    sections: dict[str, dict[str, Any]] = {}
+    defaults, sections = vars(config_class()), {}
     for name, _ in inspect.getmembers(config_class, inspect.isfunction):
         parameters: list[inspect.Parameter] = []
-        options: dict[str, Any] = {}
+        options: _Options = {}
         # Through its **kwargs, a method takes the parameters of those that it overrides.
         for method in (vars(base)[name] for base in config_class.__mro__ if name in vars(base)):
             own = inspect.signature(method).parameters.values()
             parameters.extend(own)
-            options = options_of(method) | options
+            options = options_of(method, defaults) | options
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
                 break
         # 'Leave as it is' as a default is what tells an option method from any other method.
@@ -160,114 +166,92 @@ def sections_of(config_class: type) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def deprecated_of(config_class: type, section: str) -> set[str]:
-    """The section's options that RLlib has deprecated: it refuses or ignores them."""
-    options = sections_of(config_class)[section]
-    return {name for name, kind in options.items() if kind is _DEPRECATED}
-
-
-def check_section_names(
-    config_class: type, given: Collection[str], others: Collection[str], source: Source
-) -> None:
-    """Refuses the first top-level key that is neither a section nor one of the others.
+def checked_sections(
+    config_class: type, sections: Mapping[str, Mapping[str, Any]], source: Source
+) -> dict[str, _Options]:
+    """The options of all sections, with what they name imported, before RLlib sees any of them.
 
     Raises:
-        UserError: with the nearest right key, wherever it belongs.
+        UserError: an unknown section or option, or a value of the wrong type or out of range.
     """
     known = sections_of(config_class)
-    for name in given:
-        if name not in known and name not in others:
-            right = _owners(config_class).get(name)
-            hint = f"did you mean '{right}'?" if right else nearest(name, [*others, *known])
-            raise source.error((name,), f"unknown; {hint}")
+    owners = {
+        name: f"{section}.{name}"
+        for section, options in reversed(known.items())
+        for name, kind in options.items()
+        if kind is not _DEPRECATED
+    }
+    for section in sections:
+        if section not in known:
+            raise source.error((section,), unknown_key(section, [*OWN_KEYS, *known], owners))
+    return {
+        section: validated(section_type(config_class, section), options, (section,), source, owners)
+        for section, options in sections.items()
+    }
 
 
-def checked_options(
-    config_class: type,
-    section: str,
-    options: Mapping[str, Any],
-    source: Source,
-    context: Any = None,
-) -> dict[str, Any]:
-    """A section's options, before RLlib sees any of them; with `IMPORT` what they name, imported.
+class _Names(dict[str, Any]):
+    """Names of a module; those that it imports for type checkers only stand for any value."""
 
-    Raises:
-        UserError: an unknown option, or a value of the wrong type or out of range.
-    """
-    kind = section_type(config_class, section)
-    owners = _owners(config_class)
-    return validated(kind, options, (section,), source, owners=owners, context=context)
+    def __missing__(self, name: str) -> Any:
+        return Any
 
 
-def yaml_type(hint: Any, base: str | None = None) -> Any:
-    """A type hint as the type of what YAML can write.
+def options_of(
+    function: Callable[..., object], defaults: Mapping[str, object] | None = None
+) -> _Options:
+    """The named parameters of a function (without `self`), with their types.
 
     Args:
-        hint: of one of RLlib's arguments.
-        base: 'module:Class' that a class which is named must inherit from.
+        function: of which the hints are read.
+        defaults: parameter -> a value that is right whatever the hint says.
     """
-    if hint in (Any, object) or isinstance(hint, (str, typing.ForwardRef, typing.TypeVar)):
-        return Any
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    kind = origin or hint
-    if origin in (typing.Union, types.UnionType):
-        members = [yaml_type(member, base) for member in arguments]
+    from toolagent.cluster.ray_internals import deprecated_default
+
+    names = _Names(vars(builtins) | getattr(function, "__globals__", {}))
+    hints = typing.get_type_hints(function, localns=names, include_extras=True)
+    options = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if name not in hints and parameter.default == deprecated_default():
+            options[name] = refused(RENAMED[name]) if name in RENAMED else _DEPRECATED
+        elif name in _CORRECTED:
+            options[name] = _CORRECTED[name]
+        else:
+            hint, default = hints.get(name, Any), type((defaults or {}).get(name))
+            plain = (bool, int, float, str, list, dict, type(None))
+            options[name] = yaml_type(hint | default if default in plain else hint)
+    return options
+
+
+def yaml_type(hint: Any) -> Any:
+    """A type hint as the type of what YAML can write."""
+    kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        # Plain text comes last: it would take the name of a class unchecked.
+        members = sorted(map(yaml_type, arguments), key=lambda member: member is str)
         written = [member for member in members if member is not _OBJECT]
-        members = written if set(written) - {None} else [_OBJECT, None]
-        # What names code comes first: as plain text it would pass unchecked.
-        members.sort(key=lambda member: not _names_code(member))
-        return functools.reduce(operator.or_, members)
-    if origin is typing.Annotated or origin is Literal or hint in (bool, int, float, str):
+        empty = all(member is type(None) for member in written)
+        return typing.Union[tuple(members if empty else written)]  # noqa: UP007
+    if kind in (Annotated, Literal, bool, str, type(None)):
         return hint
-    if hint is None or hint is type(None):
-        return None
-    if kind is type or kind is collections.abc.Callable or kind is typing.Callable:
-        return Annotated[str, AfterValidator(functools.partial(_code, base=base)), "code"]
-    if kind in _LISTS:
-        return list[yaml_type(arguments[0], base)] if arguments else list
+    if kind in (int, float):
+        return Annotated[kind, Field(ge=0)]
+    if kind is type:
+        return named_code(next((base for base in arguments if base is not Any), None))
+    if kind is collections.abc.Callable:
+        return named_code()
+    if kind in (Any, object) or not isinstance(kind, type):
+        return Any
+    if kind in (dict, collections.abc.Mapping, collections.abc.MutableMapping):
+        return dict[str, yaml_type(arguments[1])] if arguments else dict[str, Any]
     if kind is tuple:
         items = tuple(item if item is ... else yaml_type(item) for item in arguments)
         return Annotated[tuple[items] if items else tuple, Strict(False)]  # YAML has lists
-    if kind in _MAPPINGS:
-        return dict[str, yaml_type(arguments[1])] if arguments else dict[str, Any]
+    if kind in (list, set, frozenset) or kind.__module__ == "collections.abc":
+        return list[yaml_type(arguments[0])] if arguments else list
     return _OBJECT
-
-
-def typed_dict(name: str, options: Mapping[str, Any]) -> Any:
-    """A type of mappings that hold any of these keys, and no others."""
-    strict = ConfigDict(extra="forbid", strict=True)
-    return with_config(strict)(TypedDict(name, dict(options), total=False))  # type: ignore[operator]
-
-
-def refused(reason: str) -> Any:
-    """A type that no value has."""
-
-    def refuse(_: Any) -> None:
-        raise ValueError(reason)
-
-    return Annotated[Any, BeforeValidator(refuse)]
-
-
-_OBJECT = refused("takes an object, which YAML cannot write")
-
-
-def options_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The named parameters of a function (without `self`), with their types."""
-    from toolagent.cluster.ray_internals import deprecated_default
-
-    options = {}
-    for parameter in inspect.signature(function).parameters.values():
-        name, kind = parameter.name, parameter.kind
-        if name == "self" or kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            continue
-        hinted = parameter.annotation is not inspect.Parameter.empty
-        if not hinted and parameter.default == deprecated_default():
-            options[name] = _DEPRECATED
-        elif function.__module__.startswith("ray.") and name in _CORRECTED:
-            options[name] = _CORRECTED[name]
-        else:
-            options[name] = yaml_type(_resolved(parameter, function), _BASES.get(name))
-    return options
 
 
 @functools.cache
@@ -295,9 +279,6 @@ def section_type(config_class: type, section: str) -> Any:
     elif section == "rl_module":
         per_module = dict[str, _overrides_type(config_class)]
         options["algorithm_config_overrides_per_module"] = per_module | None
-    for (where, name), reason in _NOT_HERE.items():
-        if where == section and name in options:
-            options[name] = refused(reason)
     return typed_dict(section, options)
 
 
@@ -311,65 +292,10 @@ def _overrides_type(config_class: type) -> Any:
     }
     names = {name for name in vars(config_class()) if not name.startswith("_")} | properties
     types_of = {
-        n: kind for options in sections_of(config_class).values() for n, kind in options.items()
+        n: kind
+        for options in sections_of(config_class).values()
+        for n, kind in options.items()
+        if kind is not _DEPRECATED
     }
     options = {name: types_of.get(name, Any) for name in sorted(names)}
     return typed_dict("overrides", options | {"env_config": env_config_type() | None})
-
-
-@functools.cache
-def _owners(config_class: type) -> dict[str, str]:
-    """Option -> 'section.option'."""
-    return {
-        name: f"{section}.{name}"
-        for section, options in reversed(sections_of(config_class).items())
-        for name, kind in options.items()
-        if kind is not _DEPRECATED
-    }
-
-
-def _resolved(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
-    """The annotation with its quoted names looked up; Any where they cannot be."""
-    annotation = parameter.annotation
-    if annotation is inspect.Parameter.empty:
-        return Any
-    holder = type("holder", (), {"__annotations__": {"value": annotation}})
-    known = getattr(function, "__globals__", {})
-    try:
-        return typing.get_type_hints(holder, globalns=known, include_extras=True)["value"]
-    except (NameError, TypeError, AttributeError):
-        # Names that RLlib imports for type checkers only; the rest of the hint still tells.
-        return annotation
-
-
-def _names_code(kind: Any) -> bool:
-    return "code" in getattr(kind, "__metadata__", ()) or any(
-        map(_names_code, typing.get_args(kind))
-    )
-
-
-def _code(name: str, info: Info, base: str | None) -> Any:
-    """'package.module:Name', imported in the context `IMPORT`: the name of a class or function."""
-    if ":" not in name or "://" in name:
-        raise ValueError(f"expected 'package.module:Name', got {shown(name)}")
-    if info.context != IMPORT:
-        return name
-    found = _imported(name)
-    if base is None:
-        if not callable(found):
-            raise ValueError(f"expected a class or a function, got {name}")
-        return found
-    wanted = _imported(base)
-    # A class may be named with its arguments, as a `functools.partial` of it.
-    made = found.func if isinstance(found, functools.partial) else found
-    if not (isinstance(made, type) and issubclass(made, wanted)):
-        raise ValueError(f"expected a subclass of RLlib's {wanted.__name__}, got {name}")
-    return found
-
-
-def _imported(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except Exception as error:  # whatever the user's module raises on import
-        raise ValueError(f"cannot import '{name}': {error}") from None

@@ -7,21 +7,36 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from toolagent.config import documents
 from toolagent.config.source import Source
 from toolagent.curriculum.rule import CurriculumSettings
+from toolagent.tasks import TASKS
 
 DEFAULT_TASK = "calculator"
 DEFAULT_ALGORITHM = "toolagent"
 MAX_SEED = 2**31 - 1  # RLlib adds the runner's index, and NumPy takes 32 bits
 
+# Name in the YAML -> 'module:class' of the AlgorithmConfig; imported when it is needed.
+ALGORITHMS: dict[str, str] = {
+    "toolagent": "toolagent.learning.algorithm:ToolAgentConfig",
+    "PPO": "toolagent.learning.stock:StockPPOConfig",
+    "tutorial": "toolagent.learning.tutorial:TutorialConfig",
+    "BC": "toolagent.learning.offline:OfflineBCConfig",
+    "MARWIL": "toolagent.learning.offline:OfflineMARWILConfig",
+}
+
 # In the place of a number of env runners: it follows from the cluster.
 AUTO = "auto"
 AUTO_KEY = ("env_runners", "num_env_runners")
+
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 class RunSettings(BaseModel):
@@ -29,32 +44,34 @@ class RunSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    stop_env_steps: int | None = Field(default=None, ge=1, description="env steps to end after")
-    stop_time_s: float | None = Field(default=None, gt=0, description="seconds to end after")
-    stop_iterations: int | None = Field(default=None, ge=1, description="iterations to end after")
-    stop_when_solved: bool = Field(
-        default=True, description="end when every stage is certified solved"
-    )
-    checkpoint_every_s: float = Field(default=60.0, gt=0, description="seconds between checkpoints")
-    keep_checkpoints: int = Field(default=3, ge=1, description="the newest are kept")
-    max_learner_restarts: int = Field(
-        default=3, ge=0, description="restarts from the last checkpoint after learners died"
-    )
-    learner_timeout_s: float = Field(
-        default=300.0, gt=0, description="seconds without an answer until remote learners are ended"
-    )
-    stall_warning_s: float = Field(
-        default=60.0, gt=0, description="seconds without an update until a warning"
-    )
-    sample_trajectories: int = Field(default=5, ge=0, description="printed at the end, per stage")
-    dashboard: bool = Field(default=True, description="start Ray's dashboard, on loopback")
-    metrics: bool = Field(default=True, description="publish Ray metrics, for Prometheus")
-    record_episodes: str | None = Field(
-        default=None, min_length=1, description="folder to record training episodes in"
-    )
-    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
-        default=["tensorboard"], description="where figures go besides progress.jsonl"
-    )
+    stop_env_steps: Positive | None = None
+    """Env steps to end after."""
+    stop_time_s: Seconds | None = None
+    """Seconds to end after."""
+    stop_iterations: Positive | None = None
+    """Iterations to end after."""
+    stop_when_solved: bool = True
+    """End when every stage is certified solved."""
+    checkpoint_every_s: Seconds = 60.0
+    """Seconds between checkpoints."""
+    keep_checkpoints: Positive = 3
+    """The newest are kept."""
+    max_learner_restarts: Count = 3
+    """Restarts from the last checkpoint after learners died."""
+    learner_timeout_s: Seconds = 300.0
+    """Seconds without an answer until remote learners are ended."""
+    stall_warning_s: Seconds = 60.0
+    """Seconds without an update until a warning."""
+    sample_trajectories: Count = 5
+    """Printed at the end, per stage."""
+    dashboard: bool = True
+    """Start Ray's dashboard, on loopback."""
+    metrics: bool = True
+    """Publish Ray metrics, for Prometheus."""
+    record_episodes: Annotated[str, Field(min_length=1)] | None = None
+    """Folder to record training episodes in."""
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    """Where figures go besides progress.jsonl."""
 
     @field_validator("record_episodes")
     @classmethod
@@ -74,14 +91,29 @@ class RecordingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    share: float = Field(
-        default=1.0, gt=0, le=1, description="share of the episodes, drawn at random"
-    )
-    max_episodes: int | None = Field(default=None, ge=1, description="in total")
-    max_bytes: int | None = Field(default=None, ge=1, description="of all files together")
-    episodes_per_file: int = Field(default=50_000, ge=1, description="of each env runner")
-    episodes_per_row_group: int = Field(default=50_000, ge=1, description="in a file")
-    seconds_per_file: float = Field(default=10.0, gt=0, description="a file is written no later")
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the episodes, drawn at random."""
+    max_episodes: Positive | None = None
+    """In total."""
+    max_bytes: Positive | None = None
+    """Of all files together."""
+    episodes_per_file: Positive = 50_000
+    """Of each env runner."""
+    episodes_per_row_group: Positive = 50_000
+    """In a file."""
+    seconds_per_file: Seconds = 10.0
+    """A file is written no later."""
+
+
+# Top-level keys that are toolagent's own, with their types; all others are sections.
+OWN_KEYS: dict[str, Any] = {
+    "task": Literal[tuple(TASKS)],
+    "algorithm": Literal[tuple(ALGORITHMS)],
+    "seed": Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)],
+    "curriculum": CurriculumSettings,
+    "run": RunSettings,
+    "recording": RecordingSettings,
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +126,9 @@ class Settings:
     curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
     run: RunSettings = field(default_factory=RunSettings)
     recording: RecordingSettings = field(default_factory=RecordingSettings)
-    sections: dict[str, dict[str, Any]] = field(default_factory=dict)  # not to be changed
+    sections: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # as written; not to be changed
     source: Source = field(default_factory=Source, compare=False, repr=False)
 
     def written(self, *path: str) -> Any:

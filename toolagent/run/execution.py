@@ -9,8 +9,15 @@ import torch
 
 from toolagent import cli
 from toolagent.checkpoints.run_folder import RunFolder
-from toolagent.config import add_callbacks, config_sha256, documents, resolve_resources, to_yaml
-from toolagent.config.placement import check_placement, with_auto_runners
+from toolagent.config import (
+    add_callbacks,
+    check_placement,
+    config_sha256,
+    documents,
+    share_cpus,
+    to_yaml,
+    with_auto_runners,
+)
 from toolagent.errors import UserError
 from toolagent.files import write_atomically
 from toolagent.report.charts import accuracy_charts
@@ -59,7 +66,7 @@ def _fit_to_cluster(session: Session) -> list[str]:
     if session.settings.auto_runners:
         config, note = with_auto_runners(config, cluster.offers, cluster.driver, cluster.joined)
         notes.append(note)
-    config, shared = resolve_resources(config, cluster.cpus, cluster.gpus, cluster.nodes)
+    config, shared = share_cpus(config, cluster.cpus, cluster.nodes)
     check_placement(config, cluster.offers, cluster.driver)
     session.algorithm_config = config
     return [*notes, *shared]

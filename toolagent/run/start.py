@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,17 +41,11 @@ def check_local_resources(algorithm_config: AlgorithmConfig, address: str | None
         return
     import torch
 
-    from toolagent.config.placement import check_no_custom_resources
+    from toolagent.config import check_placement
 
-    check_no_custom_resources(algorithm_config)
-    asked = (algorithm_config.num_gpus_per_learner or 0) * max(
-        1, algorithm_config.num_learners or 0
-    )
-    if asked > torch.cuda.device_count():
-        raise UserError(
-            f"learners.num_gpus_per_learner: asks for {asked:g} GPUs in all, this machine has "
-            f"{torch.cuda.device_count()}; use --num-gpus-per-learner 0"
-        )
+    # CPUs are shared as soon as Ray has counted them.
+    here = {"CPU": math.inf, "GPU": torch.cuda.device_count()}
+    check_placement(algorithm_config, [here], here)
 
 
 def resumed_start(

@@ -180,9 +180,11 @@ def load_search(
     flags = {"num_samples": num_samples, "stop_time_s": stop_time_s}
     settings = _settings(read_config(file), one_name(file), flags)
     try:
-        text = to_yaml(load_settings(settings.base))
+        named = load_settings(settings.base)
+        build_algorithm_config(named)  # a fault in it is not one of a value that is tried on it
     except UserError as error:
         raise source.error(("base",), str(error)) from None
+    text = to_yaml(named)
     for key, value in settings.settings.items():
         text = to_yaml(_tried(text, key, value, "settings", source))
     base = settings_from_text(text, one_name(settings.base), overrides)

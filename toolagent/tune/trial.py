@@ -8,6 +8,7 @@ Tune creates its Trainable with the values that it drew, as a flat dict by key o
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ from toolagent.config import (
     Settings,
     add_callbacks,
     build_algorithm_config,
+    check_placement,
     config_sha256,
-    resolve_resources,
+    share_cpus,
 )
+from toolagent.config.placement import actors_of
 from toolagent.curriculum.callback import (
     CURRICULUM,
     curriculum_of,
@@ -150,7 +153,11 @@ def fit(algorithm_config: Any, share: Share) -> tuple[Any, list[str]]:
     Under Tune the trial's own process is reserved a CPU too.
     """
     main = min(1.0, share.cpus / 2) if algorithm_config.num_env_runners else min(1.0, share.cpus)
-    fitted, notes = resolve_resources(algorithm_config, share.cpus - main, share.gpus, share.nodes)
+    fitted, notes = share_cpus(algorithm_config, share.cpus - main, share.nodes)
+    # Of custom resources Tune knows how many trials they are enough for.
+    custom = {name: math.inf for group in actors_of(fitted) for name in group.request}
+    here = custom | {"CPU": share.cpus, "GPU": share.gpus}
+    check_placement(fitted, [here], here)
     if main < 1:
         fitted = fitted.copy(copy_frozen=False)
         # RLlib's hint says int; Ray takes fractions.
