@@ -6,13 +6,13 @@ takes minutes to train, and one that is wrong in a chosen way can't be trained a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, STO
+from toolagent.tasks.tokens import ADD, ANS, EOS, MUL, NUM_TOKENS, STO
 
 CERTAINTY = 10.0  # the logit of the program's token; the others' are 0
 
@@ -52,18 +52,9 @@ def empty_handed(task, problems, row):
 class Planner(AgentNetwork):
     """Writes `choose(task, problems, row)` for each problem, whatever it has written before."""
 
-    class Sizes(NamedTuple):
-        context_vocabulary: int
-        num_stages: int
-
     def __init__(self, choose: Any = shortest, task_name: str = "expression"):
-        super().__init__()
+        super().__init__(get_task(task_name).interface)
         self.choose, self.task = choose, get_task(task_name)
-        self.sizes = self.Sizes(self.task.context_vocabulary, self.task.num_stages)
-
-    @property
-    def hidden_size(self):
-        return 1
 
     def begin(self, context, stage):
         problems = self.task.pose(None, **self.task.read(context.numpy()))
@@ -79,13 +70,3 @@ class Planner(AgentNetwork):
         tokens = programs.gather(1, steps)
         logits = CERTAINTY * torch.nn.functional.one_hot(tokens, NUM_TOKENS).float()
         return logits, torch.zeros(tokens.shape), hidden + previous_tokens.shape[1]
-
-    def unroll_episodes(self, context, stage, actions, lengths):
-        raise NotImplementedError("nothing is learned here")
-
-    def step_table(self):
-        return None
-
-    def step(self, table, previous_token, encoding, hidden):
-        logits, values, hidden = self.unroll(previous_token[:, None], encoding, hidden)
-        return logits[:, 0], values[:, 0], hidden

@@ -23,7 +23,7 @@ from toolagent.learning.batches import learner_batches
 from toolagent.learning.exploration import Exploration
 from toolagent.learning.options import PipelineOptions
 from toolagent.learning.returns import leave_one_out_advantages, step_mask
-from toolagent.models.rl_module import EncoderDecoderModule, StageGRUModule
+from toolagent.models.rl_module import NetworkModule
 from toolagent.rollouts.env_runner import BatchedEnvRunner
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
@@ -72,7 +72,8 @@ def config_of(num_env_runners=0, num_learners=0, seed=0, **training):
         .training(**{"episodes_per_update": EPISODES, "updates_per_iteration": UPDATES} | training)
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=StageGRUModule, model_config={"embedding_size": 16}
+                module_class=NetworkModule,
+                model_config={"task": "calculator", "embedding_size": 16},
             )
         )
     )
@@ -327,8 +328,11 @@ def expression_config(seed, levels, **training):
         .callbacks(callbacks_class=[functools.partial(CurriculumCallback, curriculum)])
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=EncoderDecoderModule,
-                model_config={"embedding_size": 32, "num_heads": 4, "num_counters": 2},
+                module_class=NetworkModule,
+                model_config={
+                    **{"task": "expression", "network": "encoder_decoder"},
+                    **{"embedding_size": 32, "num_heads": 4, "num_counters": 2},
+                },
             )
         )
     )
@@ -413,14 +417,14 @@ def learner_batch(shard, shards):
         )
         network = spec.build().network
     batch = play(network, task, problems, torch.Generator().manual_seed(0))
-    columns = Exploration(config_of(), 3, 36).learner_columns(batch)
+    columns = Exploration(config_of(), get_task("calculator")).learner_columns(batch)
     return learner_batches(columns, shards)[shard]
 
 
 def _spaces():
     from toolagent.envs.spaces import action_space, observation_space
 
-    return observation_space(get_task("calculator")), action_space()
+    return observation_space(get_task("calculator")), action_space(get_task("calculator"))
 
 
 def local_gradients(weights, part):
@@ -474,7 +478,7 @@ def test_shares_have_the_advantages_of_the_whole(shards):
     """A group may be divided among learners: how its others went travels with each episode."""
     config = config_of(**GROUPS)
     runner = BatchedEnvRunner(config=config, worker_index=0)
-    exploration = Exploration(config, 3, runner.env.task.num_statuses)
+    exploration = Exploration(config, runner.env.task)
     batch = runner.sample(num_episodes=320, explore=True)
     batch.rewards[:, 0] = np.random.default_rng(0).random(320)
     group = batch.returns.reshape(40, 8)

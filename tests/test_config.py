@@ -45,7 +45,8 @@ from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.errors import UserError
 from toolagent.learning.options import PipelineOptions
-from toolagent.models.rl_module import MODULES
+from toolagent.models.registry import NETWORKS
+from toolagent.models.rl_module import NetworkModule
 from toolagent.run import __main__ as run
 from toolagent.tasks import TASKS
 
@@ -183,7 +184,7 @@ reporting: {min_time_s_per_iteration: 0.5}
     assert config.minibatch_size is None
     assert config.vf_clip_param == math.inf
     assert config.seed == 5
-    assert config.rl_module_spec.module_class is MODULES["stage_gru"]
+    assert config.rl_module_spec.module_class is NetworkModule
     assert config.rl_module_spec.model_config == {
         "network": "stage_gru",
         "embedding_size": 32,
@@ -285,9 +286,10 @@ def test_a_network_is_chosen_by_name_and_configured_by_its_own_options(load):
     given = "{network: encoder_decoder, num_heads: 2, reading: operands, sees_digits: true}"
     config = build_algorithm_config(load(EXPRESSION + f"rl_module: {{model_config: {given}}}"))
     spec = config.rl_module_spec
-    assert spec.module_class is MODULES["encoder_decoder"]
+    assert spec.module_class is NetworkModule
     assert spec.model_config == {
-        **MODULES["encoder_decoder"].network_class.Sizes._field_defaults,
+        **NETWORKS["encoder_decoder"].Options._field_defaults,
+        "task": "expression",
         "network": "encoder_decoder",
         "num_heads": 2,
         "reading": "operands",
@@ -298,23 +300,22 @@ def test_a_network_is_chosen_by_name_and_configured_by_its_own_options(load):
     from toolagent.envs.spaces import action_space, observation_space
 
     spec.observation_space = observation_space(TASKS["expression"]())
-    spec.action_space = action_space()
-    sizes = spec.build().network.sizes
-    assert (sizes.context_vocabulary, sizes.num_stages) == (20, 9)
-    assert sizes._asdict().items() >= {"num_heads": 2, "reading": "operands"}.items()
+    spec.action_space = action_space(TASKS["expression"]())
+    network = spec.build().network
+    assert network.interface == TASKS["expression"]().interface
+    assert network.options._asdict().items() >= {"num_heads": 2, "reading": "operands"}.items()
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-@pytest.mark.parametrize("network", [None, *sorted(MODULES)])
+@pytest.mark.parametrize("network", [None, *sorted(NETWORKS)])
 def test_every_network_can_be_configured_for_every_task(load, task, network):
     chosen = f"rl_module: {{model_config: {{network: {network}}}}}" if network else ""
     config = build_algorithm_config(load(f"{PPO}task: {task}\n{chosen}"))
     network = network or "stage_gru"  # the default
-    assert config.rl_module_spec.module_class is MODULES[network]
-    sizes = MODULES[network].network_class.Sizes
     assert config.rl_module_spec.model_config == {
+        "task": task,
         "network": network,
-        **sizes._field_defaults,
+        **NETWORKS[network].Options._field_defaults,
         "max_seq_len": TASKS[task].max_actions + 1,
     }
     assert config.env_config["stage"] == TASKS[task].first_stage

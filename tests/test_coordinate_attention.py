@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from toolagent.models.coordinate_attention import CoordinateAttention
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, CTX, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.tasks.tokens import ADD, CTX, EOS, MUL, NUM_TOKENS, SUB
 
 VOCABULARY = 20
 

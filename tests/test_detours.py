@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.rollouts.detours import FIRST_CHOICES, LONGEST, Detours, draw_detours
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ANS, EOS, NUM_TOKENS
+from toolagent.tasks.tokens import ANS, EOS, NUM_TOKENS
 
 TASK = get_task("expression")
 
@@ -21,32 +21,18 @@ TASK = get_task("expression")
 class TableNetwork(AgentNetwork):
     """Logits by the step alone, whatever the problem: row t of a table."""
 
-    class Sizes(NamedTuple):
-        context_vocabulary: int
-        num_stages: int
-
     def __init__(self, table: torch.Tensor):
-        super().__init__()
+        super().__init__(TASK.interface)
         self.table = table  # (T, 18)
-
-    @property
-    def hidden_size(self):
-        return 1
 
     def begin(self, context, stage):
         return InitialState((), torch.zeros(len(context), 1))
 
-    def step(self, table: Any, previous_token, encoding, hidden):
+    def step(self, table: Any, previous_token, encoding, hidden, response=None):
         return self.table[hidden[:, 0].long()], torch.zeros(len(hidden)), hidden + 1
-
-    def step_table(self):
-        return None
 
     def unroll(self, previous_tokens, encoding, hidden):
         raise NotImplementedError("episodes are only played here")
-
-    def unroll_episodes(self, context, stage, actions, lengths):
-        raise NotImplementedError("nothing is learned here")
 
 
 def permuted_logits(seed, rows):
@@ -97,7 +83,7 @@ def test_the_nth_best_token_on_the_detour_and_the_best_elsewhere(seed, step, epi
 
 def test_a_drawn_detour_is_one_for_its_group_and_begins_before_the_last_action():
     longest, size = np.repeat(np.arange(1, 18), 400), 3
-    detours = draw_detours(np.random.default_rng(0), longest, size)
+    detours = draw_detours(np.random.default_rng(0), longest, size, NUM_TOKENS)
     assert len(detours) == len(longest) * size
     start = detours.start.numpy().reshape(-1, size)
     choices = detours.choices.numpy().reshape(-1, size, LONGEST)
@@ -120,7 +106,8 @@ def test_a_drawn_detour_is_one_for_its_group_and_begins_before_the_last_action()
 
 def test_the_same_stream_draws_the_same_detours():
     one, same, other = (
-        draw_detours(np.random.default_rng(seed), np.full(50, 9), 2) for seed in (1, 1, 2)
+        draw_detours(np.random.default_rng(seed), np.full(50, 9), 2, NUM_TOKENS)
+        for seed in (1, 1, 2)
     )
     assert torch.equal(one.start, same.start) and torch.equal(one.choices, same.choices)
     assert not torch.equal(one.start, other.start)
@@ -134,7 +121,7 @@ def test_played_detours_are_those_of_a_plain_loop_while_others_leave_the_batch()
     # The policy's rows end at many different steps, by chance; a greedy one never does before its
     # limit, but a detour may take any token, ANS among them.
     table[:, ANS] = table.max(1).values - 2.5
-    detours = draw_detours(rng, TASK.action_limit(stage[30:]), 1)
+    detours = draw_detours(rng, TASK.action_limit(stage[30:]), 1, NUM_TOKENS)
     network = TableNetwork(table)
     batch = play(network, TASK, problems, torch.Generator().manual_seed(0), explorers=detours)
     assert batch.explored.tolist() == [False] * 30 + [True] * 60

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolagent.models.base import one_of_each_run, pack, unpack
-from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.tasks.tokens import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
 
 OPEN, CLOSE = 18, 19
-SMALL = EncoderDecoderSizes(20, 9, embedding_size=6, num_heads=3, num_counters=2)
+INTERFACE = get_task("expression").interface
+SMALL = EncoderDecoderOptions(embedding_size=6, num_heads=3, num_counters=2)
 VARIANTS = [
     SMALL,
     SMALL._replace(sees_digits=True),
@@ -52,9 +53,9 @@ class Batch:
         return Batch(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
 
-def make_network(seed=0, sizes=SMALL):
+def make_network(seed=0, options=SMALL):
     torch.manual_seed(seed)
-    network = EncoderDecoderNetwork(sizes)
+    network = EncoderDecoderNetwork(INTERFACE, options)
     with torch.no_grad():  # torch starts biases near 0, where a forgotten one would not be seen
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -98,12 +99,12 @@ def gru_by_hand(gates, hidden, weights, name):
 def by_hand(network, context, tokens):
     """One episode: logits (T, 18), values (T,) and hidden states (T, S)."""
     weights = {name: w.detach().double().numpy() for name, w in network.state_dict().items()}
-    sizes = network.sizes
-    width, heads = sizes.embedding_size, sizes.num_heads
+    options = network.options
+    width, heads = options.embedding_size, options.num_heads
     shown = [token for token in context.tolist() if token != EOS]
 
     def look_of(tokens):  # all digits look like 0
-        return [0 if token < 10 and not sizes.sees_digits else token for token in tokens]
+        return [0 if token < 10 and not options.sees_digits else token for token in tokens]
 
     seen = look_of(shown)
 
@@ -215,10 +216,10 @@ def equal(one, other):
 # Right -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", VARIANTS)
+@pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_is_the_equations_worked_out_by_hand(form, sizes):
-    network, batch = make_network(1, sizes), make_batch(0, 12)
+def test_every_form_is_the_equations_worked_out_by_hand(form, options):
+    network, batch = make_network(1, options), make_batch(0, 12)
     logits, values, *hidden = form(network, batch)
     assert logits.shape == (12, 6, NUM_TOKENS) and values.shape == (12, 6)
     for row in range(12):
@@ -238,10 +239,10 @@ def test_every_form_is_the_equations_worked_out_by_hand(form, sizes):
     size=st.integers(1, 8),
     steps=st.integers(5, 9),
     group=st.integers(1, 3),
-    sizes=st.sampled_from(VARIANTS),
+    options=st.sampled_from(VARIANTS),
 )
-def test_all_forms_agree(seed, size, steps, group, sizes):
-    network, batch = make_network(seed, sizes), make_batch(seed, size, steps, group)
+def test_all_forms_agree(seed, size, steps, group, options):
+    network, batch = make_network(seed, options), make_batch(seed, size, steps, group)
     expected = counted(unrolled, network, batch)
     for form in FORMS[1:]:
         for one, other in zip(counted(form, network, batch), expected, strict=True):
@@ -253,8 +254,8 @@ def test_all_forms_agree(seed, size, steps, group, sizes):
 @pytest.mark.full
 @pytest.mark.parametrize("reading", ["learned", "operands"])
 def test_gradients_are_right_by_finite_differences(reading):
-    sizes = EncoderDecoderSizes(20, 9, 2, 2, 1, reading)
-    network = make_network(0, sizes).double()
+    options = EncoderDecoderOptions(2, 2, 1, reading)
+    network = make_network(0, options).double()
     batch = make_batch(3, 3, 3, group=2)
 
     def forward(*_):  # the parameters themselves are moved
@@ -263,9 +264,9 @@ def test_gradients_are_right_by_finite_differences(reading):
     assert torch.autograd.gradcheck(forward, tuple(network.parameters()))
 
 
-@pytest.mark.parametrize("sizes", VARIANTS)
-def test_the_learner_trains_every_parameter(sizes):
-    network, batch = make_network(0, sizes), make_batch(2, 64)
+@pytest.mark.parametrize("options", VARIANTS)
+def test_the_learner_trains_every_parameter(options):
+    network, batch = make_network(0, options), make_batch(2, 64)
     logits, values = network.unroll_episodes(
         batch.context, batch.stage, batch.actions, batch.lengths
     )
@@ -273,7 +274,7 @@ def test_the_learner_trains_every_parameter(sizes):
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
     attended = [name for name, _ in network.named_parameters() if name.startswith("attention.")]
-    assert bool(attended) == (sizes.reading == "learned")
+    assert bool(attended) == (options.reading == "learned")
 
 
 # Nothing but the episode itself ------------------------------------------------------------------
@@ -290,8 +291,8 @@ def test_more_padding_changes_nothing(form, seed, padding):
         assert torch.equal(one, other)
 
 
-def alone_as_with_neighbours(form, sizes=SMALL):
-    network, batch = make_network(0, sizes), make_batch(1, 12, group=2)
+def alone_as_with_neighbours(form, options=SMALL):
+    network, batch = make_network(0, options), make_batch(1, 12, group=2)
     together = form(network, batch)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     shuffled = form(network, batch.take(order))
@@ -302,10 +303,10 @@ def alone_as_with_neighbours(form, sizes=SMALL):
             close(one[row : row + 1], alone)
 
 
-@pytest.mark.parametrize("sizes", VARIANTS)
+@pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("form", FORMS)
-def test_an_episode_is_the_same_alone_and_with_any_neighbours_in_any_order(form, sizes):
-    alone_as_with_neighbours(form, sizes)
+def test_an_episode_is_the_same_alone_and_with_any_neighbours_in_any_order(form, options):
+    alone_as_with_neighbours(form, options)
 
 
 def test_groups_of_equal_contexts_train_as_the_same_episodes_apart():
@@ -342,10 +343,10 @@ def test_the_stage_changes_nothing(form):
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("sizes", VARIANTS)
+@pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("row", [[CTX], [7, CTX], [CLOSE, CTX]])
-def test_the_shortest_contexts_give_finite_numbers_and_gradients(row, sizes):
-    network = make_network(0, sizes)
+def test_the_shortest_contexts_give_finite_numbers_and_gradients(row, options):
+    network = make_network(0, options)
     context = torch.full((2, 30), EOS, dtype=torch.int8)
     context[0, : len(row)] = torch.tensor(row)
     context[1] = CTX  # a neighbour as long as can be
@@ -483,7 +484,7 @@ def test_a_gate_copies_what_its_head_looks_at():
 )
 def test_sizes_that_make_no_network_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        EncoderDecoderNetwork(SMALL._replace(**options))
+        EncoderDecoderNetwork(INTERFACE, SMALL._replace(**options))
 
 
 # Packing and runs --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from toolagent.envs import env_id, register_with_rllib
 from toolagent.envs.single import ToolEnv
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, CTX, MUL, STO
+from toolagent.tasks.tokens import ADD, ANS, CTX, MUL, STO
 
 NAMES = ["tutorial", "calculator", "expression"]
 N = 4

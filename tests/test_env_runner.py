@@ -15,11 +15,11 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from toolagent.envs.registration import env_id, register_with_rllib
 from toolagent.envs.single import ToolEnv
 from toolagent.learning.algorithm import ToolAgentConfig
-from toolagent.models.rl_module import StageGRUModule
+from toolagent.models.rl_module import NetworkModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.recorder import Recording
-from toolagent.vocabulary import EOS
+from toolagent.tasks.tokens import EOS
 
 GROUPS = {"group_size": 8, "failed_problem_share": 0.8, "explorer_kind": "detours"}
 
@@ -38,7 +38,8 @@ def make_runner(worker_index=0, seed=0, evaluation=False, episodes=64, training=
         .debugging(seed=seed)
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=StageGRUModule, model_config={"embedding_size": 16}
+                module_class=NetworkModule,
+                model_config={"task": "calculator", "embedding_size": 16},
             )
         )
     )

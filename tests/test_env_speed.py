@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from toolagent.envs.vector import ToolVectorEnv
-from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 NUM_ENVS = 1024
 STEPS = 300

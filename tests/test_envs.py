@@ -16,7 +16,7 @@ from toolagent.envs.registration import create_for_rllib
 from toolagent.envs.single import ToolEnv
 from toolagent.envs.vector import ToolVectorEnv, draw_stages
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, CTX, EOS, MUL, STO, SUB
 
 NAMES = ["tutorial", "calculator", "expression"]
 

@@ -23,7 +23,7 @@ from toolagent.rollouts.certification import certify_stage
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ANS, CTX, MUL, TOKEN_NAMES
+from toolagent.tasks.tokens import ANS, CTX, MUL, VOCABULARY
 
 CALCULATOR = get_task("calculator")
 
@@ -71,7 +71,7 @@ def test_counts_and_answers_are_those_of_a_scalar_loop(task_name):
     assert certify_stage(network, task, 0).solved == sum(solved for _, _, solved in episodes)
     _, answered = answer_problems(network, task, problems)
     assert [answer.tokens for answer in answered] == [
-        [TOKEN_NAMES[token] for token in tokens] for tokens, _, _ in episodes
+        [VOCABULARY.names[token] for token in tokens] for tokens, _, _ in episodes
     ]
     assert [(answer.answer, answer.solved) for answer in answered] == [
         (value, solved) for _, value, solved in episodes

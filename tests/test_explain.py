@@ -19,7 +19,7 @@ from toolagent.explain.__main__ import command
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import describe, one_line, probability_text, trajectory, verdict
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, CTX, MUL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, CTX, MUL, STO, SUB
 
 CALCULATOR, TUTORIAL = get_task("calculator"), get_task("tutorial")
 

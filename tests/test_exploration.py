@@ -12,11 +12,11 @@ from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.learning.exploration import Exploration
 from toolagent.learning.success_replay import SuccessReplay, program_keys
 from toolagent.learning.trials import TrialTable
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.network import StageGRUNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.rollouts.play import Explorers, play
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 TASK = get_task("calculator")
 PLAN = (MUL, ADD, STO, MUL, RCL, SUB, ANS)
@@ -49,7 +49,7 @@ def episodes(programs, digits, stage=2) -> EpisodeBatch:
 
 def random_play(count=400, seed=0, explorers=None, stage=2) -> EpisodeBatch:
     torch.manual_seed(seed)
-    network = StageGRUNetwork(NetworkSizes(18, 3, 16))
+    network = StageGRUNetwork(get_task("calculator").interface, (16,))
     problems = TASK.sample(np.random.default_rng(seed), np.full(count, stage, np.int8))
     generator = torch.Generator().manual_seed(seed)
     return play(
@@ -78,7 +78,7 @@ def test_spellings_with_useless_tokens_are_one_program():
     batch = episodes(
         [(MUL, ADD, ANS), (7, MUL, 0, ADD, RCL, ANS), (MUL, SUB, ANS), (MUL, ADD)], digits
     )
-    keys = program_keys(batch)
+    keys = program_keys(batch, ANS)
     assert keys[0] == keys[1]
     assert len(set(keys.tolist())) == 3
 
@@ -120,7 +120,7 @@ def keys_of(spelt):
         for step, (token, did) in enumerate(program):
             status = (status + did) % 7
             batch.actions[row, step], batch.status[row, step] = token, status
-    return program_keys(batch)
+    return program_keys(batch, ANS)
 
 
 @settings(max_examples=300, deadline=None)
@@ -139,7 +139,7 @@ def test_programs_of_one_token_repeated_differ_by_their_length(token):
 
 
 def test_weights_count_successes_against_all_attempts():
-    store = SuccessReplay(slots=8, examples=4, rng=np.random.default_rng(0))
+    store = SuccessReplay(slots=8, examples=4, answer_token=ANS, rng=np.random.default_rng(0))
     lucky = (MUL, ADD, ANS)
     # d*e = 0 makes a*b+c the right answer: once in four here.
     digits = [[3, 4, 5, 0, 7]] + [[3, 4, 5, 6, 7]] * 4
@@ -155,7 +155,7 @@ def test_weights_count_successes_against_all_attempts():
 
 
 def test_samples_are_solved_episodes_by_weight_and_examples_rotate():
-    store = SuccessReplay(slots=4, examples=3, rng=np.random.default_rng(0))
+    store = SuccessReplay(slots=4, examples=3, answer_token=ANS, rng=np.random.default_rng(0))
     assert store.sample(5) is None
     rng = np.random.default_rng(1)
     batches = [episodes([PLAN], rng.integers(0, 10, (1, 5))) for _ in range(10)]
@@ -169,14 +169,14 @@ def test_samples_are_solved_episodes_by_weight_and_examples_rotate():
 
 
 def test_a_full_store_lets_the_least_weight_go():
-    store = SuccessReplay(slots=2, examples=2, rng=np.random.default_rng(0))
+    store = SuccessReplay(slots=2, examples=2, answer_token=ANS, rng=np.random.default_rng(0))
     zeros = [[0, 0, 0, 0, 0]]
     store.add(episodes([PLAN] * 6, [[3, 4, 5, 6, 7]] * 6))
     store.add(episodes([(MUL, ADD, ANS)], zeros))
     store.add(episodes([(MUL, SUB, ANS)], zeros))
     keys = set(store.keys.tolist())
-    assert program_keys(episodes([PLAN], zeros))[0] in keys
-    assert program_keys(episodes([(MUL, SUB, ANS)], zeros))[0] in keys
+    assert program_keys(episodes([PLAN], zeros), ANS)[0] in keys
+    assert program_keys(episodes([(MUL, SUB, ANS)], zeros), ANS)[0] in keys
 
 
 # Explorers -----------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_a_full_store_lets_the_least_weight_go():
 
 def explore(rounds: int, count: int) -> tuple[TrialTable, list[EpisodeBatch]]:
     """Explorers alone, round by round, each by the table of all rounds before."""
-    table, played = TrialTable(TASK.num_statuses, min_tries=20), []
+    table, played = TrialTable(TASK.num_statuses, TASK.vocabulary, min_tries=20), []
     for seed in range(rounds):
         weights = torch.from_numpy(table.log_weights())
         played.append(random_play(count, seed=seed, explorers=Explorers(count, weights)))
@@ -219,15 +219,15 @@ def test_explorers_find_the_only_plan_of_stage_two():
     """By chance alone the seven tokens come up once in 18^7, 612 million, episodes."""
     _, played = explore(rounds=60, count=500)
     found = EpisodeBatch.concatenate(played)
-    plan = program_keys(episodes([PLAN], [[3, 4, 5, 6, 7]]))[0]
-    hits = program_keys(found) == plan
+    plan = program_keys(episodes([PLAN], [[3, 4, 5, 6, 7]]), ANS)[0]
+    hits = program_keys(found, ANS) == plan
     assert hits.sum() >= 2
     assert found.solved[hits].all()
 
 
 def test_what_explorers_played_is_not_learned_from_but_replayed_if_right():
     config = ToolAgentConfig().training(explorer_share=0.5, replay_coeff=0.5, replay_episodes=16)
-    exploration = Exploration(config, 3, TASK.num_statuses)
+    exploration = Exploration(config, TASK)
     by_policy = random_play(30)
     found = episodes([PLAN] * 2, [[3, 4, 5, 6, 7]] * 2)
     found.explored[:] = True
@@ -255,7 +255,7 @@ def test_explorers_on_detours_feed_the_replay_with_what_was_verified_and_nothing
     config = ToolAgentConfig().training(
         explorer_kind="detours", explorer_share=0.4, replay_coeff=0.5, replay_episodes=16
     )
-    exploration = Exploration(config, 3, TASK.num_statuses)
+    exploration = Exploration(config, TASK)
     by_policy = random_play(30)
     by_policy.baseline[:] = np.random.default_rng(0).random(30)
     lucky = (MUL, ADD, ANS)  # right, since d*e = 0, and wrong for the rest of its group
@@ -288,7 +288,7 @@ def test_explorers_on_detours_and_their_replay_end_when_the_policy_is_good_enoug
         replay_coeff=0.5,
         replay_episodes=5,
     )
-    exploration = Exploration(config, 3, TASK.num_statuses)
+    exploration = Exploration(config, TASK)
     found = on_detours([PLAN], [[3, 4, 5, 6, 7]], 1.2)
     failed = on_detours([(ANS,)] * 9, [[3, 4, 5, 6, 7]] * 9, 0.0)
     solved = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4)
@@ -314,7 +314,7 @@ def test_explorers_that_try_tokens_get_fewer_until_the_policy_is_good_enough():
     config = ToolAgentConfig().training(
         explorer_share=0.4, explore_until_solved=0.7, replay_coeff=0.5
     )
-    exploration = Exploration(config, 3, TASK.num_statuses)
+    exploration = Exploration(config, TASK)
     solved, share = episodes([PLAN] * 4, [[3, 4, 5, 6, 7]] * 4), 0.0
     for _ in range(30):
         exploration.learner_columns(solved)
@@ -326,7 +326,7 @@ def test_explorers_that_try_tokens_get_fewer_until_the_policy_is_good_enough():
 
 def test_problems_that_were_failed_before_are_no_measure_of_a_stage():
     config = ToolAgentConfig().training(explorer_share=0.4, replay_coeff=0.5)
-    exploration = Exploration(config, 3, TASK.num_statuses)
+    exploration = Exploration(config, TASK)
     batch = episodes([PLAN, PLAN, (ANS,), (ANS,)], [[3, 4, 5, 6, 7]] * 4)
     batch.retried[2:] = True
     exploration.learner_columns(batch)
@@ -338,8 +338,8 @@ def test_problems_that_were_failed_before_are_no_measure_of_a_stage():
 
 def test_the_entropy_bonus_follows_the_others_of_the_group_once_a_stage_is_half_solved():
     config = ToolAgentConfig().training(group_size=2, entropy_follows_return=True, replay_coeff=0.5)
-    exploration = Exploration(config, 3, TASK.num_statuses)
-    plain = Exploration(ToolAgentConfig(), 3, TASK.num_statuses)
+    exploration = Exploration(config, TASK)
+    plain = Exploration(ToolAgentConfig(), TASK)
     batch = episodes([PLAN, (ANS,), PLAN, PLAN], [[3, 4, 5, 6, 7]] * 4)
     batch.baseline[:] = [0.0, 1.2, 0.5, 0.25]
     share = 0.0
@@ -357,7 +357,7 @@ def test_only_the_curriculum_s_stage_is_replayed_from_detours():
     config = ToolAgentConfig().training(
         explorer_kind="detours", explorer_share=0.4, replay_coeff=0.5
     )
-    exploration = Exploration(config, 3, TASK.num_statuses)
+    exploration = Exploration(config, TASK)
     early = on_detours([(MUL, ADD, ANS)] * 2, [[3, 4, 5, 0, 0]] * 2, 1.2, stage=0)
     late = episodes([(ANS,)], [[3, 4, 5, 6, 7]])
     columns = exploration.learner_columns(EpisodeBatch.concatenate([early, late]))
@@ -367,7 +367,7 @@ def test_only_the_curriculum_s_stage_is_replayed_from_detours():
 @pytest.mark.parametrize("kind", ["trials", "detours"])
 def test_state_round_trip(kind):
     config = ToolAgentConfig().training(explorer_kind=kind, explorer_share=0.5, replay_coeff=0.5)
-    first, second = (Exploration(config, 3, TASK.num_statuses) for _ in range(2))
+    first, second = (Exploration(config, TASK) for _ in range(2))
     found = episodes([PLAN] * 3, [[3, 4, 5, 6, 7], [1] * 5, [2] * 5])
     found.explored[:], found.baseline[:] = True, 1.2
     warm = EpisodeBatch.concatenate([random_play(), found])

@@ -28,14 +28,14 @@ from toolagent.export.__main__ import command
 from toolagent.export.check import checked_problems, compare, load_player
 from toolagent.export.graphs import BEGIN, EPISODE, STEP
 from toolagent.export.player import NETWORKS, TASKS, source
-from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
+from toolagent.models.network import StageGRUNetwork
 from toolagent.rollouts import certification
 from toolagent.rollouts.certification import SAMPLE_SIZE
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ANS, CTX, NUM_TOKENS, names
+from toolagent.tasks.tokens import ANS, CTX, NUM_TOKENS, VOCABULARY
 
 # Runs a script as with `python -S -I` in an environment that has nothing but NumPy.
 NUMPY_ONLY = """
@@ -161,7 +161,7 @@ def test_onnx_graphs_by_hand(calculator):
         assert logits.shape == (1, 18) and value.shape == (1,)
         token = logits.argmax(1)
         program.append(int(token[0]))
-    assert names(program) == "MUL ADD STO MUL RCL SUB ANS"
+    assert VOCABULARY.text(program) == "MUL ADD STO MUL RCL SUB ANS"
     episode = onnxruntime.InferenceSession(calculator / EPISODE)
     tokens, lengths = episode.run(None, asked)
     assert tokens[0, : lengths[0]].tolist() == program
@@ -207,12 +207,14 @@ def export_of_expressions(kind, tmp_path):
     task = get_task("expression")
     if kind == "gru":
         torch.manual_seed(0)
-        network = StageGRUNetwork(NetworkSizes(20, 9, 16))
+        network = StageGRUNetwork(get_task("expression").interface, (16,))
     else:
         options = {"sees_digits": "digits" in kind, "num_heads": 2, "num_counters": 1}
         options["reading"] = "operands" if kind == "hinted" else "learned"
         torch.manual_seed(0)
-        network = EncoderDecoderNetwork(EncoderDecoderSizes(20, 9, 16, **options))
+        network = EncoderDecoderNetwork(
+            get_task("expression").interface, EncoderDecoderOptions(16, **options)
+        )
         with torch.no_grad():  # larger weights: programs that differ from problem to problem
             for parameter in network.parameters():
                 parameter.mul_(3.0)
@@ -222,7 +224,7 @@ def export_of_expressions(kind, tmp_path):
     assert (shown.returncode, shown.stderr) == (0, "")
     problems = task.pose(None, expression=["(3+4)*2"])
     batch = play(network, task, problems)
-    program = names(batch.actions[0, : batch.lengths[0]])
+    program = VOCABULARY.text(batch.actions[0, : batch.lengths[0]])
     assert shown.stdout == f"{program}\nanswer: {answers(task, problems, batch)[0]}\n"
 
 
@@ -245,7 +247,7 @@ def test_the_players_machines_are_the_tasks(name, tmp_path):
 
 def untrained_network_of(task):
     """One that answers late and uses tools more often than digits."""
-    network = StageGRUNetwork(NetworkSizes(task.context_vocabulary, task.stages.stop, 8))
+    network = StageGRUNetwork(task.interface, (8,))
     with torch.no_grad():
         network.policy_head.weight.zero_()
         network.policy_head.bias.copy_(torch.tensor([0.0] * 11 + [2.0, 2, 2, 1, 2, 2, 0]))

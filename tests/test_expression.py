@@ -25,7 +25,7 @@ from toolagent.tasks.algebra import normal_form
 from toolagent.tasks.expression import ExpressionTask
 from toolagent.tasks.infix import parse, texts_of
 from toolagent.tasks.skeletons import num_skeletons
-from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB, TOKEN_NAMES
+from toolagent.tasks.tokens import ADD, ANS, CTX, EOS, MUL, RCL, STO, SUB, VOCABULARY
 
 TASK = ExpressionTask()
 STAGES = range(1, 9)
@@ -38,7 +38,7 @@ def pose(*texts):
 
 def program(text):
     """The tokens of '3 4 ADD ANS'."""
-    return [TOKEN_NAMES.index(name) for name in text.split()]
+    return [VOCABULARY.names.index(name) for name in text.split()]
 
 
 def padded(programs):
@@ -610,7 +610,7 @@ def test_each_plan_solves_its_problem_in_2k_tokens_and_is_valid(stage, split):
 
 def test_the_plan_of_one_problem_as_a_person_would_write_it():
     problems = pose("7", "(3+4)*2", "1-(2-3*4)")
-    plans = [" ".join(TOKEN_NAMES[token] for token in TASK.plan(problems, row)) for row in range(3)]
+    plans = [VOCABULARY.text(TASK.plan(problems, row)) for row in range(3)]
     assert plans == ["7 ANS", "3 4 ADD 2 MUL ANS", "1 2 3 4 MUL SUB SUB ANS"]
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference_machines import operands_of, skeleton_of, tree_of, value_of
 
 from toolagent.tasks.infix import CLOSE, OPEN, parse, text_of, text_of_postfix, texts_of
-from toolagent.vocabulary import ADD, CTX, EOS, MUL, SUB
+from toolagent.tasks.tokens import ADD, CTX, EOS, MUL, SUB
 
 SYMBOLS = {"+": ADD, "-": SUB, "*": MUL, "(": OPEN, ")": CLOSE}
 

@@ -21,13 +21,13 @@ from toolagent.envs.registration import env_id, register_with_rllib
 from toolagent.envs.spaces import action_space, observation_space
 from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.learning.learner import EpisodeColumnsLearner
-from toolagent.models.rl_module import StageGRUModule
+from toolagent.models.rl_module import NetworkModule
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ANS, CTX, EOS
+from toolagent.tasks.tokens import ANS, CTX, EOS
 
 TASK = get_task("calculator")
-SPACES = {DEFAULT_MODULE_ID: (observation_space(TASK), action_space())}
+SPACES = {DEFAULT_MODULE_ID: (observation_space(TASK), action_space(TASK))}
 COLUMNS = (
     "stage",
     "context",
@@ -50,8 +50,8 @@ def config_of(kind=ToolAgentConfig, **training):
         .learners(num_learners=0)
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=StageGRUModule,
-                model_config={"embedding_size": WIDTH, "max_seq_len": 8},
+                module_class=NetworkModule,
+                model_config={"task": "calculator", "embedding_size": WIDTH, "max_seq_len": 8},
             )
         )
     )

@@ -20,7 +20,7 @@ from toolagent.rollouts.certification import (
     measure,
 )
 from toolagent.tasks import get_task
-from toolagent.vocabulary import MUL
+from toolagent.tasks.tokens import MUL
 
 EXPRESSION = get_task("expression")
 

@@ -19,7 +19,7 @@ from toolagent.explain.probes import ridge, run_probes
 from toolagent.rollouts.play import GivenTokens, play
 from toolagent.rollouts.trajectory import trajectory
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, EOS, MUL, NUM_TOKENS, STO, SUB
 
 CALCULATOR, EXPRESSION = get_task("calculator"), get_task("expression")
 

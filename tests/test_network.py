@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
+from toolagent.models.network import StageGRUNetwork
+from toolagent.tasks import get_task
+from toolagent.tasks.tokens import CTX, EOS, NUM_TOKENS
 
 WIDTH = 12
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def make_network(seed=0, width=WIDTH):
     torch.manual_seed(seed)
-    network = StageGRUNetwork(NetworkSizes(18, 3, width))
+    network = StageGRUNetwork(get_task("calculator").interface, (width,))
     with torch.no_grad():  # torch starts biases near 0, where a forgotten one would not be seen
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -158,4 +159,4 @@ def test_the_learner_trains_every_parameter():
 @pytest.mark.parametrize("width", [0, -1])
 def test_a_network_without_width_is_refused(width):
     with pytest.raises(ValueError, match=f"embedding_size is {width}; it must be at least 1"):
-        StageGRUNetwork(NetworkSizes(18, 3, width))
+        StageGRUNetwork(get_task("calculator").interface, (width,))

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.tasks.base import Problems, Registers, Task, Transition
-from toolagent.vocabulary import ANS, CTX, EOS, NUM_TOKENS
+from toolagent.tasks.tokens import ANS, CTX, EOS, NUM_TOKENS
 
 
 @dataclass

@@ -27,7 +27,7 @@ from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import read_episodes
 from toolagent.run.faults import FaultCounts
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, MUL, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, SUB
 
 
 def experts(folder, episodes, wrong=0, programs=((MUL, ANS),) * 3):

@@ -7,11 +7,11 @@ import pytest
 from reference_machines import REFERENCES
 
 from toolagent.tasks import get_task, oracle
-from toolagent.vocabulary import ADD, ANS, MUL, STO, SUB, names
+from toolagent.tasks.tokens import ADD, ANS, MUL, STO, SUB, VOCABULARY
 
 
 def shortest(name, stage, **kwargs):
-    return [names(p) for p in oracle.shortest_programs(get_task(name), stage, **kwargs)]
+    return [VOCABULARY.text(p) for p in oracle.shortest_programs(get_task(name), stage, **kwargs)]
 
 
 def test_the_calculator_has_exactly_one_shortest_program_a_stage():
@@ -50,7 +50,7 @@ def test_all_programs_of_up_to_four_tokens_one_by_one(name):
         for length in (1, 2, 3, 4):
             for tools in itertools.product([3, 10, 11, 12, 13, 15, 16, 17], repeat=length - 1):
                 if all(solves(name, stage, digits, tools) for digits in problems):
-                    solving.append(names((*tools, ANS)))
+                    solving.append(VOCABULARY.text((*tools, ANS)))
             if solving:
                 break
         assert shortest(name, stage) == solving

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.network import StageGRUNetwork
 from toolagent.models.packed_gru import PackedGRU
-from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
+from toolagent.tasks import get_task
+from toolagent.tasks.tokens import CTX, EOS, NUM_TOKENS
 
 lengths_lists = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 
@@ -164,7 +165,7 @@ def episodes(seed, lengths, steps=6):
 
 def network():
     torch.manual_seed(3)
-    return StageGRUNetwork(NetworkSizes(18, 3, 8))
+    return StageGRUNetwork(get_task("calculator").interface, (8,))
 
 
 @settings(max_examples=20, deadline=None)

@@ -18,7 +18,7 @@ from toolagent.serve.player import Player, Question
 from toolagent.serve.problems import Refused, example_of, question_of
 from toolagent.serve.schemas import Problem
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ANS, NUM_TOKENS, STO
+from toolagent.tasks.tokens import ANS, NUM_TOKENS, STO
 
 
 def player(network, task_name, tmp_path):

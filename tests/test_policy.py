@@ -14,10 +14,11 @@ import torch
 from trained import untrained_expression_network, untrained_network
 
 from toolagent.checkpoints import policy as policy_module
-from toolagent.checkpoints.policy import NETWORKS, load_policy, save_policy, write_atomically
+from toolagent.checkpoints.policy import load_policy, save_policy, write_atomically
 from toolagent.errors import UserError
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.network import StageGRUNetwork
+from toolagent.tasks import get_task
 
 
 @pytest.fixture
@@ -70,7 +71,10 @@ def test_weights_and_metadata_come_back(tmp_path):
     loaded = load_policy(tmp_path, expected_task="tutorial")
     assert loaded.task.name == "tutorial"
     assert loaded.folder == tmp_path
-    assert loaded.network.sizes == network.sizes
+    assert (loaded.network.interface, loaded.network.options) == (
+        network.interface,
+        network.options,
+    )
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, loaded.network.state_dict()[name])
     assert set(loaded.metadata) == {
@@ -109,10 +113,11 @@ def test_an_encoder_decoder_comes_back_with_its_options(tmp_path, reading, sees_
     assert policy.metadata["trained_stages"] == [1, 2, 5]
     assert policy.metadata["network"] == {
         **{"class": "EncoderDecoderNetwork", "context_vocabulary": 20, "num_stages": 9},
+        "num_actions": 18,
         **{"embedding_size": 8, "num_heads": 2, **options},
     }
     loaded = policy.network
-    assert type(loaded) is EncoderDecoderNetwork and loaded.sizes == original.sizes
+    assert type(loaded) is EncoderDecoderNetwork and loaded.options == original.options
     assert original.state_dict().keys() == loaded.state_dict().keys()
     for name, tensor in original.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
@@ -122,11 +127,6 @@ def test_an_encoder_decoder_comes_back_with_its_options(tmp_path, reading, sees_
     run_both_ways(original, loaded, torch.tensor([[1, 12, 3, 10, 17, 17]]), torch.tensor([2]))
 
 
-def test_every_network_is_registered_under_its_own_name():
-    assert set(NETWORKS) == {"StageGRUNetwork", "EncoderDecoderNetwork"}
-    assert all(network.__name__ == name for name, network in NETWORKS.items())
-
-
 def test_files_of_the_first_version_still_load(folder):
     """They have neither `trained_stages` nor options that came later."""
     file = folder / "policy.json"
@@ -134,14 +134,14 @@ def test_files_of_the_first_version_still_load(folder):
     del metadata["trained_stages"]
     metadata["network"] = SIZES  # all that there was
     file.write_text(json.dumps(metadata))
-    assert load_policy(folder).network.sizes == NetworkSizes(18, 3, 16)
+    assert load_policy(folder).network.options == (16,)
 
 
 def test_an_option_younger_than_the_file_takes_its_default(expression_folder):
     record = json.loads((expression_folder / "policy.json").read_text())["network"]
     older = {key: value for key, value in record.items() if key != "sees_digits"}
     edit_json(expression_folder, network=older)
-    assert load_policy(expression_folder).network.sizes.sees_digits is False
+    assert load_policy(expression_folder).network.options.sees_digits is False
     # With a default that does not fit the weights, the shapes tell.
     del older["num_heads"]
     edit_json(expression_folder, network=older)
@@ -154,15 +154,10 @@ def test_only_the_two_files_are_left(folder):
 
 
 def test_a_network_of_other_sizes_is_not_saved(tmp_path):
-    for sizes, words in (
-        (NetworkSizes(20, 3, 8), "'calculator' needs context_vocabulary=18"),
-        (NetworkSizes(18, 4, 8), "'calculator' needs num_stages=3"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            save_policy(tmp_path / "x", StageGRUNetwork(sizes), "calculator")
-    shorter = EncoderDecoderNetwork(untrained_expression_network().sizes._replace(num_stages=8))
-    with pytest.raises(ValueError, match="needs num_stages=9"):  # its stages are 1..8
-        save_policy(tmp_path / "x", shorter, "expression")
+    right = get_task("calculator").interface
+    for interface in (get_task("expression").interface, right._replace(num_stages=4)):
+        with pytest.raises(ValueError, match="task 'calculator' has"):
+            save_policy(tmp_path / "x", StageGRUNetwork(interface, (8,)), "calculator")
     with pytest.raises(ValueError, match="no task 'calculater'"):
         save_policy(tmp_path / "x", untrained_network(), "calculater")
     assert not (tmp_path / "x").exists()
@@ -178,7 +173,7 @@ def test_a_network_that_could_not_be_loaded_again_is_not_saved(tmp_path):
     StageGRUNetworkToo.__name__ = "StageGRUNetwork"
     for other in (Other, StageGRUNetworkToo):
         with pytest.raises(ValueError, match="can't be loaded again; known: StageGRUNetwork"):
-            save_policy(tmp_path / "x", other(NetworkSizes(18, 3, 8)), "calculator")
+            save_policy(tmp_path / "x", other(get_task("calculator").interface, (8,)), "calculator")
     assert not (tmp_path / "x").exists()
 
 

@@ -12,7 +12,7 @@ from trained import noisy_network
 from toolagent.rollouts.play import play
 from toolagent.rollouts.programs import programs_of
 from toolagent.tasks import get_task
-from toolagent.vocabulary import EOS, TOKEN_NAMES, names
+from toolagent.tasks.tokens import EOS, VOCABULARY
 
 
 def test_programs_are_counted_as_a_plain_loop_counts_them():
@@ -20,10 +20,12 @@ def test_programs_are_counted_as_a_plain_loop_counts_them():
     problems = task.sample(np.random.default_rng(0), np.full(400, 2, np.int8))
     generator = torch.Generator().manual_seed(0)
     batch = play(noisy_network(0.1), task, problems, generator)
-    texts = [names(a[:n]) for a, n in zip(batch.actions, batch.lengths, strict=True)]
+    texts = [VOCABULARY.text(a[:n]) for a, n in zip(batch.actions, batch.lengths, strict=True)]
     counted = Counter(texts)
     assert len(counted) > 3  # a probe with something to tell apart
-    record = programs_of(batch.actions, batch.solved, batch.lengths).record()
+    record = programs_of(
+        get_task("calculator"), batch.actions, batch.solved, batch.lengths
+    ).record()
     assert counted[record["program"]] == max(counted.values())
     assert record["share"] == max(counted.values()) / 400
     assert record["distinct"] == len(counted)
@@ -38,9 +40,14 @@ TOOLS = ("MUL", "ADD", "SUB", "STO", "RCL", "ANS")
 
 
 def test_what_stands_after_the_end_does_not_count():
-    stop = TOKEN_NAMES.index("ANS")
+    stop = VOCABULARY.names.index("ANS")
     actions = np.array([[11, stop, EOS], [11, stop, EOS], [12, 12, 12]], np.int8)
-    found = programs_of(actions, np.array([True, False, False]), np.array([2, 2, 3], np.int8))
+    found = programs_of(
+        get_task("calculator"),
+        actions,
+        np.array([True, False, False]),
+        np.array([2, 2, 3], np.int8),
+    )
     assert found.record() == {
         "program": "MUL ANS",
         "share": 0.6667,
@@ -49,4 +56,4 @@ def test_what_stands_after_the_end_does_not_count():
         "solved_length": 2.0,
     }
     with pytest.raises(ValueError, match="no episodes"):
-        programs_of(actions[:0], np.zeros(0, bool), np.zeros(0, np.int8))
+        programs_of(get_task("calculator"), actions[:0], np.zeros(0, bool), np.zeros(0, np.int8))

@@ -22,7 +22,7 @@ from toolagent.rollouts.play import PlayDetails, play
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import check_recording_folder, count_episodes, read_episodes
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ANS
+from toolagent.tasks.tokens import ANS
 
 NETWORKS = {
     "calculator": lambda: noisy_network(0.2),

@@ -12,11 +12,12 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from toolagent.envs import env_id, register_with_rllib
 from toolagent.envs.spaces import action_space, observation_space
-from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
-from toolagent.models.rl_module import MODULES, sizes_from_space
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
+from toolagent.models.network import StageGRUNetwork
+from toolagent.models.registry import NETWORKS
+from toolagent.models.rl_module import NetworkModule, build_network
 from toolagent.tasks import get_task
-from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
+from toolagent.tasks.tokens import CTX, EOS, NUM_TOKENS
 
 WIDTH = 16
 OPTIONS = {
@@ -27,7 +28,7 @@ HIDDEN_SIZES = {"stage_gru": WIDTH, "encoder_decoder": WIDTH + 3 + 2}
 TASKS = {"stage_gru": get_task("calculator"), "encoder_decoder": get_task("expression")}
 
 
-@pytest.fixture(params=sorted(MODULES))
+@pytest.fixture(params=sorted(NETWORKS))
 def kind(request):
     """The module's name in a model config."""
     return request.param
@@ -39,10 +40,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def make_module(kind, seed=0):
     torch.manual_seed(seed)
     module = RLModuleSpec(
-        module_class=MODULES[kind],
+        module_class=NetworkModule,
         observation_space=observation_space(TASKS[kind]),
-        action_space=action_space(),
-        model_config={"network": kind, "max_seq_len": 8, **OPTIONS[kind]},
+        action_space=action_space(TASKS[kind]),
+        model_config={
+            **{"task": TASKS[kind].name, "network": kind, "max_seq_len": 8},
+            **OPTIONS[kind],
+        },
     ).build()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -208,18 +212,20 @@ def test_the_initial_state_is_as_wide_as_the_network_s_hidden_state(kind):
     assert after["hidden"].shape == (2, HIDDEN_SIZES[kind])
 
 
-def test_sizes_come_from_the_observation_space_and_the_options_of_the_model_config():
-    space = observation_space(get_task("calculator"))
-    assert sizes_from_space(StageGRUNetwork, space, {}) == NetworkSizes(18, 3, 96)
-    given = {"embedding_size": 8, "max_seq_len": 9, "network": "stage_gru"}
-    assert sizes_from_space(StageGRUNetwork, space, given) == NetworkSizes(18, 3, 8)
-    # Stage numbers 1..8: the table of a network that looked at them has a row 8.
-    space = observation_space(get_task("expression"))
-    given = {"reading": "operands", "sees_digits": True, "num_stages": 3}
-    assert sizes_from_space(EncoderDecoderNetwork, space, given) == EncoderDecoderSizes(
-        20, 9, reading="operands", sees_digits=True
-    )
-    assert sizes_from_space(StageGRUNetwork, space, {}) == NetworkSizes(20, 9, 96)
+def test_a_model_config_says_the_task_the_network_and_its_options():
+    network = build_network({"task": "calculator"})
+    assert type(network) is StageGRUNetwork and network.options == (96,)
+    assert network.interface == get_task("calculator").interface
+    given = {"task": "tutorial", "embedding_size": 8, "max_seq_len": 9, "network": "stage_gru"}
+    assert build_network(given).options == (8,)
+    given = {"task": "expression", "network": "encoder_decoder", "reading": "operands"}
+    network = build_network(given | {"sees_digits": True})
+    assert type(network) is EncoderDecoderNetwork
+    assert network.options == EncoderDecoderOptions(reading="operands", sees_digits=True)
+    # Stage numbers 1..8: the table of a network that looks at them has a row 8.
+    assert build_network({"task": "expression"}).stage_embedding.num_embeddings == 9
+    with pytest.raises(ValueError, match="names no task"):
+        build_network({})
 
 
 # Through RLlib itself --------------------------------------------------------------------------
@@ -238,8 +244,11 @@ def tiny_ppo(kind, max_seq_len, vectorize_mode):
         )
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=MODULES[kind],
-                model_config={"max_seq_len": max_seq_len, **OPTIONS[kind]},
+                module_class=NetworkModule,
+                model_config={
+                    **{"task": task.name, "network": kind, "max_seq_len": max_seq_len},
+                    **OPTIONS[kind],
+                },
             )
         )
         .debugging(seed=3)

@@ -6,12 +6,12 @@ import torch
 from trained import scripted_network
 
 from toolagent.envs.single import ToolEnv
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.network import StageGRUNetwork
 from toolagent.rollouts.certification import certify, certify_stage, measure
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play, sample_tokens
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.tasks.tokens import ADD, ANS, EOS, MUL, NUM_TOKENS, SUB
 
 NAMES = ["tutorial", "calculator"]
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def random_network(seed=0, prefer=()):
     """An untrained network, with a liking for the tools so that something happens."""
     torch.manual_seed(seed)
-    network = StageGRUNetwork(NetworkSizes(18, 3, 16))
+    network = StageGRUNetwork(get_task("calculator").interface, (16,))
     with torch.no_grad():
         network.policy_head.weight.mul_(6)  # decisive enough that episodes differ
         network.policy_head.bias[list(prefer)] += 2.5

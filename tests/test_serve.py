@@ -27,7 +27,7 @@ from trained import ROOT, is_refusal, trained_network
 
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
-from toolagent.vocabulary import TOKEN_NAMES
+from toolagent.tasks.tokens import VOCABULARY
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -81,7 +81,7 @@ def test_a_problem_is_played_step_by_step(playground):
     for step in answer["steps"]:
         assert len(step["probabilities"]) == 18
         assert sum(step["probabilities"]) == pytest.approx(1, abs=1e-4)
-        assert TOKEN_NAMES[int(np.argmax(step["probabilities"]))] == step["token"]
+        assert VOCABULARY.names[int(np.argmax(step["probabilities"]))] == step["token"]
 
 
 def test_given_tokens_come_first_and_everything_before_them_stays(playground):
@@ -110,7 +110,7 @@ def test_a_batch_is_what_the_agent_plays(playground):
         solved += answer["solved"]
     assert solved == int(expected.solved.sum())
     assert programs == [
-        [TOKEN_NAMES[token] for token in expected.actions[row, : expected.lengths[row]]]
+        [VOCABULARY.names[token] for token in expected.actions[row, : expected.lengths[row]]]
         for row in range(1000)
     ]
 
@@ -119,7 +119,7 @@ def test_what_is_served_is_told(playground):
     status, _, body = request(playground, "GET", "/api/models")
     told = json.loads(body)
     assert status == 200
-    assert told["task"] == "calculator" and told["tokens"] == list(TOKEN_NAMES)
+    assert told["task"] == "calculator" and told["tokens"] == list(VOCABULARY.names)
     assert [model["name"] for model in told["models"]] == ["before", "after"]
     assert [model["env_steps"] for model in told["models"]] == [1000, 2000]
     assert [stage["digits"] for stage in told["stages"]] == [3, 4, 5]
@@ -254,7 +254,7 @@ BODIES = st.fixed_dictionaries(
         "stage": VALUES | st.integers(-1, 4),
         "digits": VALUES | st.lists(st.integers(-1, 10), max_size=7),
         "expression": VALUES | st.text("0123456789+-*() x", max_size=40),
-        "given": VALUES | st.lists(st.sampled_from([*TOKEN_NAMES, "JMP", "18"]), max_size=9),
+        "given": VALUES | st.lists(st.sampled_from([*VOCABULARY.names, "JMP", "18"]), max_size=9),
         "model": VALUES | st.sampled_from(["before", "after", "nobody"]),
         "problems": VALUES | st.lists(st.fixed_dictionaries({"digits": VALUES}), max_size=3),
     },

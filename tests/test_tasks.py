@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference_machines import REFERENCES
 
 from toolagent.tasks import TASKS, Task, get_task
-from toolagent.vocabulary import ANS, CTX, EOS, MUL
+from toolagent.tasks.tokens import ANS, CTX, EOS, MUL
 
 NAMES = ["tutorial", "calculator"]
 TOOL_HEAVY = st.sampled_from([*range(18), *[11, 12, 13, 15, 16] * 8, 14, 14])

@@ -31,7 +31,8 @@ from toolagent.checkpoints.run_files import RunState
 from toolagent.cluster.address import check_address
 from toolagent.cluster.token import prepare_token
 from toolagent.errors import UserError
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.network import StageGRUNetwork
+from toolagent.tasks import get_task
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def prepared(tmp_path_factory):
     save_policy(folder / "narrow", untrained_network(embedding_size=8), "calculator")
     save_policy(folder / "tutorial", untrained_network(embedding_size=96), "tutorial")
     # Two networks for one task, and the configuration of the second.
-    other = NetworkSizes(*untrained_expression_network().sizes[:2], embedding_size=96)
-    save_policy(folder / "gru", StageGRUNetwork(other), "expression")
+    other = StageGRUNetwork(get_task("expression").interface)
+    save_policy(folder / "gru", other, "expression")
     save_policy(folder / "planner", untrained_expression_network(), "expression")
     planner = "task: expression\nrl_module: {model_config: {network: encoder_decoder, "
     planner += "embedding_size: 8, num_heads: 2, num_counters: 1}}\n"

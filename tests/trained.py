@@ -20,10 +20,10 @@ from processes import ROOT as ROOT  # where most tests take it from
 from processes import own_environment
 from torch.nn import functional
 
-from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderSizes
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
+from toolagent.models.network import StageGRUNetwork
 from toolagent.tasks import get_task
-from toolagent.vocabulary import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, RCL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, RCL, STO, SUB
 
 PROGRAMS = (
     (MUL, ADD, ANS),
@@ -40,17 +40,16 @@ def untrained_network(seed: int = 0, embedding_size: int = 16) -> StageGRUNetwor
     """A network with the sizes of `calculator` and `tutorial` and random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return StageGRUNetwork(NetworkSizes(18, 3, embedding_size))
+        return StageGRUNetwork(get_task("calculator").interface, (embedding_size,))
 
 
 def untrained_expression_network(seed: int = 0, **options: Any) -> EncoderDecoderNetwork:
     """A network with the sizes of `expression`, small by default, and random weights."""
     task = get_task("expression")
     small = {"embedding_size": 8, "num_heads": 2, "num_counters": 1}
-    sizes = EncoderDecoderSizes(task.context_vocabulary, task.stages.stop, **(small | options))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return EncoderDecoderNetwork(sizes)
+        return EncoderDecoderNetwork(task.interface, EncoderDecoderOptions(**(small | options)))
 
 
 @functools.cache
@@ -80,7 +79,7 @@ def trained_network(programs: tuple[tuple[int, ...], ...] = PROGRAMS) -> StageGR
 def scripted_network(program: tuple[int, ...]) -> StageGRUNetwork:
     """A network that emits `program`, whatever it reads, in no time. Its GRU only holds the last
     token, so each token of the program must always be followed by the same one."""
-    network = StageGRUNetwork(NetworkSizes(18, 3, NUM_TOKENS))
+    network = StageGRUNetwork(get_task("calculator").interface, (NUM_TOKENS,))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()

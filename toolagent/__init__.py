@@ -7,7 +7,7 @@ Importing the package registers the Gymnasium ids `toolagent/Tutorial-v0`,
 import os
 from pathlib import Path
 
-from toolagent.envs import register_with_gymnasium
+from toolagent.envs import register_task, register_with_gymnasium
 
 __version__ = "0.1.0"
 
@@ -17,3 +17,5 @@ except RuntimeError:  # no HOME, and a user without an entry, as containers have
     os.environ["HOME"] = "/"  # as login has it; Ray can't be imported without one
 
 register_with_gymnasium()
+
+__all__ = ["register_task"]

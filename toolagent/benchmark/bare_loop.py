@@ -17,11 +17,11 @@ from toolagent.learning.returns import (
     normalize,
     step_mask,
 )
-from toolagent.models.network import NetworkSizes, StageGRUNetwork
+from toolagent.models.base import as_responses
+from toolagent.models.network import StageGRUNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
-from toolagent.vocabulary import CTX
 
 
 class BareLoop:
@@ -60,9 +60,7 @@ class BareLoop:
         self.grad_clip = float(training.get("grad_clip", 1.0))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = StageGRUNetwork(
-                NetworkSizes(self.task.context_vocabulary, self.task.stages.stop, embedding_size)
-            )
+            self.network = StageGRUNetwork(self.task.interface, (embedding_size,))
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=float(training["lr"]))
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
@@ -84,11 +82,11 @@ class BareLoop:
         """The pipeline's loss, over padded sequences."""
         steps = int(batch.lengths.max())
         actions = torch.from_numpy(batch.actions[:, :steps])  # (B, T)
-        previous = torch.cat([torch.full_like(actions[:, :1], CTX), actions[:, :-1]], 1)
+        previous, observed = self.network.shifted(actions, as_responses(batch.response[:, :steps]))
         encoding, hidden = self.network.begin(
             torch.from_numpy(batch.context), torch.from_numpy(batch.stage)
         )
-        logits, values, _ = self.network.unroll(previous, encoding, hidden)
+        logits, values, _ = self.network.unroll(previous, encoding, hidden, observed)
         mask = step_mask(torch.from_numpy(batch.lengths), steps)  # (B, T)
         advantages, targets = generalized_advantages(
             torch.from_numpy(batch.rewards[:, :steps]), values, mask, 1.0, 1.0

@@ -22,6 +22,7 @@ from toolagent.config import build_algorithm_config, load_settings
 from toolagent.errors import UserError
 from toolagent.learning.exploration import RATE
 from toolagent.learning.learner import EpisodeColumnsLearner
+from toolagent.models.rl_module import build_network
 from toolagent.run.start import load_weights
 
 if TYPE_CHECKING:
@@ -106,10 +107,8 @@ class TrainedRun:
                     "the benchmark measures CPUs only"
                 )
         spec, network = config.rl_module_spec, self.policy.network
-        options = {name: getattr(network.sizes, name) for name in network.sizes._fields[2:]}
-        if spec.module_class.network_class is not type(network) or any(
-            spec.model_config[name] != value for name, value in options.items()
-        ):
+        configured = build_network(spec.model_config)
+        if (type(configured), configured.options) != (type(network), network.options):
             raise UserError(
                 f"--run {self.folder}: the network in {self.policy.folder.name} is not the one in "
                 f"{CONFIG}; has one of them been changed?"

@@ -39,17 +39,15 @@ from toolagent.checkpoints.storage import fetched, is_uri
 from toolagent.errors import UserError, nearest
 from toolagent.files import write_atomically
 from toolagent.models.base import AgentNetwork
-from toolagent.models.encoder_decoder import EncoderDecoderNetwork
-from toolagent.models.network import StageGRUNetwork
+from toolagent.models.registry import NETWORKS, network_class, network_name
+from toolagent.outside import is_outside
 from toolagent.tasks import TASKS, Task, get_task
+from toolagent.tasks.registry import reference_of_task
+from toolagent.vocabulary import Interface
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
 POLICY_FILE = "policy.json"
-# The name in `policy.json`: {"network": {"class": ...}}.
-NETWORKS: dict[str, type[AgentNetwork]] = {
-    network.__name__: network for network in (StageGRUNetwork, EncoderDecoderNetwork)
-}
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ def save_policy(
 
     Args:
         folder: made if it is missing.
-        network: of a class in `NETWORKS`, on any device.
-        task_name: a name of `toolagent.tasks.TASKS`.
+        network: on any device.
+        task_name: of the task: its name or reference.
         env_steps: actions learned from so far.
         iteration: of training.
         seed: of the run.
@@ -106,23 +104,26 @@ def save_policy(
         config_sha256: of the run's resolved configuration.
 
     Raises:
-        ValueError: there is no such task, the network's sizes are not the task's, or its class is
-            none that could be loaded again.
+        ValueError: there is no such task, or the network is of another task's interface.
     """
     task = get_task(task_name)
-    class_name = type(network).__name__
-    if NETWORKS.get(class_name) is not type(network):
-        raise ValueError(f"a {class_name} can't be loaded again; known: {', '.join(NETWORKS)}")
-    for name, right in _sizes_of_task(network.Sizes, task).items():
-        if getattr(network.sizes, name) != right:
-            raise ValueError(
-                f"the network has {network.sizes}; task '{task_name}' needs {name}={right}"
-            )
+    vocabulary = task.vocabulary
+    if network.interface != task.interface:
+        raise ValueError(
+            f"the network was made for {network.interface}; task '{task_name}' has {task.interface}"
+        )
     weights = weights_file(network)
     metadata = {
         "format": FORMAT,
-        "task": task_name,
-        "network": {"class": class_name, **network.sizes._asdict()},
+        "task": reference_of_task(task),
+        "network": {
+            "class": _class_name(type(network)),
+            **_sizes_of(task.interface),
+            **network.options._asdict(),
+        },
+        "vocabulary": list(vocabulary.actions),
+        "context_vocabulary": list(vocabulary.names),
+        "special_tokens": _special_tokens(task),
         "env_steps": env_steps,
         "iteration": iteration,
         "seed": seed,
@@ -146,7 +147,13 @@ def weights_file(network: AgentNetwork) -> bytes:
     )
 
 
-def load_policy(path: str | Path, expected_task: str | None = None) -> Policy:
+def load_policy(
+    path: str | Path,
+    expected_task: str | None = None,
+    *,
+    task: str | None = None,
+    network: str | None = None,
+) -> Policy:
     """Reads a policy.
 
     Args:
@@ -154,13 +161,16 @@ def load_policy(path: str | Path, expected_task: str | None = None) -> Policy:
             checkpoint that its `summary.json` names, or without one the newest. A URI
             (`s3://bucket/DIR`) means the same on storage.
         expected_task: what the caller needs it to be a checkpoint of.
+        task: the user's word for a task of another module, 'my_module:MyTask': only what the user
+            names is imported, never what the checkpoint does.
+        network: the same of a network.
 
     Raises:
         UserError: there is no sound checkpoint there, or it is one of another task.
     """
     if is_uri(path):
         with fetched(str(path), "checkpoint") as (copy, storage):
-            policy = load_policy(copy, expected_task)
+            policy = load_policy(copy, expected_task, task=task, network=network)
             uri = storage.name_of(policy.folder.relative_to(copy).as_posix().removeprefix("."))
             return dataclasses.replace(policy, uri=uri)
     if str(path) == "":
@@ -168,7 +178,7 @@ def load_policy(path: str | Path, expected_task: str | None = None) -> Policy:
     path = Path(path)
     try:
         folder = _find(path)
-        return _load(folder, expected_task)
+        return _load(folder, expected_task, task, network)
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from error
 
@@ -242,7 +252,9 @@ def _what_is_there(folder: Path) -> str:
 # Reading -------------------------------------------------------------------------------------
 
 
-def _load(folder: Path, expected_task: str | None) -> Policy:
+def _load(
+    folder: Path, expected_task: str | None, given_task: str | None, given_network: str | None
+) -> Policy:
     file = folder / POLICY_FILE
     data = read_bytes(file)
     stated = parsed(data, Format, str(file)).format
@@ -252,28 +264,82 @@ def _load(folder: Path, expected_task: str | None) -> Policy:
             f"this version of toolagent ({__version__}) reads format {FORMAT}"
         )
     card = parsed(data, PolicyCard, str(file))
-    if card.task not in TASKS:
-        raise UserError(f"{file}: no task {card.task!r}; {nearest(card.task, TASKS)}")
-    if expected_task is not None and card.task != expected_task:
-        raise UserError(f"{folder} is a checkpoint of task '{card.task}', not '{expected_task}'")
-    task = get_task(card.task)
+    task = _task(file, card.task, given_task)
+    if expected_task is not None and reference_of_task(task) != expected_task:
+        raise UserError(f"{folder} is a checkpoint of task '{task.name}', not '{expected_task}'")
+    _check_vocabulary(file, card, task)
     for stage in card.trained_stages or ():
         if stage not in task.stages:
             raise UserError(
                 f"{file}: trained_stages names {stage}; task '{task.name}' has the stages "
                 f"{task.stages[0]}..{task.stages[-1]}"
             )
+    chosen = _network_class(file, card.network, given_network)
     tensors = _read_weights(folder / WEIGHTS_FILE, card.weights_sha256)
-    network = _network(file, card.network, task, tensors)
+    network = _network(file, chosen, card.network, task, tensors)
     _fill(folder / WEIGHTS_FILE, network, tensors)
     return Policy(network.eval(), task, as_document(card), folder)
 
 
-def _sizes_of_task(sizes_class: Any, task: Task) -> dict[str, int]:
-    """The first two sizes of every network, which follow from the task."""
-    return dict(
-        zip(sizes_class._fields[:2], (task.context_vocabulary, task.stages.stop), strict=True)
-    )
+def _task(file: Path, name: str, given: str | None) -> Task:
+    """The task that a checkpoint names; one of another module only if the user named it too."""
+    if name in TASKS and (given is None or TASKS[name].name == get_task(given).name):
+        return get_task(name)
+    if not is_outside(name):
+        if name not in TASKS:
+            raise UserError(f"{file}: no task {name!r}; {nearest(name, TASKS)}")
+        raise UserError(f"{file.parent} is a checkpoint of task '{name}', not of '{given}'")
+    if given is None:
+        raise UserError(
+            f"{file.parent} is a checkpoint of the task {name[:100]!r}, which is not part of "
+            "toolagent; if you trust that code, name it: --task my_module:MyTask"
+        )
+    return get_task(given)
+
+
+def _special_tokens(task: Task) -> dict[str, int]:
+    vocabulary = task.vocabulary
+    return {
+        "start": vocabulary.start_token,
+        "pad": vocabulary.pad_token,
+        "answer": vocabulary.answer_token,
+    }
+
+
+def _check_vocabulary(file: Path, card: PolicyCard, task: Task) -> None:
+    """Refuses a checkpoint that was trained with other tokens than the task has now."""
+    if card.context_vocabulary not in (None, list(task.vocabulary.names)) or (
+        card.special_tokens not in (None, _special_tokens(task))
+    ):
+        raise UserError(f"{file}: its vocabulary is not the one that task '{task.name}' has now")
+
+
+def _class_name(network: type[AgentNetwork]) -> str:
+    """What a checkpoint calls the class: this package's own by their names alone."""
+    name = network_name(network)
+    return name if is_outside(name) else network.__name__
+
+
+def _network_class(file: Path, record: dict[str, Any], given: str | None) -> type[AgentNetwork]:
+    """The class that a checkpoint names; one of another module only if the user named it too."""
+    name = record.get("class")
+    known = {_class_name(network): network for network in NETWORKS.values()}
+    if isinstance(name, str) and name in known:
+        return known[name]
+    if not isinstance(name, str) or not is_outside(name):
+        raise UserError(f"{file}: network.class is {name!r}; {nearest(str(name), known)}")
+    if given is None:
+        raise UserError(
+            f"{file.parent} has the network {name[:100]!r}, which is not part of toolagent; if "
+            "you trust that code, name it: --network my_module:MyNetwork"
+        )
+    return network_class(given)
+
+
+def _sizes_of(interface: Interface) -> dict[str, int]:
+    """What a checkpoint says of the task's part in the shapes of the weights."""
+    names = ("context_vocabulary", "num_actions", "num_stages")
+    return {name: getattr(interface, name) for name in names}
 
 
 def _read_weights(file: Path, sha256: str | None) -> dict[str, torch.Tensor]:
@@ -292,38 +358,38 @@ def _read_weights(file: Path, sha256: str | None) -> dict[str, torch.Tensor]:
 
 
 def _network(
-    file: Path, record: dict[str, Any], task: Task, tensors: dict[str, torch.Tensor]
+    file: Path,
+    chosen: type[AgentNetwork],
+    record: dict[str, Any],
+    task: Task,
+    tensors: dict[str, torch.Tensor],
 ) -> AgentNetwork:
     """The recorded network, whose weights are shapes only: nothing of a declared size is allocated.
 
     No size can be larger than the number of all weights.
     """
-    name = record.get("class")
-    if not isinstance(name, str) or name not in NETWORKS:
-        raise UserError(f"{file}: network.class is {name!r}; {nearest(str(name), NETWORKS)}")
-    sizes_class = NETWORKS[name].Sizes
-    given = {key: value for key, value in record.items() if key != "class"}
-    for unknown in sorted(given.keys() - set(sizes_class._fields)):
-        raise UserError(
-            f"{file}: network.{unknown} is unknown; {nearest(unknown, sizes_class._fields)}"
-        )
-    for key, right in _sizes_of_task(sizes_class, task).items():
-        if given.get(key) != right:
+    sizes, fields = _sizes_of(task.interface), chosen.Options._fields
+    for unknown in sorted(record.keys() - {"class", *sizes, *fields}):
+        raise UserError(f"{file}: network.{unknown} is unknown; {nearest(unknown, fields)}")
+    for key, right in sizes.items():
+        # A file without a number of actions is older than that: all tokens of its task were.
+        if record.get(key, right if key == "num_actions" else None) != right:
             raise UserError(
-                f"{file}: network.{key} is {given.get(key)!r}; task '{task.name}' needs {right!r}"
+                f"{file}: network.{key} is {record.get(key)!r}; task '{task.name}' needs {right!r}"
             )
     numbers = sum(tensor.numel() for tensor in tensors.values())
+    given = {key: record[key] for key in fields if key in record}
     try:
         # An option that a file does not have is younger than the file: it was as by default.
-        sizes = TypeAdapter(sizes_class).validate_python(given, strict=True)
-        for key, value in sizes._asdict().items():
-            if type(value) is int and value > numbers and key not in sizes_class._fields[:2]:
+        options = TypeAdapter(chosen.Options).validate_python(given, strict=True)
+        for key, value in options._asdict().items():
+            if type(value) is int and value > numbers:
                 raise ValueError(f"{key} is {value}; {WEIGHTS_FILE} has only {numbers} numbers")
         with torch.device("meta"):
-            return NETWORKS[name](sizes)
+            return chosen(task.interface, options)
     except ValidationError as error:
         raise UserError(f"{file}: network.{fault_of(error)}") from error
-    except ValueError as error:  # it names the size: 'num_heads is 0; it must be at least 1'
+    except ValueError as error:  # it names the option: 'num_heads is 0; it must be at least 1'
         raise UserError(f"{file}: network.{error}") from error
     except RuntimeError as error:  # torch: sizes whose product is beyond 64 bits
         raise UserError(f"{file}: there is no such network ({given})") from error

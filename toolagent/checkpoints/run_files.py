@@ -279,6 +279,9 @@ class PolicyCard(RunFile):
 
     task: _Text
     network: dict[str, Any]
+    vocabulary: list[_Text] | None = None
+    context_vocabulary: list[_Text] | None = None
+    special_tokens: dict[str, int] | None = None
     env_steps: Count | None = None
     iteration: Count | None = None
     seed: _Seed | None = None

@@ -8,17 +8,17 @@ import importlib
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from toolagent.config.callbacks import add_callbacks, check_callbacks
 from toolagent.config.schema import checked_sections, typed_dict
 from toolagent.config.settings import ALGORITHMS, AUTO, AUTO_KEY, Settings
-from toolagent.config.source import KeyPath, one_line
+from toolagent.config.source import KeyPath, one_line, shown
 from toolagent.config.validation import validated
 from toolagent.errors import UserError
-from toolagent.tasks import TASKS
+from toolagent.tasks import get_task
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -28,7 +28,7 @@ _ENV_CONFIGS = (
     ("evaluation", "evaluation_config", "env_config"),
 )
 _MODEL_CONFIG = ("rl_module", "model_config")
-_DEFAULT_NETWORK = "stage_gru"  # a name of `toolagent.models.rl_module.MODULES`
+_NETWORK = (*_MODEL_CONFIG, "network")
 _MOST_WEIGHTS = 10**9
 _LONGEST_MESSAGE = 300
 _SUPPRESS = "To suppress all validation errors"  # RLlib's advice, appended to every message
@@ -84,19 +84,25 @@ def _model_config(settings: Settings) -> dict[str, Any]:
     what it refuses."""
     import torch
 
-    from toolagent.models.rl_module import MODULES
+    from toolagent.models.registry import DEFAULT_NETWORK, network_class
+    from toolagent.models.rl_module import build_network
 
     given, source = settings.written(*_MODEL_CONFIG), settings.source
-    name = given.get("network", _DEFAULT_NETWORK)
-    validated(Literal[tuple(MODULES)], name, (*_MODEL_CONFIG, "network"), source)
-    network_class, task = MODULES[name].network_class, TASKS[settings.task]()
-    sizes = network_class.Sizes
-    options = {option: sizes._field_defaults[option] for option in sizes._fields[2:]}
+    name = given.get("network", DEFAULT_NETWORK)
+    if not isinstance(name, str):
+        raise source.error(_NETWORK, f"expected a name, got {shown(name)}")
+    try:
+        options = network_class(name).Options._field_defaults
+    except UserError as error:
+        raise source.error(_NETWORK, str(error)) from error
     validated(_model_config_type(name), given, _MODEL_CONFIG, source)
-    options |= {option: given[option] for option in options.keys() & given.keys()}
+    # An episode and the value after it stay in one piece in the learner.
+    length = get_task(settings.task).max_actions + 1
+    model_config = {"task": settings.task, "network": name, **options, "max_seq_len": length}
+    model_config |= given
     try:
         with torch.device("meta"):
-            network = network_class(sizes(task.context_vocabulary, task.stages.stop, **options))
+            network = build_network(model_config)
         weights = sum(tensor.numel() for tensor in network.state_dict().values())
         if weights > _MOST_WEIGHTS:
             raise ValueError(f"makes {weights:,} weights; at most {_MOST_WEIGHTS:,} can be trained")
@@ -104,16 +110,15 @@ def _model_config(settings: Settings) -> dict[str, Any]:
         # A network's own message begins with the option: 'num_heads is 0; it must be at least 1'.
         culprit = [option for option in options if str(error).startswith(f"{option} ")]
         raise source.error((*_MODEL_CONFIG, *culprit), str(error)) from error
-    # An episode and the value after it stay in one piece in the learner.
-    return {"network": name, **options, "max_seq_len": task.max_actions + 1} | given
+    return model_config
 
 
 @functools.cache
 def _model_config_type(network: str) -> Any:
-    from toolagent.models.rl_module import MODULES
+    from toolagent.models.registry import network_class
 
-    sizes = MODULES[network].network_class.Sizes
-    options = {option: type(sizes._field_defaults[option]) for option in sizes._fields[2:]}
+    defaults = network_class(network).Options._field_defaults
+    options = {option: type(value) for option, value in defaults.items()}
     return typed_dict(
         "model_config", {"network": str, **options, "max_seq_len": Annotated[int, Field(ge=1)]}
     )
@@ -128,7 +133,7 @@ def _apply_defaults(
 
     from toolagent.envs.registration import env_id
     from toolagent.envs.single import ToolEnv
-    from toolagent.models.rl_module import MODULES
+    from toolagent.models.rl_module import NetworkModule
 
     config.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
     config.framework("torch")
@@ -150,9 +155,7 @@ def _apply_defaults(
         config.environment(observation_space=env.observation_space, action_space=env.action_space)
     config.env_runners(gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT.value)
     config.rl_module(
-        rl_module_spec=RLModuleSpec(
-            module_class=MODULES[model_config["network"]], model_config=model_config
-        )
+        rl_module_spec=RLModuleSpec(module_class=NetworkModule, model_config=model_config)
     )
     # RLlib's 60 s between a runner's death and its restart suit machines that are slow to come.
     # Lost runners are asked in each iteration whether they are back: with RLlib's 30 s for an

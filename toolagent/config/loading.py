@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from toolagent.config.settings import (
 from toolagent.config.source import Source, one_name, shown
 from toolagent.config.validation import relative_fault, validated
 from toolagent.curriculum.rule import CurriculumSettings, LevelSettings
+from toolagent.envs import register_task
 from toolagent.errors import UserError
-from toolagent.tasks import TASKS
+from toolagent.tasks import get_task, task_class
+from toolagent.tasks.check import check_task
+from toolagent.tasks.registry import reference_of_task
 
 
 def load_settings(path: Path | str | None, overrides: Sequence[str] = ()) -> Settings:
@@ -55,11 +59,12 @@ def settings_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> S
     # An override can reach into defaults (`curriculum.levels.0`), or take the place of a section.
     document = _completed(apply_overrides(_completed(document, task), parsed), task)
     source = Source(name, tuple(override.path for override in parsed))
+    document["task"] = _task(document["task"], source)
     own = {
         key: validated(kind, document.pop(key), (key,), source) for key, kind in OWN_KEYS.items()
     }
     try:
-        own["curriculum"].check_stages(TASKS[own["task"]]().stages)
+        own["curriculum"].check_stages(get_task(own["task"]).stages)
     except ValueError as error:
         raise relative_fault(str(error), ("curriculum",), source) from None
     sections = {key: {} if value is None else value for key, value in document.items()}
@@ -69,7 +74,9 @@ def settings_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> S
 def _completed(document: dict[str, Any], task: object) -> dict[str, Any]:
     """The document over the defaults of toolagent's own keys."""
     # A wrong task is refused where all is resolved.
-    stage = TASKS[task].first_stage if isinstance(task, str) and task in TASKS else 0
+    stage = 0
+    with contextlib.suppress(UserError):
+        stage = task_class(task).first_stage if isinstance(task, str) else 0
     models = {
         "curriculum": CurriculumSettings(levels=(LevelSettings(stage=stage),)),
         "run": RunSettings(),
@@ -80,3 +87,15 @@ def _completed(document: dict[str, Any], task: object) -> dict[str, Any]:
         given = {} if document.get(key) is None else document[key]
         result[key] = model.model_dump(mode="json") | given if isinstance(given, dict) else given
     return result
+
+
+def _task(name: object, source: Source) -> str:
+    """The reference of the configured task, which is registered; its module is imported."""
+    if not isinstance(name, str):
+        raise source.error(("task",), f"expected a name, got {shown(name)}")
+    try:
+        task = register_task(task_class(name))
+        check_task(task())
+    except UserError as error:
+        raise source.error(("task",), str(error)) from error
+    return reference_of_task(task)

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from toolagent.config import documents
 from toolagent.config.source import Source
 from toolagent.curriculum.rule import CurriculumSettings
-from toolagent.tasks import TASKS
 
 DEFAULT_TASK = "calculator"
 DEFAULT_ALGORITHM = "toolagent"
@@ -107,7 +106,7 @@ class RecordingSettings(BaseModel):
 
 # Top-level keys that are toolagent's own, with their types; all others are sections.
 OWN_KEYS: dict[str, Any] = {
-    "task": Literal[tuple(TASKS)],
+    "task": str,  # resolved by then: `loading` imports it
     "algorithm": Literal[tuple(ALGORITHMS)],
     "seed": Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)],
     "curriculum": CurriculumSettings,

@@ -13,15 +13,14 @@ from typing import Any
 from toolagent.envs.registration import settings_of_task
 from toolagent.envs.single import ToolEnv
 from toolagent.envs.vector import ToolVectorEnv
-from toolagent.tasks import TASKS
 
 _CLASSES: dict[str, type] = {"single": ToolEnv, "vector": ToolVectorEnv}
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
     kind, _, task = name.partition("_")
-    if kind in _CLASSES and task in TASKS:
-        return functools.partial(_create, _CLASSES[kind], task)
+    if kind in _CLASSES and not task.startswith("_"):  # Python asks for names with underscores
+        return functools.partial(_create, _CLASSES[kind], task.replace("/", ":"))
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 

@@ -8,31 +8,51 @@ from typing import Any
 
 import gymnasium as gym
 
-from toolagent.tasks import TASKS
+from toolagent.tasks import TASKS, Task, registry, task_class
 
 _ENTRY_POINTS = "toolagent.envs.entry_points"
 
 
 def env_id(task: str) -> str:
-    """The Gymnasium (and RLlib) id of a task's environment: 'toolagent/Calculator-v0'."""
-    return f"toolagent/{task.capitalize()}-v0"
+    """The Gymnasium (and RLlib) id of a task's environment: 'toolagent/Calculator-v0'.
+
+    Args:
+        task: its name or reference; a task of another module is imported.
+    """
+    words = task_class(task).name.split("_")
+    return f"toolagent/{''.join(word.capitalize() for word in words)}-v0"
+
+
+def register_task(given: type[Task]) -> type[Task]:
+    """Makes a task known by its name, and its environment to Gymnasium.
+
+    `gymnasium.make(id)` gives the single environment, `gymnasium.make_vec(id, num_envs=N)` the
+    native vector environment. Returns the class, so it can be used as a decorator.
+
+    Raises:
+        UserError: it is no whole task, or another task has its name.
+    """
+    reference = registry.reference_of_task(registry.register_task(given))
+    task = reference.replace(":", "/")  # a ':' would end the module's name
+    gym.registry.pop(env_id(reference), None)
+    gym.register(
+        id=env_id(reference),
+        entry_point=f"{_ENTRY_POINTS}:single_{task}",
+        vector_entry_point=f"{_ENTRY_POINTS}:vector_{task}",
+        disable_env_checker=True,  # checked once by the tests, not in every process
+    )
+    return given
 
 
 def register_with_gymnasium() -> None:
-    """Registers every task; `gymnasium.make_vec(id, num_envs=N)` gives the native vector env."""
-    for name in TASKS:
-        if env_id(name) not in gym.registry:
-            gym.register(
-                id=env_id(name),
-                entry_point=f"{_ENTRY_POINTS}:single_{name}",
-                vector_entry_point=f"{_ENTRY_POINTS}:vector_{name}",
-                disable_env_checker=True,  # checked once by the tests, not in every process
-            )
+    """Registers every task of this package."""
+    for task in [*TASKS.values()]:
+        register_task(task)
 
 
 def task_of_env_id(registered: Any) -> str | None:
     """The task whose id that is, None for anything else: the inverse of `env_id`."""
-    return next((name for name in TASKS if env_id(name) == registered), None)
+    return next((reference for reference in TASKS if env_id(reference) == registered), None)
 
 
 def settings_of_task(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,5 +112,5 @@ def register_with_rllib() -> None:
     """Registers every task in RLlib's registry, under the same ids. Needs Ray installed."""
     from ray.tune import register_env
 
-    for name in TASKS:
-        register_env(env_id(name), functools.partial(create_for_rllib, task=name))
+    for reference in TASKS:
+        register_env(env_id(reference), functools.partial(create_for_rllib, task=reference))

@@ -17,7 +17,6 @@ from toolagent.envs.spaces import (
     pose,
 )
 from toolagent.tasks import get_task
-from toolagent.vocabulary import CTX, check_actions
 
 
 class _Result(int):
@@ -33,25 +32,27 @@ class ToolEnv(gym.Env):
     """One problem, solved by emitting tool tokens.
 
     ## Action space
-    `Discrete(18)`: the tokens of `toolagent.vocabulary`. All are legal everywhere.
+    `Discrete(A)`: the actions of the task's vocabulary, 18 in this package's own. All are legal
+    everywhere.
 
     ## Observation space
     `Dict(context, stage, previous_token)`, all int64: the problem's tokens, the stage and the
-    agent's own last token (`CTX` at the first step). The registers are not observed: what the
-    agent did is in its hidden state or nowhere.
+    agent's own last token (`start` at the first step). Where the task's tools answer, `response`
+    too: the tokens that the last action was answered with. The registers are not observed: what
+    the agent did is in its hidden state or nowhere.
 
     ## Rewards
-    0 until `ANS`; then 1 for the right answer plus the task's shaping (see the machine).
+    The task's (see its machine).
 
     ## Episode end
-    `ANS` terminates; the task's last allowed action truncates with reward 0.
+    The vocabulary's `answer` terminates; the task's last allowed action truncates.
 
     ## Info
-    `acc` at every step: what `ANS` would answer, or None. `solved` at the end: the answer is
+    `acc` at every step: what would be answered now, or None. `solved` at the end: the answer is
     exactly right.
 
     ## Arguments
-    `task`: a name of `toolagent.tasks.TASKS`. `stage`: the stage of every episode that
+    `task`: its name, or 'module:Class'. `stage`: the stage of every episode that
     `reset(options=...)` does not choose otherwise; by default the task's first. `limit_terminates`:
     report the last allowed action as termination, not truncation, for learners that would go on
     with the value of the state behind it (RLlib's do): the limit is a rule of the task, nothing
@@ -77,7 +78,7 @@ class ToolEnv(gym.Env):
         self.limit_terminates = limit_terminates
         self.stage = self.task.first_stage if stage is None else stage
         self.observation_space = observation_space(self.task)
-        self.action_space = action_space()
+        self.action_space = action_space(self.task)
         self._stream = tuple(stream)
         self._problem: Any = None
         self._registers: Any = None
@@ -117,18 +118,19 @@ class ToolEnv(gym.Env):
         posed = pose(self.task, stage, options)
         self._problem = self.task.sample(self.np_random, stage) if posed is None else posed
         self._registers = self.task.start(self._problem)
-        return self._observation(CTX), self._info()
+        start = self.task.vocabulary.start_token
+        return self._observation(start, self.task.no_response(1)), self._info()
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         if self._registers is None:
             raise gym.error.ResetNeeded("call reset() before step(): the episode is over")
-        actions = check_actions(np.atleast_1d(action), (1,))
+        actions = self.task.vocabulary.check_actions(np.atleast_1d(action), (1,))
         transition = self.task.step(self._problem, self._registers, actions)
         self._registers = transition.registers
         info = self._info()
         if transition.done[0]:
             info["solved"] = bool(transition.solved[0])
-        observation = self._observation(int(actions[0]))
+        observation = self._observation(int(actions[0]), self.task.response_of(transition))
         if transition.done[0]:
             self._registers = None
         terminated, truncated = bool(transition.terminated[0]), bool(transition.truncated[0])
@@ -139,8 +141,8 @@ class ToolEnv(gym.Env):
     def render(self) -> None:
         """Renders nothing: there is no render mode."""
 
-    def _observation(self, previous_token: int) -> dict[str, Any]:
-        batch = observe(self._problem, np.array([previous_token]))
+    def _observation(self, previous_token: int, response: np.ndarray) -> dict[str, Any]:
+        batch = observe(self._problem, np.array([previous_token]), response)
         return {name: column[0] for name, column in batch.items()}
 
     def _info(self) -> dict[str, Any]:

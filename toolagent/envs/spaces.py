@@ -9,35 +9,48 @@ import numpy as np
 from gymnasium.spaces import Dict, Discrete, MultiDiscrete
 
 from toolagent.tasks import Problems, Task
-from toolagent.vocabulary import NUM_TOKENS
 
 
 def observation_space(task: Task) -> Dict:
-    """What the agent sees: the context, the stage and its own previous token. Never a register.
+    """What the agent sees: the context, the stage, its own previous token, and where tools answer
+    the tokens that its last action was answered with. Never a register.
 
     Other libraries encode such spaces one-hot. They compute with `nvec` in its own dtype, so that
     is int64, and take the observed number for the index, so the stage's space begins at 0 even
     where the task's first stage is 1.
     """
-    return Dict(
-        context=MultiDiscrete(np.full(task.context_length, task.context_vocabulary, np.int64)),
-        stage=Discrete(task.stages.stop),
-        previous_token=Discrete(NUM_TOKENS),
-    )
+    vocabulary = task.vocabulary
+    spaces = {
+        "context": MultiDiscrete(np.full(task.context_length, len(vocabulary), np.int64)),
+        "stage": Discrete(task.stages.stop),
+        "previous_token": Discrete(vocabulary.num_previous_tokens),
+    }
+    if task.response_length:
+        spaces["response"] = MultiDiscrete(np.full(task.response_length, len(vocabulary), np.int64))
+    return Dict(None, **spaces)  # as keywords: a mapping would be sorted
 
 
-def action_space() -> gym.spaces.Discrete:
-    """All 18 tokens, legal everywhere."""
-    return Discrete(NUM_TOKENS)
+def action_space(task: Task) -> gym.spaces.Discrete:
+    """All actions of the vocabulary, legal everywhere."""
+    return Discrete(task.vocabulary.num_actions)
 
 
-def observe(problems: Problems, previous_token: np.ndarray) -> dict[str, np.ndarray]:
-    """The observation of B episodes, int64 (B, ...) each; a copy: a caller may keep it."""
-    return {
+def observe(
+    problems: Problems, previous_token: np.ndarray, response: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The observation of B episodes, int64 (B, ...) each; a copy: a caller may keep it.
+
+    Args:
+        problems: of B episodes.
+        previous_token: (B,) integers.
+        response: (B, response_length) integers; without a width it is not observed.
+    """
+    observation = {
         "context": problems.context.astype(np.int64),
         "stage": problems.stage.astype(np.int64),
         "previous_token": previous_token.astype(np.int64),
     }
+    return observation | ({"response": response.astype(np.int64)} if response.shape[1] else {})
 
 
 def pose(task: Task, stage: np.ndarray, options: dict[str, Any]) -> Problems | None:

@@ -20,7 +20,6 @@ from toolagent.envs.spaces import (
     pose,
 )
 from toolagent.tasks import get_task
-from toolagent.vocabulary import CTX, check_actions
 
 # What `get_attr` reads of the N environments, and where it is here.
 _ATTRIBUTES = {
@@ -49,7 +48,7 @@ class ToolVectorEnv(VectorEnv):
 
     Args:
         num_envs: N.
-        task: a name of `toolagent.tasks.TASKS`.
+        task: its name, or 'module:Class'.
         stage: the stage of all episodes, by default the task's first; a curriculum changes it
             with `set_stage`.
         earlier_stage_share: the share of episodes drawn from the stages before `stage`.
@@ -82,14 +81,15 @@ class ToolVectorEnv(VectorEnv):
         self.earlier_stage_share = earlier_stage_share
         self.limit_terminates = limit_terminates
         self.single_observation_space = observation_space(self.task)
-        self.single_action_space = action_space()
+        self.single_action_space = action_space(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._stream = tuple(stream)
         # By row: the stream and the seed of each environment that was given its own.
         self._own_streams: dict[int, tuple[np.random.Generator, int]] = {}
         self._ended = np.zeros(num_envs, bool)
-        self._previous = np.full(num_envs, CTX, np.int8)
+        self._previous = np.full(num_envs, self.task.vocabulary.start_token, np.int8)
+        self._response = self.task.no_response(num_envs)
         self._problems: Any = None
         self._registers: Any = None
         self.stage = self.task.first_stage if stage is None else stage
@@ -205,17 +205,18 @@ class ToolVectorEnv(VectorEnv):
         info = self._info()
         info["acc"] = np.where(mask, info["acc"], 0)
         info["_acc"] = info["_acc"] & mask
-        return observe(self._problems, self._previous), info
+        return observe(self._problems, self._previous, self._response), info
 
     def step(
         self, actions: Any
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         if self._registers is None:
             raise gym.error.ResetNeeded("call reset() before step()")
-        actions = check_actions(actions, (self.num_envs,))
+        actions = self.task.vocabulary.check_actions(actions, (self.num_envs,))
         transition = self.task.step(self._problems, self._registers, actions)
         self._registers = transition.registers
         self._previous = actions.astype(np.int8)
+        self._response = self.task.response_of(transition)
         rewards, done = transition.rewards, transition.done
         terminated, truncated = transition.terminated, transition.truncated
         if self.limit_terminates:
@@ -230,7 +231,13 @@ class ToolVectorEnv(VectorEnv):
         if done.any():
             info["solved"], info["_solved"] = transition.solved & done, done
         self._ended = done
-        return observe(self._problems, self._previous), rewards, terminated, truncated, info
+        return (
+            observe(self._problems, self._previous, self._response),
+            rewards,
+            terminated,
+            truncated,
+            info,
+        )
 
     def render(self) -> None:
         """Renders nothing: there is no render mode."""
@@ -329,7 +336,8 @@ class ToolVectorEnv(VectorEnv):
             self._problems, self._registers = problems.take(anything), registers.take(anything)
         self._problems.put(rows, problems)
         self._registers.put(rows, registers)
-        self._previous[rows] = CTX
+        self._previous[rows] = self.task.vocabulary.start_token
+        self._response[rows] = self.task.vocabulary.pad_token
 
     def _check_mask(self, given: Any) -> np.ndarray:
         """(N,) bool: the episodes that `reset` starts."""

@@ -47,7 +47,6 @@ from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers, describe
 from toolagent.tasks import Task
 from toolagent.tasks.oracle import shortest_programs
-from toolagent.vocabulary import names
 
 # What the JSON file has, and what prints the same.
 Result = tuple[dict[str, Any], Callable[[Console], None]]
@@ -235,7 +234,7 @@ def optimality_table(task: Task, stages: Iterable[StageAccuracy]) -> Table:
         best = row.solved_in[len(plans[0])] if plans else 0
         table.add_row(
             str(row.stage),
-            names(plans[0]) if plans else "none exists",
+            task.vocabulary.text(plans[0]) if plans else "none exists",
             str(len(plans[0])) if plans else "-",
             f"{mean / row.solved:.2f}" if row.solved else "-",
             cli.accuracy_text(best, row.problems) if plans else "-",
@@ -261,7 +260,7 @@ def answer_problems(
             answered.append(
                 Answer(
                     problem=describe(task, part, row)[1],
-                    tokens=names(program).split(),
+                    tokens=task.vocabulary.text(program).split(),
                     answer=answer,
                     solved=bool(batch.solved[row]),
                     judged={name: bool(right[row]) for name, right in judged.items()},

@@ -31,7 +31,6 @@ from toolagent.files import check_writable, write_result
 from toolagent.rollouts.trajectory import Trajectory, probability_text, trajectory, verdict
 from toolagent.tasks import TASKS, Task
 from toolagent.tasks.oracle import shortest_programs
-from toolagent.vocabulary import TOKEN_NAMES, names
 
 
 def problem_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,10 +106,10 @@ def command(
         "target": recorded.target,
     }
     if html_file is not None:
-        page = views.page(heading, [*notes, *told], looks, report, shown)
+        page = views.page(heading, [*notes, *told], looks, report, shown, task.vocabulary)
         write_result(Path(html_file), page.encode())
     if parquet_file is not None:
-        rows = [about | record(look) for look in looks]
+        rows = [about | record(look, task.vocabulary) for look in looks]
         with pa.BufferOutputStream() as stream:
             pq.write_table(pa.Table.from_pylist(rows, schema(looks)), stream, compression="zstd")
             write_result(Path(parquet_file), stream.getvalue().to_pybytes())
@@ -123,12 +122,12 @@ def command(
     cli.print_table(console, step_table(recorded))
     console.print("\n" + "\n".join(told), soft_wrap=True)
     console.print("\nwhat each token was chosen from, in per cent:")
-    cli.print_table(console, views.probability_table(looks))
+    cli.print_table(console, views.probability_table(looks, task.vocabulary))
     console.print(
         "\nwhat the oracle would write, with how many tokens to go; and what the\n"
         "runner-up in this place would have led to:",
     )
-    cli.print_table(console, views.futures_table(looks))
+    cli.print_table(console, views.futures_table(looks, task.vocabulary))
     if report is not None:
         console.print("\nwhat can be told from the hidden state, and from the controls:")
         cli.print_table(console, views.probe_table(report))
@@ -180,8 +179,8 @@ def json_document(
         "answer": recorded.answer,
         "solved": recorded.solved,
         "verdict": told,
-        "tokens": list(TOKEN_NAMES),
-        "steps": [record(look) for look in looks],
+        "tokens": list(recorded.vocabulary.actions),
+        "steps": [record(look, recorded.vocabulary) for look in looks],
     }
     if report is not None:
         document["probes"] = [vars(probe) for probe in report.probes]
@@ -243,7 +242,7 @@ def untrained(task: Task, problems: Any, trained_stages: list[int] | None) -> li
 
 def step_table(recorded: Trajectory) -> Table:
     """A row for each action, a column for each register."""
-    registers = list(recorded.steps[0].registers)
+    registers, names = list(recorded.steps[0].registers), recorded.vocabulary.names
     table = cli.table(
         "step",
         "token",
@@ -258,9 +257,9 @@ def step_table(recorded: Trajectory) -> Table:
         runner_up = probability_text(step.runner_up_probability, 3)
         table.add_row(
             str(number),
-            TOKEN_NAMES[step.token],
+            names[step.token],
             probability_text(step.probability, 3),
-            f"{TOKEN_NAMES[step.runner_up]:<3} {runner_up}",
+            f"{names[step.runner_up]:<3} {runner_up}",
             f"{step.value:.2f}",
             *("-" if value is None else str(value) for value in step.registers.values()),
             f"{step.reward:.2f}",
@@ -275,7 +274,7 @@ def comparison(task: Task, recorded: Trajectory) -> str:
         return f"no program of up to {task.max_actions} tokens solves every problem of this stage"
     if recorded.tokens in programs:
         return "its program is the shortest that solves every problem of this stage"
-    return f"shortest program for every problem of this stage: {names(programs[0])}"
+    return f"shortest program for every problem of this stage: {task.vocabulary.text(programs[0])}"
 
 
 def judgement(recorded: Trajectory, plan: tuple[int, ...] | None) -> str:
@@ -289,7 +288,7 @@ def judgement(recorded: Trajectory, plan: tuple[int, ...] | None) -> str:
         judged = f"; {', '.join(told)}" if told else ""
         lines.append(f"its program computes {recorded.computes}{judged}")
     if plan is not None:
-        lines.append(f"shortest program: {names(plan)}")
+        lines.append(f"shortest program: {recorded.vocabulary.text(plan)}")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.play import GivenTokens, play
 from toolagent.rollouts.trajectory import Step, Trajectory, answers
 from toolagent.tasks import Task
-from toolagent.vocabulary import TOKEN_NAMES, names
+from toolagent.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ def look_at(network: AgentNetwork, task: Task, problems: Any, recorded: Trajecto
     repeated = problems.take(np.zeros(len(steps), np.int64))
     others = play(network, task, repeated, chooser=GivenTokens(given))
     answered = answers(task, repeated, others)
-    hidden = network.hidden_states(problems.context, problems.stage, np.array([tokens]))[0]
+    hidden = network.hidden_states(
+        problems.context, problems.stage, np.array([tokens]), recorded.response
+    )[0]
     return [
         Look(
             number=row + 1,
@@ -68,21 +70,21 @@ def look_at(network: AgentNetwork, task: Task, problems: Any, recorded: Trajecto
     ]
 
 
-def record(look: Look) -> dict[str, Any]:
+def record(look: Look, vocabulary: Vocabulary) -> dict[str, Any]:
     """A look as a row of a table: `--parquet` and `--json`."""
     step = look.step
     return {
         "step": look.number,
-        "token": TOKEN_NAMES[step.token],
+        "token": vocabulary.names[step.token],
         "probability": step.probability,
         "probabilities": list(step.probabilities),
         "value": step.value,
         "reward": step.reward,
         "registers": dict(step.registers),
-        "oracle": None if look.oracle is None else names(look.oracle).split(),
-        "runner_up": TOKEN_NAMES[step.runner_up],
+        "oracle": None if look.oracle is None else vocabulary.text(look.oracle).split(),
+        "runner_up": vocabulary.names[step.runner_up],
         "runner_up_probability": step.runner_up_probability,
-        "instead_tokens": names(look.instead.tokens).split(),
+        "instead_tokens": vocabulary.text(look.instead.tokens).split(),
         "instead_answer": look.instead.answer,
         "instead_solved": look.instead.solved,
         "hidden": list(look.hidden),
@@ -90,5 +92,5 @@ def record(look: Look) -> dict[str, Any]:
 
 
 def percentages(step: Step) -> list[str]:
-    """The 18 probabilities in whole per cent, rounded down; '.' below one."""
+    """The probabilities in whole per cent, rounded down; '.' below one."""
     return [str(int(100 * share)) if share >= 0.01 else "." for share in step.probabilities]

@@ -14,7 +14,7 @@ from toolagent.tasks import Task
 from toolagent.tasks.calculator import CalculatorRegisters
 from toolagent.tasks.expression import ExpressionTask
 from toolagent.tasks.stack_machine import StackRegisters
-from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 REPLACED = 0.3  # of the tokens of every second episode
 TOOLS = np.array([MUL, ADD, SUB, STO, RCL])
@@ -29,6 +29,7 @@ class Examples:
 
     problems: Any
     actions: np.ndarray  # (B, T)
+    response: np.ndarray  # (B, T, R)
     live: np.ndarray  # (B, T) bool: the episode is not over before this step
     status: np.ndarray  # (B, T): of the machine before the step
     numbers: Labels = field(default_factory=dict)
@@ -62,6 +63,7 @@ def wander(
     return Examples(
         problems,
         actions=batch.actions[:, :length].astype(np.int64),
+        response=batch.response[:, :length],
         live=np.arange(length) < batch.lengths[:, None],
         status=walk.status[:, :length],
         numbers=_cut(walk.numbers, length),
@@ -137,7 +139,13 @@ def expression_plans(
     """Episodes along the shortest plans: what has to be known to go on with them."""
     problems = draw(task, rng, held_out, count)
     shape = (len(problems), 2 * MOST)
-    result = Examples(problems, np.full(shape, ANS), np.zeros(shape, bool), np.zeros(shape, int))
+    result = Examples(
+        problems,
+        np.full(shape, ANS),
+        np.zeros((*shape, 0), np.int8),
+        np.zeros(shape, bool),
+        np.zeros(shape, int),
+    )
     place, place_known = np.zeros(shape, int), np.zeros(shape, bool)
     operator, operator_known = np.zeros(shape, int), np.zeros(shape, bool)
     for row, context in enumerate(problems.context.tolist()):

@@ -30,7 +30,7 @@ from toolagent.explain.probe_data import Examples, expression_plans, wander
 from toolagent.models.base import AgentNetwork
 from toolagent.tasks import Task
 from toolagent.tasks.expression import ExpressionTask
-from toolagent.vocabulary import CTX, NUM_TOKENS
+from toolagent.tasks.tokens import CTX
 
 PROBLEMS = 3_000  # half of them to fit, half to score
 PENALTIES = 10.0 ** np.arange(-2, 5)  # of the ridge, chosen on a quarter of the fit's rows
@@ -78,7 +78,7 @@ def run_probes(network: AgentNetwork, task: Task, seed: int = 0) -> ProbeReport:
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0x9B0BE,)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        untrained = type(network)(network.sizes).eval()
+        untrained = type(network)(network.interface, network.options).eval()
     fit, test = (wander(network, task, rng, held_out, PROBLEMS // 2) for held_out in (False, True))
     probes = []
     if isinstance(task, ExpressionTask):
@@ -113,8 +113,8 @@ def _order(network: AgentNetwork, examples: Examples) -> str:
     ends = (problems.context == CTX).argmax(1)
     for row, end in enumerate(ends):
         turned.context[row, :end] = problems.context[row, :end][::-1]
-    states = network.hidden_states(problems.context, problems.stage, actions)
-    others = network.hidden_states(turned.context, turned.stage, actions)
+    states = network.hidden_states(problems.context, problems.stage, actions, examples.response)
+    others = network.hidden_states(turned.context, turned.stage, actions, examples.response)
     largest = np.abs(states - others)[examples.live].max()
     return (
         "with the digits in reverse order and the same tokens, the hidden state differs by at most "
@@ -189,12 +189,14 @@ def _features(
 
     def states(of: AgentNetwork) -> np.ndarray:
         # Without the places of an encoder-decoder, which count tokens whatever it has learned.
-        hidden = of.hidden_states(problems.context, problems.stage, actions)
-        return hidden[rows][:, : network.sizes.embedding_size]
+        hidden = of.hidden_states(problems.context, problems.stage, actions, examples.response)
+        return hidden[rows][:, : network.options.embedding_size]
 
-    context = np.eye(network.sizes.context_vocabulary)[problems.context].reshape(len(problems), -1)
-    previous = np.eye(NUM_TOKENS)[
-        np.concatenate([np.full_like(actions[:, :1], CTX), actions[:, :-1]], 1)
+    context = np.eye(network.interface.context_vocabulary)[problems.context].reshape(
+        len(problems), -1
+    )
+    previous = np.eye(network.interface.vocabulary.num_previous_tokens)[
+        np.concatenate([np.full_like(actions[:, :1], network.start_token), actions[:, :-1]], 1)
     ]
     problem = np.nonzero(rows)[0]
     return {

@@ -12,18 +12,19 @@ from toolagent import cli
 from toolagent.explain.microscope import Future, Look, percentages
 from toolagent.explain.probes import ProbeReport
 from toolagent.rollouts.trajectory import probability_text
-from toolagent.vocabulary import TOKEN_NAMES, names
+from toolagent.vocabulary import Vocabulary
 
 
-def probability_table(looks: list[Look]) -> Table:
-    """A row a step, a column for each of the 18 tokens, in per cent: 80 columns wide."""
-    table = cli.table("step", *TOKEN_NAMES, right=("step", *TOKEN_NAMES))
+def probability_table(looks: list[Look], vocabulary: Vocabulary) -> Table:
+    """A row a step, a column for each action, in per cent: 18 are 80 columns wide."""
+    names = vocabulary.actions
+    table = cli.table("step", *names, right=("step", *names))
     for look in looks:
         table.add_row(str(look.number), *percentages(look.step))
     return table
 
 
-def futures_table(looks: list[Look]) -> Table:
+def futures_table(looks: list[Look], vocabulary: Vocabulary) -> Table:
     """A row a step: what the oracle would write here, and what the runner-up would have led to."""
     table = cli.table(
         "step",
@@ -38,10 +39,10 @@ def futures_table(looks: list[Look]) -> Table:
     for look in looks:
         table.add_row(
             str(look.number),
-            TOKEN_NAMES[look.step.token],
-            "-" if look.oracle is None else TOKEN_NAMES[look.oracle[0]],
+            vocabulary.names[look.step.token],
+            "-" if look.oracle is None else vocabulary.names[look.oracle[0]],
             "-" if look.oracle is None else str(len(look.oracle)),
-            TOKEN_NAMES[look.step.runner_up],
+            vocabulary.names[look.step.runner_up],
             future_text(look.instead),
             str(len(look.instead.tokens)),
         )
@@ -66,7 +67,12 @@ def probe_table(report: ProbeReport) -> Table:
 
 
 def page(
-    heading: str, verdict: list[str], looks: list[Look], report: ProbeReport | None, checkpoint: str
+    heading: str,
+    verdict: list[str],
+    looks: list[Look],
+    report: ProbeReport | None,
+    checkpoint: str,
+    vocabulary: Vocabulary,
 ) -> str:
     """A page in one file: no script, nothing loaded from anywhere."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -75,36 +81,36 @@ def page(
         heading=heading,
         checkpoint=checkpoint,
         verdict=verdict,
-        tokens=TOKEN_NAMES,
-        steps=[_for_page(look) for look in looks],
+        tokens=vocabulary.actions,
+        steps=[_for_page(look, vocabulary) for look in looks],
         registers=list(looks[0].step.registers),
         report=report,
     )
 
 
-def _for_page(look: Look) -> dict[str, Any]:
+def _for_page(look: Look, vocabulary: Vocabulary) -> dict[str, Any]:
     step = look.step
     return {
         "number": look.number,
-        "token": TOKEN_NAMES[step.token],
+        "token": vocabulary.names[step.token],
         "probability": probability_text(step.probability, 3),
         "cells": [
             {"share": 0 if share != share else round(share, 3), "text": text, "chosen": index}
             for share, text, index in zip(
                 step.probabilities,
                 percentages(step),
-                [token == step.token for token in range(len(TOKEN_NAMES))],
+                [token == step.token for token in range(vocabulary.num_actions)],
                 strict=True,
             )
         ],
         "value": f"{step.value:.2f}",
         "reward": f"{step.reward:.2f}",
         "registers": ["-" if value is None else value for value in step.registers.values()],
-        "oracle": None if look.oracle is None else names(look.oracle),
+        "oracle": None if look.oracle is None else vocabulary.text(look.oracle),
         "agrees": look.agrees,
-        "runner_up": TOKEN_NAMES[step.runner_up],
+        "runner_up": vocabulary.names[step.runner_up],
         "runner_up_probability": probability_text(step.runner_up_probability, 3),
-        "instead": names(look.instead.tokens),
+        "instead": vocabulary.text(look.instead.tokens),
         "instead_text": future_text(look.instead),
         "instead_solved": look.instead.solved,
     }

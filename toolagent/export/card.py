@@ -15,7 +15,6 @@ from toolagent.checkpoints.run_files import Summary, as_document, read_file
 from toolagent.errors import UserError
 from toolagent.rollouts.certification import StageAccuracy
 from toolagent.tasks import Task
-from toolagent.vocabulary import TOKEN_NAMES
 
 
 def model_card(policy: Policy, stages: Iterable[StageAccuracy], folder: Path) -> dict[str, Any]:
@@ -32,8 +31,6 @@ def model_card(policy: Policy, stages: Iterable[StageAccuracy], folder: Path) ->
         **policy.metadata,
         "stages": [row.record() for row in stages],
         "formulas": {str(stage): task.formula(stage) for stage in task.stages},
-        "vocabulary": list(TOKEN_NAMES),
-        "context_vocabulary": [*TOKEN_NAMES, "(", ")"][: task.context_vocabulary],
         "context_length": task.context_length,
         "action_limits": action_limits(task),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),

@@ -20,12 +20,12 @@ import torch
 
 from toolagent.checkpoints.policy import WEIGHTS_FILE, load_policy
 from toolagent.export.graphs import BEGIN, EPISODE, STEP
-from toolagent.models.base import AgentNetwork
+from toolagent.models.base import AgentNetwork, as_responses
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers
 from toolagent.tasks import Task
-from toolagent.vocabulary import ANS, CTX
+from toolagent.vocabulary import Vocabulary
 
 SAMPLE_SIZE = 10_000  # where the problems can't be listed
 CHUNK = 1_000
@@ -62,6 +62,7 @@ def compare(network: AgentNetwork, task: Task, folder: Path) -> Comparison:
     card, weights = player.load(folder)
     numpy_network = player.Network(weights, card["network"])
     identical: dict[str, int] = dict.fromkeys((WEIGHTS_FILE, STEP, EPISODE, PLAYER), 0)
+    start = task.vocabulary.start_token
     total, right_answers, margin, difference = 0, 0, np.inf, 0.0
     for problems in checked_problems(task):
         batch = play(network, task, problems)
@@ -78,17 +79,17 @@ def compare(network: AgentNetwork, task: Task, folder: Path) -> Comparison:
 
         tokens, lengths = map(np.asarray, episode.run(None, asked))
         written = player.play(numpy_network, card, asked["context"], asked["stage"])
-        onnx_logits = _onnx_logits(begin, step, asked, batch)
+        onnx_logits = _onnx_logits(begin, step, asked, batch, start)
         difference = max(difference, float(np.abs(onnx_logits - logits)[counts].max()))
         others = {
             WEIGHTS_FILE: _programs(play(exported, task, problems)),
-            STEP: _greedy(begin, step, asked, task.action_limit(problems.stage)),
+            STEP: _greedy(begin, step, asked, task.action_limit(problems.stage), task.vocabulary),
             EPISODE: [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)],
             PLAYER: written,
         }
         for name, theirs in others.items():
             identical[name] += sum(a == b for a, b in zip(programs, theirs, strict=True))
-        shown = [row[: row.index(CTX)] for row in problems.context.tolist()]
+        shown = [row[: row.index(start)] for row in problems.context.tolist()]
         right_answers += sum(
             player.answer(problem, stage, program) == answer
             for problem, stage, program, answer in zip(
@@ -139,12 +140,13 @@ def _programs(batch: EpisodeBatch) -> list[list[int]]:
 
 @torch.no_grad()
 def _logits(network: AgentNetwork, problems: Any, batch: EpisodeBatch) -> np.ndarray:
-    """(B, T, 18) logits of the played steps, 0 after the end of an episode."""
+    """(B, T, A) logits of the played steps, 0 after the end of an episode."""
     logits, _ = network.unroll_episodes(
         torch.from_numpy(problems.context),
         torch.from_numpy(problems.stage),
         torch.from_numpy(batch.actions),
         torch.from_numpy(batch.lengths),
+        as_responses(batch.response),
     )
     return logits.numpy()
 
@@ -156,10 +158,10 @@ def _onnx_begin(session: Any, asked: dict[str, np.ndarray]) -> dict[str, np.ndar
     return dict(zip([put.name for put in session.get_outputs()], values, strict=True))
 
 
-def _onnx_logits(begin: Any, step: Any, asked: dict, batch: EpisodeBatch) -> np.ndarray:
-    """(B, T, 18) of the step graph along the actions that were played."""
+def _onnx_logits(begin: Any, step: Any, asked: dict, batch: EpisodeBatch, start: int) -> np.ndarray:
+    """(B, T, A) of the step graph along the actions that were played."""
     state, result = _onnx_begin(begin, asked), []
-    previous = np.full(len(batch), CTX)
+    previous = np.full(len(batch), start)
     for column in batch.actions.T.astype(np.int64):
         logits, _, hidden = step.run(None, {"previous_token": previous, **state})
         state["hidden"], previous = hidden, column
@@ -167,15 +169,18 @@ def _onnx_logits(begin: Any, step: Any, asked: dict, batch: EpisodeBatch) -> np.
     return np.stack(result, 1)
 
 
-def _greedy(begin: Any, step: Any, asked: dict, limits: np.ndarray) -> list[list[int]]:
+def _greedy(
+    begin: Any, step: Any, asked: dict, limits: np.ndarray, vocabulary: Vocabulary
+) -> list[list[int]]:
     """Programs written with the step graph alone."""
-    state, token = _onnx_begin(begin, asked), np.full(len(limits), CTX)
+    state, token = _onnx_begin(begin, asked), np.full(len(limits), vocabulary.start_token)
     written = []
     for _ in range(int(limits.max())):
         logits, _, state["hidden"] = step.run(None, {"previous_token": token, **state})
         token = logits.argmax(1)
         written.append(token)
-    ended = np.stack([*written, np.full_like(token, ANS)], 1) == ANS
+    answer = vocabulary.answer_token
+    ended = np.stack([*written, np.full_like(token, answer)], 1) == answer
     lengths = np.minimum(ended.argmax(1) + 1, limits)
     rows = np.stack(written, 1)
     return [row[:length].tolist() for row, length in zip(rows, lengths, strict=True)]

@@ -21,7 +21,7 @@ from torch.nn import functional
 from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.tasks import Task
-from toolagent.vocabulary import ANS, CTX, EOS, NUM_TOKENS
+from toolagent.vocabulary import Vocabulary
 
 BEGIN, STEP, EPISODE = "begin.onnx", "step.onnx", "episode.onnx"
 _EXAMPLES = 3  # rows to trace with: neither 0 nor 1, which would be taken for constants
@@ -58,13 +58,14 @@ class Step(nn.Module):
 class Episode(nn.Module):
     """Context (B, L) and stage (B,), int64, to tokens (B, T) and lengths (B,), int64.
 
-    A length counts the tokens up to `ANS`, or to the stage's limit; behind them the tokens are
-    `EOS`.
+    A length counts the tokens up to the answer, or to the stage's limit; behind them the tokens are
+    padding.
     """
 
     def __init__(self, network: AgentNetwork, task: Task):
         super().__init__()
         self.network, self.max_actions = network, task.max_actions
+        self.vocabulary: Vocabulary = task.vocabulary
         limits = torch.zeros(task.stages.stop, dtype=torch.int64)
         stages = torch.arange(task.stages.start, task.stages.stop)
         limits[stages] = torch.as_tensor(task.action_limit(stages.numpy()), dtype=torch.int64)
@@ -83,13 +84,16 @@ class Episode(nn.Module):
             token = logits.argmax(1)
             return (token, hidden), token.clone()  # a carry and an output may not be one tensor
 
-        start = (torch.full_like(stage, CTX), hidden)
+        start = (torch.full_like(stage, self.vocabulary.start_token), hidden)
         _, tokens = scan(write, start, context.new_zeros(self.max_actions))
         tokens = tokens.t()  # (B, T)
         place = torch.arange(self.max_actions, device=tokens.device)
-        answered = torch.where(tokens == ANS, place + 1, self.max_actions).amin(1)
+        answered = torch.where(
+            tokens == self.vocabulary.answer_token, place + 1, self.max_actions
+        ).amin(1)
         lengths = torch.minimum(answered, self.limits[stage])
-        return torch.where(place < lengths.unsqueeze(1), tokens, EOS), lengths
+        pad = self.vocabulary.pad_token
+        return torch.where(place < lengths.unsqueeze(1), tokens, pad), lengths
 
 
 def begin(network: AgentNetwork, context: Tensor, stage: Tensor) -> InitialState:
@@ -101,8 +105,12 @@ def begin(network: AgentNetwork, context: Tensor, stage: Tensor) -> InitialState
 
 def _encode(network: EncoderDecoderNetwork, context: Tensor) -> InitialState:
     """The encoder over padded contexts; padding does not change a GRU's state."""
-    shown = context != EOS
-    seen = torch.where(context < 10, 0, context) if not network.sizes.sees_digits else context
+    shown = context != network.pad_token
+    seen = context
+    if network.alike is not None:
+        first_alike, last_alike = network.alike
+        same = (context >= first_alike) & (context <= last_alike)
+        seen = torch.where(same, first_alike, context)
 
     def run(gru: nn.GRUCell, backwards: bool) -> tuple[Tensor, Tensor]:
         """The last state (B, D), and the states (B, L, D) behind each token."""
@@ -127,8 +135,9 @@ def _encode(network: EncoderDecoderNetwork, context: Tensor) -> InitialState:
     first, backward = run(network.backward_gru, True)
     encoded = network.encoding(torch.cat([forward, backward], -1))  # (B, L, D)
     summary = torch.tanh(network.summary(torch.cat([last, first], 1)))
-    named = functional.one_hot(context.clamp(max=NUM_TOKENS - 1), NUM_TOKENS)
-    named = named.to(encoded.dtype) * (context < ANS).unsqueeze(-1)
+    actions = network.interface.num_actions
+    named = functional.one_hot(context.clamp(max=actions - 1), actions)
+    named = named.to(encoded.dtype) * (context < actions).unsqueeze(-1)
     coordinates, preference = network.attention.place_context(seen, shown)
     start = network.attention.start.expand(context.shape[0], -1)
     encoding = (torch.cat([encoded, named], -1), coordinates, preference)
@@ -156,10 +165,10 @@ def write_graphs(network: AgentNetwork, task: Task, folder: Path) -> None:
 
 def _write_graphs(network: AgentNetwork, task: Task, folder: Path) -> None:
     stage = torch.full((_EXAMPLES,), task.stages[-1])
-    context = torch.full((_EXAMPLES, task.context_length), CTX)
+    context = torch.full((_EXAMPLES, task.context_length), network.start_token)
     hidden, *encoding = Begin(network)(context, stage)
     parts = [f"encoding_{number}" for number in range(len(encoding))]
-    token = torch.full_like(stage, CTX)
+    token = torch.full_like(stage, network.start_token)
     problem, state = ["context", "stage"], ["hidden", *parts]
     tokens = ["tokens", "lengths"]
     _write(folder / BEGIN, Begin(network), (context, stage), problem, state)

@@ -28,6 +28,7 @@ from ray.rllib.utils.metrics import (
 
 from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.cluster.ray_internals import TemporaryLogFolder
+from toolagent.envs.registration import task_of_env_id
 from toolagent.figures import PIPELINE
 from toolagent.learning.batches import learner_batches, training_data
 from toolagent.learning.callback_state import CallbackStateMixin
@@ -51,7 +52,7 @@ from toolagent.learning.pipeline_state import (
     runner_states,
 )
 from toolagent.learning.sampling import SamplingAlgorithm
-from toolagent.models.rl_module import StageGRUModule
+from toolagent.models.rl_module import NetworkModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
@@ -103,7 +104,8 @@ class ToolAgentConfig(OptionsMixin, LoopbackLearnersMixin, AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        return RLModuleSpec(module_class=StageGRUModule)
+        task = self.env_config.get("task") or task_of_env_id(self.env)
+        return RLModuleSpec(module_class=NetworkModule, model_config={"task": task})
 
     @override(AlgorithmConfig)
     def validate(self) -> None:
@@ -172,7 +174,7 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
         self._skipped_in_a_row = 0
         super().setup(config)
         task = self.env_runner_group.local_env_runner.env.task
-        self._exploration = Exploration(self.config, task.stages.stop, task.num_statuses)
+        self._exploration = Exploration(self.config, task)
         self.publish_weights()
 
     @property

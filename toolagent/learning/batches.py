@@ -8,15 +8,15 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
-STEP_COLUMNS = ("actions", "rewards", "log_probabilities")  # (B, T)
+STEP_COLUMNS = ("actions", "rewards", "log_probabilities", "response")  # (B, T, ...)
 
 
 def learner_batches(columns: dict[str, np.ndarray], num_learners: int) -> list[MultiAgentBatch]:
     """A batch for each learner (one for the local learner), with every n-th episode.
 
     Args:
-        columns: (B, ...) or (B, T), of `STEP_COLUMNS`, which are cut to the longest episode of the
-            batch; with `lengths`, and `replayed`, whose steps are not counted as env steps.
+        columns: (B, ...); those of `STEP_COLUMNS` are (B, T, ...), cut to the longest episode of
+            the batch; with `lengths`, and `replayed`, whose steps are not counted as env steps.
         num_learners: remote ones.
     """
     shards = max(1, num_learners)

@@ -12,6 +12,7 @@ from toolagent.learning.success_replay import SuccessReplay
 from toolagent.learning.trials import TrialTable
 from toolagent.learning.verified_replay import VerifiedReplay
 from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.tasks import Task
 
 _EPISODE_COLUMNS = ("stage", "context", "lengths", "baseline")
 
@@ -37,23 +38,27 @@ class Exploration:
 
     Args:
         config: a `ToolAgentConfig`.
-        num_stages: the task's stage numbers are below it.
-        num_statuses: of the task.
+        task: of the episodes.
     """
 
-    def __init__(self, config: Any, num_stages: int, num_statuses: int):
+    def __init__(self, config: Any, task: Task):
         self.explorer_share = config.explorer_share
         self.until_solved = config.explore_until_solved
         self.entropy_follows_return = config.entropy_follows_return
         self.replay_episodes = config.replay_episodes if config.replay_coeff > 0 else 0
         self.stage = 0  # the highest seen
-        self.solved_share = np.zeros(num_stages)
-        self.table = TrialTable(num_statuses, MIN_TRIES)
+        self.solved_share = np.zeros(task.stages.stop)
+        self.table = TrialTable(task.num_statuses, task.vocabulary, MIN_TRIES)
         seed = None if config.seed is None else (int(config.seed), 0x7265706C)  # 'repl'
-        streams = np.random.SeedSequence(seed).spawn(num_stages)
+        streams = np.random.SeedSequence(seed).spawn(task.stages.stop)
         self.trials = config.explorer_kind == "trials"
         self.replay: list[SuccessReplay | VerifiedReplay] = [
-            SuccessReplay(REPLAY_SLOTS, REPLAY_EXAMPLES, np.random.default_rng(stream))
+            SuccessReplay(
+                REPLAY_SLOTS,
+                REPLAY_EXAMPLES,
+                task.vocabulary.answer_token,
+                np.random.default_rng(stream),
+            )
             if self.trials
             else VerifiedReplay(np.random.default_rng(stream), config.gamma)
             for stream in streams

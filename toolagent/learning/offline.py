@@ -22,6 +22,7 @@ from torch import Tensor
 
 from toolagent.cluster.process_group import LoopbackLearnersMixin
 from toolagent.cluster.ray_internals import TemporaryLogFolder
+from toolagent.envs.registration import task_of_env_id
 from toolagent.learning.batches import training_data
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.iteration import IterationMixin
@@ -29,7 +30,7 @@ from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.learning.options import OfflineOptions, OptionsMixin
 from toolagent.learning.recorded_data import RecordedEpisodesData
 from toolagent.learning.returns import generalized_advantages, step_mask
-from toolagent.models.rl_module import StageGRUModule
+from toolagent.models.rl_module import NetworkModule
 
 _MOVING_AVERAGES = "moving_averages"
 
@@ -113,7 +114,8 @@ class OfflineMARWILConfig(OptionsMixin, LoopbackLearnersMixin, MARWILConfig):
 
     @override(MARWILConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        return RLModuleSpec(module_class=StageGRUModule)
+        task = self.env_config.get("task") or task_of_env_id(self.env)
+        return RLModuleSpec(module_class=NetworkModule, model_config={"task": task})
 
     @override(MARWILConfig)
     def validate(self) -> None:

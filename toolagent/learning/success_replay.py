@@ -28,11 +28,12 @@ class SuccessReplay:
     Args:
         slots: programs kept; the one of least weight is replaced.
         examples: solved episodes kept of each.
+        answer_token: of the task's vocabulary.
         rng: draws what is replayed.
     """
 
-    def __init__(self, slots: int, examples: int, rng: np.random.Generator):
-        self.examples, self.rng = examples, rng
+    def __init__(self, slots: int, examples: int, answer_token: int, rng: np.random.Generator):
+        self.examples, self.answer_token, self.rng = examples, answer_token, rng
         self.keys = np.full(slots, _EMPTY, np.int64)
         self.successes = np.zeros(slots)
         self.attempts = np.zeros(slots)
@@ -56,7 +57,7 @@ class SuccessReplay:
         if self.store is None:
             rows = np.zeros(len(self.keys) * self.examples, np.int64)
             self.store = batch.take(rows)
-        unique, group = np.unique(program_keys(batch), return_inverse=True)
+        unique, group = np.unique(program_keys(batch, self.answer_token), return_inverse=True)
         attempts = np.bincount(group, minlength=len(unique))
         successes = np.bincount(group, weights=batch.solved, minlength=len(unique))
         order = np.argsort(self.keys)
@@ -108,17 +109,17 @@ class SuccessReplay:
         self.rng.bit_generator.state = state["stream"]
 
 
-def program_keys(batch: EpisodeBatch) -> np.ndarray:
+def program_keys(batch: EpisodeBatch, answer_token: int) -> np.ndarray:
     """(B,) int64: equal for episodes whose actions *that did something* are the same, in order.
 
     Programs that differ only in no-op tokens count as one: actions that leave the machine's status
-    as it was, `ANS` excepted. Otherwise a lucky answer would count as thousands of programs, each
+    as it was, answers excepted. Otherwise a lucky answer would count as thousands of programs, each
     tried once and right once.
 
     A key is the upper 63 bits of a polynomial in those actions, modulo 2^64: of two different
     programs one in about 10^18 is taken for the other.
     """
-    did = batch.effective
+    did = batch.effective(answer_token)
     # The n-th effective action is the n-th coefficient.
     power = np.maximum(np.cumsum(did, axis=1) - 1, 0)
     with np.errstate(over="ignore"):

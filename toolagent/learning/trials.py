@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.rollouts.episode_batch import EpisodeBatch
-from toolagent.vocabulary import NUM_TOKENS
+from toolagent.vocabulary import Vocabulary
 
 
 class TrialTable:
@@ -21,27 +21,28 @@ class TrialTable:
 
     Args:
         num_statuses: of the task.
+        vocabulary: of the task; A actions.
         min_tries: how often a token is tried in a status before it counts as doing nothing.
     """
 
-    def __init__(self, num_statuses: int, min_tries: int):
-        self.min_tries = min_tries
-        self.tries = np.zeros((num_statuses, NUM_TOKENS), np.int64)
-        self.effects = np.zeros((num_statuses, NUM_TOKENS), np.int64)
+    def __init__(self, num_statuses: int, vocabulary: Vocabulary, min_tries: int):
+        self.vocabulary, self.min_tries = vocabulary, min_tries
+        self.tries = np.zeros((num_statuses, vocabulary.num_actions), np.int64)
+        self.effects = np.zeros((num_statuses, vocabulary.num_actions), np.int64)
 
     def add(self, batch: EpisodeBatch) -> None:
         """Counts every action of the batch, whoever played it."""
         before = np.zeros(batch.status.shape, np.int64)  # 0 before the first action
         before[:, 1:] = batch.status[:, :-1]
         happened = np.arange(batch.actions.shape[1]) < batch.lengths[:, None]
-        pairs = before * NUM_TOKENS + batch.actions
-        did = batch.effective
+        pairs = before * self.vocabulary.num_actions + batch.actions
+        did = batch.effective(self.vocabulary.answer_token)
         size = self.tries.size
         self.tries += np.bincount(pairs[happened], minlength=size).reshape(self.tries.shape)
         self.effects += np.bincount(pairs[did], minlength=size).reshape(self.tries.shape)
 
     def log_weights(self) -> np.ndarray:
-        """(statuses, 18) float32 log-probabilities; -inf for what is left alone."""
+        """(statuses, A) float32 log-probabilities; -inf for what is left alone."""
         worth = (self.effects > 0) | (self.tries < self.min_tries)
         worth |= ~worth.any(1, keepdims=True)  # a status where nothing does anything: anything
         with np.errstate(divide="ignore"):

@@ -1,18 +1,20 @@
 """The interface of networks to rollouts, learner and checkpoints.
 
-Shapes: B episodes, T steps, L context tokens, S the width of the recurrent state.
+Shapes: B episodes, T steps, L context tokens, A actions, R tokens of a response, S the width of
+the recurrent state.
 """
 
 from __future__ import annotations
 
 import abc
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolagent.vocabulary import CTX
+from toolagent.vocabulary import Interface
 
 Encoding = tuple[Tensor, ...]  # each (B, ...): what a network keeps of the context it has read
 
@@ -24,34 +26,66 @@ class InitialState(NamedTuple):
     hidden: Tensor  # (B, S)
 
 
+class NoOptions(NamedTuple):
+    """The options of a network that has none."""
+
+
 class AgentNetwork(nn.Module, abc.ABC):
     """Reads a context once, then maps its own last token and its hidden state to the next token.
 
-    `Sizes` is a NamedTuple of plain values that determine every weight's shape. Its first two are
-    the task's, `context_vocabulary` and `num_stages`; the others are options of the model config,
-    with defaults. A checkpoint carries it.
+    A subclass needs `begin` and `unroll`; what else rollouts and learner call has defaults that
+    are made of these, right and slower. `Options` is a NamedTuple of plain values with defaults:
+    the options of the model config. They and the task's `Interface` determine every weight's
+    shape, and a checkpoint carries them.
+
+    Args:
+        interface: tokens, stages and lengths of the task.
+        options: of the network; its defaults if there are none.
+
+    Raises:
+        ValueError: an option that can't be; the message begins with its name.
     """
 
-    Sizes: ClassVar[Any]
-    sizes: Any
+    Options: ClassVar[Any] = NoOptions
+
+    def __init__(self, interface: Interface, options: Any = None):
+        super().__init__()
+        self.interface = interface
+        self.options: Any = self.Options() if options is None else self.Options(*options)
+
+    @functools.cached_property
+    def hidden_size(self) -> int:
+        """S: how wide the state is that `begin` returns."""
+        context = torch.full((1, self.interface.context_length), self.pad_token)
+        with torch.no_grad():
+            return self.begin(context, torch.zeros(1, dtype=torch.int64)).hidden.shape[1]
 
     @property
-    @abc.abstractmethod
-    def hidden_size(self) -> int:
-        """S."""
+    def start_token(self) -> int:
+        """The previous token of an episode's first step."""
+        return self.interface.vocabulary.start_token
+
+    @property
+    def pad_token(self) -> int:
+        """What fills contexts and responses."""
+        return self.interface.vocabulary.pad_token
 
     @abc.abstractmethod
     def begin(self, context: Tensor, stage: Tensor) -> InitialState:
         """Reads B problems.
 
         Args:
-            context: (B, L) integer tokens, `EOS` from the end of the context on.
+            context: (B, L) integer tokens, `pad_token` from the end of the context on.
             stage: (B,) integers.
         """
 
     @abc.abstractmethod
     def unroll(
-        self, previous_tokens: Tensor, encoding: Encoding, hidden: Tensor
+        self,
+        previous_tokens: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        responses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Whole sequences without an end: what stock RLlib runs.
 
@@ -59,34 +93,73 @@ class AgentNetwork(nn.Module, abc.ABC):
             previous_tokens: (B, T) integers.
             encoding: of `begin`.
             hidden: (B, S), before the first of them.
+            responses: (B, T, R) integers: what each previous token was answered with; not given
+                where tools answer nothing.
 
         Returns:
-            logits (B, T, 18), values (B, T), hidden (B, S) after the last of them.
+            logits (B, T, A), values (B, T), hidden (B, S) after the last of them.
         """
 
-    @abc.abstractmethod
+    def unroll_observed(
+        self,
+        previous_tokens: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        responses: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`unroll`, which is not told of responses where there are none."""
+        given = () if responses is None else (responses,)
+        return self.unroll(previous_tokens, encoding, hidden, *given)
+
     def unroll_episodes(
-        self, context: Tensor, stage: Tensor, actions: Tensor, lengths: Tensor
+        self,
+        context: Tensor,
+        stage: Tensor,
+        actions: Tensor,
+        lengths: Tensor,
+        responses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits and values of every step of whole episodes: what the batched learner runs.
 
         Args:
             context: (B, L) integers.
             stage: (B,) integers.
-            actions: (B, T) integers; step t reads action t-1, the first step `CTX`.
+            actions: (B, T) integers; step t reads action t-1, the first step `start_token`.
             lengths: (B,) integers >= 1: the steps that count.
+            responses: (B, T, R) integers: what each action was answered with; None: nothing.
 
         Returns:
-            (B, T, 18) logits and (B, T) values, 0 at and after an episode's end.
+            (B, T, A) logits and (B, T) values, 0 at and after an episode's end.
         """
+        encoding, hidden = self.begin(context, stage)
+        previous_tokens, observed = self.shifted(actions, responses)
+        logits, values, _ = self.unroll_observed(previous_tokens, encoding, hidden, observed)
+        mask = torch.arange(actions.shape[1], device=actions.device) < lengths.unsqueeze(1)
+        return logits.masked_fill(~mask.unsqueeze(-1), 0.0), values.masked_fill(~mask, 0.0)
 
-    @abc.abstractmethod
+    def shifted(
+        self, actions: Tensor, responses: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is observed at each step: (B, T) the actions and (B, T, R) the responses before."""
+        start = torch.full_like(actions[:, :1], self.start_token)
+        previous_tokens = torch.cat([start, actions[:, :-1]], 1)
+        if responses is None:
+            return previous_tokens, None
+        none = torch.full_like(responses[:, :1], self.pad_token)
+        return previous_tokens, torch.cat([none, responses[:, :-1]], 1)
+
     def step_table(self) -> Any:
         """The constants of `step` for the current weights; make a new one when they change."""
+        return None
 
-    @abc.abstractmethod
+    @torch.no_grad()
     def step(
-        self, table: Any, previous_token: Tensor, encoding: Encoding, hidden: Tensor
+        self,
+        table: Any,
+        previous_token: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        response: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the same network: what rollouts run, without gradients.
 
@@ -95,23 +168,67 @@ class AgentNetwork(nn.Module, abc.ABC):
             previous_token: (B,) int32 or int64.
             encoding: of `begin`.
             hidden: (B, S).
+            response: (B, R) integers: what the previous token was answered with; None: nothing.
 
         Returns:
-            logits (B, 18), values (B,), hidden (B, S).
+            logits (B, A), values (B,), hidden (B, S).
         """
+        observed = None if response is None else response.unsqueeze(1)
+        logits, values, hidden = self.unroll_observed(
+            previous_token.unsqueeze(1), encoding, hidden, observed
+        )
+        return logits[:, 0], values[:, 0], hidden
 
     @torch.no_grad()
     def hidden_states(
-        self, context: np.ndarray, stage: np.ndarray, actions: np.ndarray
+        self,
+        context: np.ndarray,
+        stage: np.ndarray,
+        actions: np.ndarray,
+        responses: np.ndarray | None = None,
     ) -> np.ndarray:
         """(B, T, S) float32: the states that the actions (B, T) were chosen from."""
         encoding, hidden = self.begin(torch.from_numpy(context), torch.from_numpy(stage))
-        table, token, states = self.step_table(), torch.full((len(actions),), CTX), []
-        for column in actions.T:
-            _, _, hidden = self.step(table, token, encoding, hidden)
+        previous_tokens, observed = self.shifted(
+            torch.from_numpy(actions.astype(np.int64)), as_responses(responses)
+        )
+        table, states = self.step_table(), []
+        for step in range(actions.shape[1]):
+            response = None if observed is None else observed[:, step]
+            _, _, hidden = self.step(table, previous_tokens[:, step], encoding, hidden, response)
             states.append(hidden.numpy())
-            token = torch.from_numpy(column.astype(np.int64))
         return np.stack(states, 1)
+
+
+def as_responses(column: np.ndarray | Tensor | None) -> Tensor | None:
+    """A batch's column (..., R) as networks take it: None where R is 0."""
+    if column is None or not column.shape[-1]:
+        return None
+    return column if isinstance(column, Tensor) else torch.from_numpy(column)
+
+
+class ResponseInput(nn.Module):
+    """What the tokens of a response add to a layer's input: a vector for each token and place.
+
+        x = sum over r of V[r, response_r],  0 for a token that is `pad`
+
+    Args:
+        interface: of the task; without a response there are no weights.
+        width: W, of the input.
+    """
+
+    def __init__(self, interface: Interface, width: int):
+        super().__init__()
+        self.pad_token = interface.vocabulary.pad_token
+        shape = (interface.response_length, interface.context_vocabulary, width)
+        self.vectors = nn.Parameter(torch.randn(shape) * 0.1) if shape[0] else None
+
+    def forward(self, responses: Tensor) -> Tensor:
+        """(..., R) integers to (..., W)."""
+        assert self.vectors is not None
+        places = torch.arange(responses.shape[-1], device=responses.device)
+        found = self.vectors[places, responses.long()]  # (..., R, W)
+        return (found * (responses != self.pad_token).unsqueeze(-1)).sum(-2)
 
 
 class Packing(NamedTuple):

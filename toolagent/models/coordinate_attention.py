@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from toolagent.vocabulary import ADD, CTX, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.vocabulary import Vocabulary
 
 _FAR = -1e9  # a score that no weight survives
 
@@ -17,7 +17,7 @@ class CoordinateAttention(nn.Module):
     head looks where both are at the same place:
 
         c_jh = u_h[x_1] + ... + u_h[x_j]              the place of context token j
-        q_th = s_h + v_h[a_0] + ... + v_h[a_(t-1)]    the writer's place at its step t (a_0: CTX)
+        q_th = s_h + v_h[a_0] + ... + v_h[a_(t-1)]    the writer's place at step t (a_0: `start`)
         w_thj = softmax over j of (-|beta_h| (q_th - c_jh)^2 + b_h[x_j])
 
     All of u, v, s, beta and b are learned from reward. At first every token, read or written,
@@ -33,7 +33,7 @@ class CoordinateAttention(nn.Module):
     state).
 
     Args:
-        context_vocabulary: tokens that can be read, C.
+        vocabulary: of the task; C tokens can be read, A before a step.
         num_heads: H.
         num_counters: K.
         learned: False fixes u and v to 1 for digits and 0 else (the counters count digits less
@@ -42,14 +42,14 @@ class CoordinateAttention(nn.Module):
     """
 
     def __init__(
-        self, context_vocabulary: int, num_heads: int, num_counters: int, learned: bool = True
+        self, vocabulary: Vocabulary, num_heads: int, num_counters: int, learned: bool = True
     ):
         super().__init__()
         self.num_heads, self.num_counters = num_heads, num_counters
         values = (
-            _even_pace(context_vocabulary, num_heads, num_counters)
+            _even_pace(vocabulary, num_heads, num_counters)
             if learned
-            else _operand_by_operand(context_vocabulary, num_heads, num_counters)
+            else _operand_by_operand(vocabulary, num_heads, num_counters)
         )
         for name, value in values.items():
             if learned:
@@ -59,7 +59,7 @@ class CoordinateAttention(nn.Module):
 
     # Parameters, or buffers where they are not learned.
     read_steps: Tensor  # (C, H): u
-    write_steps: Tensor  # (18, H + K): v
+    write_steps: Tensor  # (A, H + K): v
     start: Tensor  # (H + K,): s
     sharpness: Tensor  # (H,): beta
     preference: Tensor  # (C, H): b
@@ -110,33 +110,38 @@ class CoordinateAttention(nn.Module):
         return torch.softmax(scores, -1)
 
 
-def _even_pace(vocabulary: int, heads: int, counters: int) -> dict[str, Tensor]:
+def _even_pace(vocabulary: Vocabulary, heads: int, counters: int) -> dict[str, Tensor]:
+    read, written = len(vocabulary), vocabulary.num_previous_tokens
     return {
-        "read_steps": 0.5 + 0.2 * torch.randn(vocabulary, heads),
+        "read_steps": 0.5 + 0.2 * torch.randn(read, heads),
         "write_steps": torch.cat(
-            [0.5 + 0.2 * torch.randn(NUM_TOKENS, heads), 0.2 * torch.randn(NUM_TOKENS, counters)], 1
+            [0.5 + 0.2 * torch.randn(written, heads), 0.2 * torch.randn(written, counters)], 1
         ),
         "start": torch.cat([torch.linspace(-0.5, 1.0, heads), torch.zeros(counters)]),
         "sharpness": torch.full((heads,), 0.5),
-        "preference": torch.zeros(vocabulary, heads),
+        "preference": torch.zeros(read, heads),
     }
 
 
-def _operand_by_operand(vocabulary: int, heads: int, counters: int) -> dict[str, Tensor]:
+def _operand_by_operand(vocabulary: Vocabulary, heads: int, counters: int) -> dict[str, Tensor]:
     """The first operand not yet pushed, the one before, the next one, the one before that."""
-    read_steps = torch.zeros(vocabulary, heads)
-    read_steps[:10] = 1.0
-    read_steps[CTX] = 1.0  # the context's end, one place behind the last operand
-    write_steps = torch.zeros(NUM_TOKENS, heads + counters)
-    write_steps[:10] = 1.0
-    write_steps[[MUL, ADD, SUB], heads:] = -1.0
+    try:
+        digits = [vocabulary.token(digit) for digit in "0123456789"]
+        operators = [vocabulary.token(name) for name in ("MUL", "ADD", "SUB")]
+    except ValueError as error:
+        raise ValueError(f"reading can't be 'operands' with this vocabulary: {error}") from None
+    end = vocabulary.start_token  # the context's end, one place behind the last operand
+    read_steps = torch.zeros(len(vocabulary), heads)
+    read_steps[[*digits, end]] = 1.0
+    write_steps = torch.zeros(vocabulary.num_previous_tokens, heads + counters)
+    write_steps[digits] = 1.0
+    write_steps[operators, heads:] = -1.0
     offsets = torch.tensor([1.0, 0.0, 2.0, -1.0])
     start = torch.zeros(heads + counters)
     start[:heads] = offsets.repeat(-(-heads // len(offsets)))[:heads]
-    preference = torch.full((vocabulary, heads), -30.0)
-    preference[:10] = 0.0
-    preference[CTX] = 0.0
-    preference[EOS] = _FAR
+    preference = torch.full((len(vocabulary), heads), -30.0)
+    preference[[*digits, end]] = 0.0
+    preference[vocabulary.pad_token] = _FAR
     return {
         "read_steps": read_steps,
         "write_steps": write_steps,

@@ -6,7 +6,7 @@ Shapes: B episodes (P different contexts), T steps, L context tokens, D the widt
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +17,22 @@ from toolagent.models.base import (
     Encoding,
     InitialState,
     Packing,
+    ResponseInput,
     one_of_each_run,
     pack,
     unpack,
 )
 from toolagent.models.coordinate_attention import CoordinateAttention
 from toolagent.models.packed_gru import PackedGRU
-from toolagent.vocabulary import ANS, CTX, EOS, NUM_TOKENS
+from toolagent.vocabulary import Interface
 
 READINGS = ("learned", "operands")
 _PLACE_SCALE = 0.25  # places are up to about 10; the other inputs are about 1
 _COPY_SCALE = 2.0  # copying has to be found first, so its gates move faster than other weights
 
 
-class EncoderDecoderSizes(NamedTuple):
-    """Everything that must agree between a checkpoint and the network it is loaded into.
+class EncoderDecoderOptions(NamedTuple):
+    """D, H, K, and what the network is told.
 
     `reading` is where the decoder's attention goes: "learned" (`CoordinateAttention`), or the
     *operands* in their order, which is a hint. Without `sees_digits` all digits look the same,
@@ -39,8 +40,6 @@ class EncoderDecoderSizes(NamedTuple):
     digit it is matters only where it is copied.
     """
 
-    context_vocabulary: int
-    num_stages: int  # stage numbers are below it; not looked at
     embedding_size: int = 64
     num_heads: int = 4
     num_counters: int = 4
@@ -51,7 +50,7 @@ class EncoderDecoderSizes(NamedTuple):
 class DecoderTable(NamedTuple):
     """The constants of a decoder's step."""
 
-    input_gates: Tensor  # (18, 3D): W_ih @ embedding + b_ih of every token
+    input_gates: Tensor  # (previous tokens, 3D): W_ih @ embedding + b_ih of every token
     read_weight: Tensor  # (H D + H + K, 3D)
     recurrent_weight: Tensor  # (D, 3D)
     recurrent_bias: Tensor  # (3D,)
@@ -66,12 +65,13 @@ class EncoderDecoderNetwork(AgentNetwork):
         h_0 = tanh(W_0 [forward GRU_L; backward GRU_1] + b_0)
         w_th = attention of head h at step t                    (`CoordinateAttention`)
         r_t = [sum_j w_thj e_j for each h; places_t / 4]
-        h_t = GRU([embedding(previous token); r_t], h_{t-1})
+        h_t = GRU([embedding(previous token); r_t] [+ response], h_{t-1})
         logits_t = W_pi h_t + b_pi + 2 sum_h g_h(h_t) copy_th,    value_t = w_v . h_t + b_v
 
     copy_th is the distribution over actions that head h's weights put on the tokens it looks at,
     and g(h_t) = W_g h_t + b_g how much each head's counts: a pointer, so that an operand can be
-    copied without a table of digits.
+    copied without a table of digits. The response, where tools answer, is that of `ResponseInput`,
+    added to what the gates take in.
 
     Neighbours in the batch and padding behind the context can't change what is computed. The
     stage is not looked at: a longer expression than any in training is no new stage.
@@ -80,34 +80,35 @@ class EncoderDecoderNetwork(AgentNetwork):
     by the weights of the attention).
     """
 
-    Sizes = EncoderDecoderSizes
+    Options = EncoderDecoderOptions
 
-    def __init__(self, sizes: EncoderDecoderSizes):
-        super().__init__()
-        self.sizes = EncoderDecoderSizes(*sizes)
-        if sizes.reading not in READINGS:
-            raise ValueError(f"reading is '{sizes.reading}'; expected one of {', '.join(READINGS)}")
+    def __init__(self, interface: Interface, options: Any = None):
+        super().__init__(interface, options)
+        given = self.options
+        if given.reading not in READINGS:
+            raise ValueError(f"reading is '{given.reading}'; expected one of {', '.join(READINGS)}")
         for name, least in (("embedding_size", 1), ("num_heads", 1), ("num_counters", 0)):
-            if getattr(sizes, name) < least:
-                raise ValueError(f"{name} is {getattr(sizes, name)}; it must be at least {least}")
-        width, heads = sizes.embedding_size, sizes.num_heads
+            if getattr(given, name) < least:
+                raise ValueError(f"{name} is {getattr(given, name)}; it must be at least {least}")
+        width, heads, vocabulary = given.embedding_size, given.num_heads, interface.vocabulary
+        digits = [token for token, name in enumerate(vocabulary.names) if name.isdigit()]
+        # The first and the last of the tokens that look the same, if there are any.
+        self.alike = None if given.sees_digits or not digits else (digits[0], digits[-1])
+        if self.alike and digits[-1] - digits[0] + 1 != len(digits):
+            raise ValueError("sees_digits must be true: this vocabulary's digits are not in a row")
         self.attention = CoordinateAttention(
-            sizes.context_vocabulary, heads, sizes.num_counters, sizes.reading == "learned"
+            vocabulary, heads, given.num_counters, given.reading == "learned"
         )
-        self.context_embedding = nn.Embedding(sizes.context_vocabulary, width)
+        self.context_embedding = nn.Embedding(interface.context_vocabulary, width)
         self.forward_gru = nn.GRUCell(width, width)
         self.backward_gru = nn.GRUCell(width, width)
         self.encoding = nn.Linear(2 * width, width)
         self.summary = nn.Linear(2 * width, width)
-        self.token_embedding = nn.Embedding(NUM_TOKENS, width)
+        self.token_embedding = nn.Embedding(vocabulary.num_previous_tokens, width)
         self.decoder_gru = nn.GRUCell(width, width)
         self.read_input = nn.Linear(heads * width + self.attention.width, 3 * width, bias=False)
-        self.heads = nn.Linear(width, NUM_TOKENS + 1 + heads)
-
-    @property
-    def hidden_size(self) -> int:
-        """D + H + K: the GRU's state and the writer's places."""
-        return self.sizes.embedding_size + self.attention.width
+        self.heads = nn.Linear(width, interface.num_actions + 1 + heads)
+        self.response_input = ResponseInput(interface, 3 * width)
 
     # Reading ----------------------------------------------------------------------------------
 
@@ -129,7 +130,7 @@ class EncoderDecoderNetwork(AgentNetwork):
             coordinates (P, H, L) and preferences (P, H, L) of the attention. L ends with the
             longest context.
         """
-        shown = context != EOS
+        shown = context != self.pad_token
         lengths = shown.sum(1)  # (P,)
         length = int(lengths.max())
         context, shown = context[:, :length].long(), shown[:, :length]
@@ -137,7 +138,7 @@ class EncoderDecoderNetwork(AgentNetwork):
         packing = pack(lengths, length)
         # Position j from the end: each context is turned round within its own length.
         turned = (lengths.unsqueeze(1) - 1 - torch.arange(length, device=context.device)).clamp(0)
-        width = self.sizes.embedding_size
+        width = self.options.embedding_size
         rows = len(context)
         start = self.encoding.weight.new_zeros(rows, width)
 
@@ -158,14 +159,18 @@ class EncoderDecoderNetwork(AgentNetwork):
         encoded = self.encoding(torch.cat([forward, backward], -1))  # (P, L, D)
         last = forward[torch.arange(rows, device=context.device), lengths - 1]
         summary = torch.tanh(self.summary(torch.cat([last, backward[:, 0]], 1)))
-        named = functional.one_hot(context.clamp(max=NUM_TOKENS - 1), NUM_TOKENS)
-        named = named.to(encoded.dtype) * (context < ANS).unsqueeze(-1)
+        actions = self.interface.num_actions
+        named = functional.one_hot(context.clamp(max=actions - 1), actions)
+        named = named.to(encoded.dtype) * (context < actions).unsqueeze(-1)
         coordinates, preference = self.attention.place_context(seen, shown)
         return (torch.cat([encoded, named], -1), coordinates, preference), summary
 
     def _seen(self, tokens: Tensor) -> Tensor:
-        """The tokens as they look to the network: all digits as 0, unless it `sees_digits`."""
-        return tokens if self.sizes.sees_digits else tokens.masked_fill(tokens < 10, 0)
+        """The tokens as they look to the network: all digits the same, unless it `sees_digits`."""
+        if self.alike is None:
+            return tokens
+        first, last = self.alike
+        return tokens.masked_fill((tokens >= first) & (tokens <= last), first)
 
     # Writing ----------------------------------------------------------------------------------
 
@@ -178,24 +183,32 @@ class EncoderDecoderNetwork(AgentNetwork):
 
     def _take_in(self, found: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's input (N, H D + H + K), and copies (N, H, A), of N steps."""
-        encoded, copies = found.split([self.sizes.embedding_size, NUM_TOKENS], -1)
+        encoded, copies = found.split([self.options.embedding_size, self.interface.num_actions], -1)
         return torch.cat([encoded.flatten(1), places * _PLACE_SCALE], 1), copies
 
     def _decode(
-        self, tokens: Tensor, lengths: Tensor, encoding: Encoding, hidden: Tensor
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        responses: Tensor | None,
     ) -> tuple[Packing, Tensor, Tensor, Tensor]:
         """(N, A + 1) logits and values of all steps, packed.
 
         Returns:
             The packing, logits with values, the GRU's states (N, D), and places (B, T, H + K).
         """
-        width = self.sizes.embedding_size
+        width = self.options.embedding_size
         tokens = self._seen(tokens.long())
         places = self.attention.places(hidden[:, width:], tokens)  # (B, T, H + K)
         packing = pack(lengths, tokens.shape[1])
         # One gather and splits: the gradient of a slice is a tensor of zeros around it.
         found = self._look(places, encoding).flatten(0, 1).index_select(0, packing.place)
         read, copies = self._take_in(found, places.flatten(0, 1).index_select(0, packing.place))
+        extra = self.read_input(read)
+        if responses is not None:
+            extra = extra + self.response_input(responses.flatten(0, 1)[packing.place])
         gru = self.decoder_gru
         outputs = PackedGRU.apply(
             functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
@@ -204,29 +217,40 @@ class EncoderDecoderNetwork(AgentNetwork):
             hidden[packing.order, :width],
             tokens.reshape(-1)[packing.place].int(),
             packing.sizes,
-            self.read_input(read),
+            extra,
         )  # (N, D)
         return packing, _combine(self.heads(outputs), copies), outputs, places
 
     def unroll_episodes(
-        self, context: Tensor, stage: Tensor, actions: Tensor, lengths: Tensor
+        self,
+        context: Tensor,
+        stage: Tensor,
+        actions: Tensor,
+        lengths: Tensor,
+        responses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Reads, then writes all steps (see `AgentNetwork`)."""
-        start = torch.full_like(actions[:, :1], CTX)
-        tokens = torch.cat([start, actions[:, :-1]], 1)  # (B, T)
+        tokens, observed = self.shifted(actions, responses)  # (B, T), (B, T, R)
         encoding, hidden = self.begin(context, stage)
-        packing, heads, _, _ = self._decode(tokens, lengths, encoding, hidden)
-        logits, values = unpack(heads, packing, *tokens.shape).split([NUM_TOKENS, 1], -1)
+        packing, heads, _, _ = self._decode(tokens, lengths, encoding, hidden, observed)
+        padded = unpack(heads, packing, *tokens.shape)
+        logits, values = padded.split([self.interface.num_actions, 1], -1)
         return logits, values.squeeze(-1)
 
     def unroll(
-        self, previous_tokens: Tensor, encoding: Encoding, hidden: Tensor
+        self,
+        previous_tokens: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        responses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The decoder over whole sequences (see `AgentNetwork`)."""
         lengths = torch.full((len(hidden),), previous_tokens.shape[1], device=hidden.device)
-        packing, heads, outputs, places = self._decode(previous_tokens, lengths, encoding, hidden)
+        packing, heads, outputs, places = self._decode(
+            previous_tokens, lengths, encoding, hidden, responses
+        )
         every = unpack(torch.cat([heads, outputs], 1), packing, *previous_tokens.shape)
-        logits, values, states = every.split([NUM_TOKENS, 1, outputs.shape[1]], -1)
+        logits, values, states = every.split([self.interface.num_actions, 1, outputs.shape[1]], -1)
         hidden = torch.cat([states[:, -1], places[:, -1]], 1)
         return logits, values.squeeze(-1), hidden
 
@@ -245,16 +269,23 @@ class EncoderDecoderNetwork(AgentNetwork):
 
     @torch.no_grad()
     def step(
-        self, table: DecoderTable, previous_token: Tensor, encoding: Encoding, hidden: Tensor
+        self,
+        table: DecoderTable,
+        previous_token: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        response: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the decoder by table look-up (see `AgentNetwork`)."""
-        width = self.sizes.embedding_size
+        width = self.options.embedding_size
         previous_token = self._seen(previous_token)
         places = hidden[:, width:] + self.attention.write_steps[previous_token]  # (B, H + K)
         read, copies = self._take_in(self._look(places.unsqueeze(1), encoding)[:, 0], places)
         inputs = torch.addmm(
             table.input_gates.index_select(0, previous_token), read, table.read_weight
         )  # (B, 3D)
+        if response is not None:
+            inputs += self.response_input(response)
         recurrent = torch.addmm(table.recurrent_bias, hidden[:, :width], table.recurrent_weight)
         gates = torch.sigmoid_(inputs[:, : 2 * width] + recurrent[:, : 2 * width])
         reset, update = gates[:, :width], gates[:, width:]
@@ -262,11 +293,11 @@ class EncoderDecoderNetwork(AgentNetwork):
         state = torch.lerp(new, hidden[:, :width], update)
         heads = torch.addmm(table.head_bias, state, table.head_weight)  # (B, A + 1 + H)
         heads = _combine(heads, copies)
-        return heads[:, :NUM_TOKENS], heads[:, NUM_TOKENS], torch.cat([state, places], 1)
+        return heads[:, :-1], heads[:, -1], torch.cat([state, places], 1)
 
 
 def _combine(heads: Tensor, copies: Tensor) -> Tensor:
     """Logits and values (N, A + 1) of N steps: see `EncoderDecoderNetwork`."""
-    logits, values, gates = heads.split([NUM_TOKENS, 1, copies.shape[1]], 1)
+    logits, values, gates = heads.split([copies.shape[2], 1, copies.shape[1]], 1)
     copied = (gates.unsqueeze(2) * copies).sum(1)  # (N, A)
     return torch.cat([logits + _COPY_SCALE * copied, values], 1)

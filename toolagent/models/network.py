@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolagent.models.base import AgentNetwork, Encoding, InitialState, pack, unpack
+from toolagent.models.base import (
+    AgentNetwork,
+    Encoding,
+    InitialState,
+    Packing,
+    ResponseInput,
+    pack,
+    unpack,
+)
 from toolagent.models.packed_gru import PackedGRU
-from toolagent.vocabulary import CTX, EOS, NUM_TOKENS
-
-
-class NetworkSizes(NamedTuple):
-    """Everything that must agree between a checkpoint and the network it is loaded into."""
-
-    context_vocabulary: int
-    num_stages: int  # stage numbers are below it
-    embedding_size: int = 96
+from toolagent.vocabulary import Interface
 
 
 class StepTable(NamedTuple):
     """What rollouts compute once per set of weights instead of once per step (`step_table`)."""
 
-    input_gates: Tensor  # (18, 3D): W_ih @ embedding + b_ih of every token
+    input_gates: Tensor  # (previous tokens, 3D): W_ih @ embedding + b_ih of every token
     recurrent_weight: Tensor  # (D, 3D): W_hh transposed
     recurrent_bias: Tensor  # (3D,)
     head_weight: Tensor  # (D, A + 1): policy and value heads side by side
@@ -47,33 +47,32 @@ class StageGRUNetwork(AgentNetwork):
     """One embedding table for context and action tokens, a stage embedding, a GRU, two heads.
 
         h_0 = tanh(mean over the problem's own context tokens of embedding + stage embedding)
-        h_t = GRU(embedding(previous token), h_{t-1})
+        h_t = GRU(embedding(previous token) [+ response], h_{t-1})
         logits_t = W_pi h_t + b_pi,   value_t = w_v . h_t + b_v
 
-    The mean is over the tokens of each problem alone and leaves out the `EOS` padding, so neither
+    The response, where tools answer, is that of `ResponseInput`, added to what the gates take in.
+    The mean is over the tokens of each problem alone and leaves out the padding, so neither
     neighbours in the batch nor a longer padding can change what an episode computes.
 
     Source: the published tutorial's network, whose mean ran over the batch.
     """
 
-    Sizes = NetworkSizes
+    class Options(NamedTuple):
+        """D."""
 
-    def __init__(self, sizes: NetworkSizes):
-        super().__init__()
-        self.sizes = NetworkSizes(*sizes)
-        width = sizes.embedding_size
+        embedding_size: int = 96
+
+    def __init__(self, interface: Interface, options: Any = None):
+        super().__init__(interface, options)
+        width = self.options.embedding_size
         if width < 1:
             raise ValueError(f"embedding_size is {width}; it must be at least 1")
-        self.token_embedding = nn.Embedding(max(sizes.context_vocabulary, NUM_TOKENS), width)
-        self.stage_embedding = nn.Embedding(sizes.num_stages, width)
+        self.token_embedding = nn.Embedding(interface.context_vocabulary, width)
+        self.stage_embedding = nn.Embedding(interface.num_stages, width)
         self.gru = nn.GRU(width, width, batch_first=True)
-        self.policy_head = nn.Linear(width, NUM_TOKENS)
+        self.policy_head = nn.Linear(width, interface.num_actions)
         self.value_head = nn.Linear(width, 1)
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.sizes.embedding_size
+        self.response_input = ResponseInput(interface, 3 * width)
 
     def begin(self, context: Tensor, stage: Tensor) -> InitialState:
         """The context is summed up in the hidden state; nothing else is kept of it."""
@@ -83,52 +82,79 @@ class StageGRUNetwork(AgentNetwork):
         """The hidden state before the first step.
 
         Args:
-            context: (B, L) integer tokens, `EOS` from the end of the context on.
+            context: (B, L) integer tokens, `pad_token` from the end of the context on.
             stage: (B,) integers.
 
         Returns:
             (B, D).
         """
-        shown = (context != EOS).unsqueeze(-1)  # (B, L, 1)
+        shown = (context != self.pad_token).unsqueeze(-1)  # (B, L, 1)
         embedded = self.token_embedding(context.int()) * shown  # (B, L, D)
         mean = embedded.sum(1) / shown.sum(1).clamp(min=1)  # (B, D)
         return torch.tanh(mean + self.stage_embedding(stage.int()))
 
     def unroll(
-        self, previous_tokens: Tensor, encoding: Encoding, hidden: Tensor
+        self,
+        previous_tokens: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        responses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """torch's GRU over whole sequences (see `AgentNetwork`)."""
+        """The GRU over whole sequences (see `AgentNetwork`)."""
+        if responses is not None:  # torch's GRU takes no input besides its weights' own
+            rows, steps = previous_tokens.shape
+            lengths = torch.full((rows,), steps, device=hidden.device)
+            outputs = self._packed(previous_tokens, hidden, lengths, responses)[1]
+            outputs = outputs.view(steps, rows, -1).transpose(0, 1)
+            return self.logits(outputs), self.values(outputs), outputs[:, -1]
         inputs = self.token_embedding(previous_tokens.int())  # (B, T, D)
         outputs, last = self.gru(inputs, hidden.unsqueeze(0))
         return self.logits(outputs), self.values(outputs), last.squeeze(0)
 
     def unroll_episodes(
-        self, context: Tensor, stage: Tensor, actions: Tensor, lengths: Tensor
+        self,
+        context: Tensor,
+        stage: Tensor,
+        actions: Tensor,
+        lengths: Tensor,
+        responses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The packed GRU over whole episodes (see `AgentNetwork`)."""
-        start = torch.full_like(actions[:, :1], CTX)
-        tokens = torch.cat([start, actions[:, :-1]], 1)  # (B, T)
-        hidden = self.initial_hidden(context, stage)
         if actions.is_cuda:  # cuDNN runs the whole padded sequence in one kernel
-            logits, values, _ = self.unroll(tokens, (), hidden)
-            mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
-            return logits * mask.unsqueeze(-1), values * mask
+            return super().unroll_episodes(context, stage, actions, lengths, responses)
+        tokens, observed = self.shifted(actions, responses)
+        hidden = self.initial_hidden(context, stage)
+        packing, outputs = self._packed(tokens, hidden, lengths, observed)
+        heads = torch.cat([self.logits(outputs), self.value_head(outputs)], 1)  # (N, A + 1)
+        padded = unpack(heads, packing, *tokens.shape)  # (B, T, A + 1)
+        return padded[..., :-1], padded[..., -1]
+
+    def _packed(
+        self, tokens: Tensor, hidden: Tensor, lengths: Tensor, responses: Tensor | None
+    ) -> tuple[Packing, Tensor]:
+        """The packing of the steps, and the hidden state (N, D) after each."""
         packing = pack(lengths, tokens.shape[1])
+        extra = None
+        if responses is not None:
+            extra = self.response_input(responses.flatten(0, 1)[packing.place])
         gru = self.gru_weights
         outputs = PackedGRU.apply(
-            functional.linear(self.token_embedding.weight[:NUM_TOKENS], gru.weight_ih, gru.bias_ih),
+            functional.linear(self._read_embedding(), gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,
             hidden[packing.order],
             tokens.reshape(-1)[packing.place].int(),
             packing.sizes,
-        )  # (N, D)
-        heads = torch.cat([self.logits(outputs), self.value_head(outputs)], 1)  # (N, A + 1)
-        padded = unpack(heads, packing, *tokens.shape)  # (B, T, A + 1)
-        return padded[..., :NUM_TOKENS], padded[..., NUM_TOKENS]
+            extra,
+        )
+        return packing, outputs
+
+    def _read_embedding(self) -> Tensor:
+        """The embeddings of the tokens that a step may read: actions, and the first step's."""
+        return self.token_embedding.weight[: self.interface.vocabulary.num_previous_tokens]
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """(..., D) to (..., 18)."""
+        """(..., D) to (..., A)."""
         return self.policy_head(outputs)
 
     def values(self, outputs: Tensor) -> Tensor:
@@ -145,10 +171,9 @@ class StageGRUNetwork(AgentNetwork):
     def step_table(self) -> StepTable:
         """The constants of `step` for the current weights; make a new one when they change."""
         gru = self.gru_weights
-        embedding = self.token_embedding.weight[:NUM_TOKENS]
         weight = torch.cat([self.policy_head.weight, self.value_head.weight])  # (A + 1, D)
         return StepTable(
-            input_gates=functional.linear(embedding, gru.weight_ih, gru.bias_ih),
+            input_gates=functional.linear(self._read_embedding(), gru.weight_ih, gru.bias_ih),
             recurrent_weight=gru.weight_hh.t().contiguous(),
             recurrent_bias=gru.bias_hh.clone(),
             head_weight=weight.t().contiguous(),
@@ -157,7 +182,12 @@ class StageGRUNetwork(AgentNetwork):
 
     @torch.no_grad()
     def step(
-        self, table: StepTable, previous_token: Tensor, encoding: Encoding, hidden: Tensor
+        self,
+        table: StepTable,
+        previous_token: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        response: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the same GRU by table look-up (see `AgentNetwork`).
 
@@ -166,10 +196,12 @@ class StageGRUNetwork(AgentNetwork):
         """
         width = hidden.shape[1]
         inputs = table.input_gates.index_select(0, previous_token)  # (B, 3D)
+        if response is not None:
+            inputs += self.response_input(response)
         recurrent = torch.addmm(table.recurrent_bias, hidden, table.recurrent_weight)  # (B, 3D)
         gates = torch.sigmoid_(inputs[:, : 2 * width] + recurrent[:, : 2 * width])
         reset, update = gates[:, :width], gates[:, width:]
         new = torch.tanh_(torch.addcmul(inputs[:, 2 * width :], reset, recurrent[:, 2 * width :]))
         hidden = torch.lerp(new, hidden, update)
         heads = torch.addmm(table.head_bias, hidden, table.head_weight)  # (B, A + 1)
-        return heads[:, :NUM_TOKENS], heads[:, NUM_TOKENS], hidden
+        return heads[:, :-1], heads[:, -1], hidden

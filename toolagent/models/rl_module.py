@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,44 +17,42 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.annotations import override
 from torch import Tensor
 
-from toolagent.models.base import AgentNetwork
-from toolagent.models.encoder_decoder import EncoderDecoderNetwork
-from toolagent.models.network import StageGRUNetwork
+from toolagent.models.base import AgentNetwork, as_responses
+from toolagent.models.registry import DEFAULT_NETWORK, network_class
+from toolagent.tasks import get_task
 
 HIDDEN = "hidden"
 STARTED = "started"
 
 
 class NetworkModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
-    """An `AgentNetwork` behind RLlib's forward methods; subclasses say which.
+    """An `AgentNetwork` behind RLlib's forward methods: by default the stage-embedded GRU.
 
     The hidden state starts from the observation (context and stage), which RLlib's
     `get_initial_state` does not see. The state therefore carries a flag, 0 until the first
     forward pass of an episode has put the network's first hidden state in place.
 
     Shapes in `batch`: `obs["context"]` (B, T, L), `obs["stage"]` and `obs["previous_token"]`
-    (B, T), `state_in["hidden"]` (B, S), `state_in["started"]` (B, 1).
+    (B, T), where tools answer `obs["response"]` (B, T, R), `state_in["hidden"]` (B, S),
+    `state_in["started"]` (B, 1).
 
     In the learner the batch may also be the columns of whole episodes (`context` (B, L), `stage`
-    (B,), `actions` (B, T), `lengths` (B,)): what was observed follows from them.
+    (B,), `actions` (B, T), `lengths` (B,), `response` (B, T, R)): what was observed follows from
+    them.
 
     Of RLlib's algorithms, PPO, IMPALA and APPO (which needs a target network) learn with this
     module, and BC and MARWIL from recorded episodes. The others need Q-values or a continuous
     action space, and RLlib refuses the module when it builds them.
 
-    Model config: the options of the network's `Sizes`, and `max_seq_len` (at least the task's
-    actions + 1 keeps an episode in one piece in the learner; shorter ones are right too, and
-    slower).
+    Model config: `task` (its name or 'module:Class'), `network` (a name of
+    `toolagent.models.registry.NETWORKS` or 'module:Class'), the network's `Options`, and
+    `max_seq_len` (at least the task's actions + 1 keeps an episode in one piece in the learner;
+    shorter ones are right too, and slower).
     """
-
-    network_class: ClassVar[type[AgentNetwork]]
 
     @override(TorchRLModule)
     def setup(self) -> None:
-        config = self.model_config or {}
-        self.network = self.network_class(
-            sizes_from_space(self.network_class, self.observation_space, config)
-        )
+        self.network = build_network(dict(self.model_config or {}))
 
     @override(TorchRLModule)
     def get_initial_state(self) -> dict[str, np.ndarray]:
@@ -70,7 +68,11 @@ class NetworkModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         if Columns.OBS not in batch:  # the columns of whole episodes
             logits, values = self.network.unroll_episodes(
-                batch["context"], batch["stage"], batch["actions"], batch["lengths"]
+                batch["context"],
+                batch["stage"],
+                batch["actions"],
+                batch["lengths"],
+                as_responses(batch["response"]),
             )
             return {Columns.ACTION_DIST_INPUTS: logits, Columns.VF_PREDS: values}
         logits, values, state_out = self._unroll(batch)
@@ -110,37 +112,20 @@ class NetworkModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
         started = state[STARTED] > 0  # (B, 1)
         encoding, first = network.begin(observation["context"][:, 0], observation["stage"][:, 0])
         hidden = torch.where(started, state[HIDDEN], first)
-        logits, values, hidden = network.unroll(observation["previous_token"], encoding, hidden)
+        logits, values, hidden = network.unroll_observed(
+            observation["previous_token"], encoding, hidden, observation.get("response")
+        )
         return logits, values, {HIDDEN: hidden, STARTED: torch.ones_like(state[STARTED])}
 
 
-class StageGRUModule(NetworkModule):
-    """The stage-embedded GRU actor-critic (`StageGRUNetwork`)."""
+def build_network(model_config: dict[str, Any]) -> AgentNetwork:
+    """The network that a model config describes (see `NetworkModule`).
 
-    network_class = StageGRUNetwork
-
-
-class EncoderDecoderModule(NetworkModule):
-    """The encoder-decoder that reads its context in order (`EncoderDecoderNetwork`)."""
-
-    network_class = EncoderDecoderNetwork
-
-
-# The name in `rl_module: {model_config: {network: ...}}`.
-MODULES: dict[str, type[NetworkModule]] = {
-    "stage_gru": StageGRUModule,
-    "encoder_decoder": EncoderDecoderModule,
-}
-
-
-def sizes_from_space(
-    network_class: type[AgentNetwork], observation_space: Any, model_config: dict[str, Any]
-) -> Any:
-    """The network's sizes: the task's read off the observation space, the rest configured."""
-    stage = observation_space["stage"]
-    sizes = network_class.Sizes(
-        context_vocabulary=int(observation_space["context"].nvec.max()),
-        num_stages=int(stage.start + stage.n),
-    )
-    options = {name: model_config[name] for name in sizes._fields[2:] if name in model_config}
-    return sizes._replace(**options)
+    Raises:
+        ValueError: it names no task, or something in it can't be.
+    """
+    if "task" not in model_config:
+        raise ValueError("model_config names no task; expected {'task': 'calculator', ...}")
+    chosen = network_class(model_config.get("network", DEFAULT_NETWORK))
+    options = {name: model_config[name] for name in chosen.Options._fields if name in model_config}
+    return chosen(get_task(model_config["task"]).interface, chosen.Options(**options))

@@ -11,9 +11,7 @@ from toolagent.cli import accuracy_text
 from toolagent.report.run_files import RunRecord
 from toolagent.tasks import TASKS, get_task
 from toolagent.tasks.oracle import shortest_programs
-from toolagent.vocabulary import names
 
-TOOLS = ("MUL", "ADD", "SUB", "STO", "RCL", "ANS")
 MAX_CHANGES = 25  # of the most frequent program, shown for each stage
 
 
@@ -121,7 +119,9 @@ def optimality(run: RunRecord) -> Table | None:
         plan, length, best = "a plan of its own for every problem", "-", "-"
         if task.one_plan_a_stage:
             plans = _shortest(run.task, stage.stage)
-            plan, length = (names(plans[0]), str(len(plans[0]))) if plans else ("none exists", "-")
+            plan, length = ("none exists", "-")
+            if plans:
+                plan, length = task.vocabulary.text(plans[0]), str(len(plans[0]))
             if plans and len(plans[0]) < len(stage.solved_in):
                 best = accuracy_text(stage.solved_in[len(plans[0])], counts.problems)
         else:
@@ -148,7 +148,9 @@ def tools_first_used(run: RunRecord) -> Table | None:
         return None
     stages = sorted({stage for row in measured for stage in row.programs})
     rows = []
-    for tool in TOOLS:
+    used = {tool for row in measured for p in row.programs.values() for tool in p.tools}
+    task = get_task(run.task) if run.task in TASKS else None
+    for tool in (task.tools or task.vocabulary.actions) if task else sorted(used):
         cells = [tool]
         for stage in stages:
             seen = [row for row in measured if stage in row.programs]

@@ -173,7 +173,7 @@ def measure(
         rows = drawn == stage
         solved = int(batch.solved[rows].sum())
         mean_return = float(batch.returns[rows].mean())
-        programs = programs_of(batch.actions[rows], batch.solved[rows], batch.lengths[rows])
+        programs = programs_of(task, batch.actions[rows], batch.solved[rows], batch.lengths[rows])
         result.append(
             StageAccuracy(stage, problems_per_stage, solved, mean_return, programs=programs)
         )

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from toolagent.vocabulary import NUM_TOKENS
-
 FIRST_CHOICES = 4  # every other detour takes one of the policy's most probable tokens only
 LONGEST = 3  # steps
 
@@ -33,7 +31,7 @@ class Detours:
         """What some of the episodes do at a step.
 
         Args:
-            logits: (N, 18) the policy's.
+            logits: (N, A) the policy's.
             step: 0 is the first.
             rows: (N,) which of the E episodes they are.
 
@@ -44,22 +42,25 @@ class Detours:
         on_detour = (since >= 0) & (since < LONGEST)
         choice = self.choices[rows].gather(1, since.clamp(0, LONGEST - 1).unsqueeze(1))
         choice = choice * on_detour.unsqueeze(1)  # (N, 1)
-        by_probability = logits.argsort(1, descending=True)  # (N, 18)
+        by_probability = logits.argsort(1, descending=True)  # (N, A)
         return by_probability.gather(1, choice).squeeze(1)
 
 
-def draw_detours(rng: np.random.Generator, longest: np.ndarray, group_size: int) -> Detours:
+def draw_detours(
+    rng: np.random.Generator, longest: np.ndarray, group_size: int, num_actions: int
+) -> Detours:
     """One detour for each group.
 
     Args:
         rng: the stream to draw from.
         longest: (groups,) the most actions its problem allows; a detour begins before the last.
         group_size: episodes in a group.
+        num_actions: A.
     """
     groups = len(longest)
     # Half stay with what the policy thinks likely, half may do anything: a policy that has
     # learned to stop early thinks nothing likely of what it should do instead.
-    widest = np.where(rng.random(groups) < 0.5, FIRST_CHOICES, NUM_TOKENS)
+    widest = np.where(rng.random(groups) < 0.5, min(FIRST_CHOICES, num_actions), num_actions)
     choices = rng.integers(0, widest[:, None], (groups, LONGEST))
     choices[:, 0] = rng.integers(1, widest)  # not 0, or it would be none
     steps = rng.integers(1, LONGEST + 1, groups)

@@ -88,7 +88,12 @@ class ProblemDraw:
         variants = env.task.variants(
             structures.take(np.repeat(np.arange(len(structures)), size)), env.np_random
         )
-        taken = draw_detours(env.np_random, env.task.action_limit(structures.stage), size)
+        taken = draw_detours(
+            env.np_random,
+            env.task.action_limit(structures.stage),
+            size,
+            env.task.vocabulary.num_actions,
+        )
         every = problems.take(np.concatenate([rows, np.zeros(exploring, np.int64)]))
         every.put(np.arange(len(rows), len(rows) + exploring), variants)
         return Drawn(every, size, fresh, taken)

@@ -9,7 +9,6 @@ import numpy as np
 
 from toolagent.tasks import Task
 from toolagent.tasks.columns import Columns
-from toolagent.vocabulary import ANS, EOS
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,12 @@ class EpisodeBatch(Columns):
 
     Only what the learner needs, in the smallest dtypes: about 85 bytes an episode for T = 7.
     What was observed is in here too: `context` and `stage` directly, and the previous token of
-    step t is action t-1 (`CTX` at the first step).
+    step t is action t-1 (the vocabulary's `start` at the first step); so is the response.
     """
 
     stage: np.ndarray  # (B,) int8
     context: np.ndarray  # (B, L) int8
-    actions: np.ndarray  # (B, T) int8, EOS after the end
+    actions: np.ndarray  # (B, T) int8, `pad` after the end
     lengths: np.ndarray  # (B,) int8: actions taken, the last one included
     rewards: np.ndarray  # (B, T) float32, 0 after the end
     log_probabilities: np.ndarray  # (B, T) float32 of the actions when chosen, 0 after the end
@@ -46,6 +45,9 @@ class EpisodeBatch(Columns):
     solved: np.ndarray  # (B,) bool: the answer is exactly right
     explored: np.ndarray  # (B,) bool: played by an explorer, not by the policy
     retried: np.ndarray  # (B,) bool: the problem is one that was failed before
+    # (B, T, R) int8: the tokens that each action was answered with, `pad` after the end; R is 0
+    # where tools answer nothing
+    response: np.ndarray
     # (B,) float32: the leave-one-out baseline, the mean discounted return of the other episodes of
     # the group (`draw.ProblemDraw`); 0 where there is no other
     baseline: np.ndarray
@@ -59,13 +61,12 @@ class EpisodeBatch(Columns):
         """Actions taken in live episodes."""
         return int(self.lengths.sum(dtype=np.int64))
 
-    @property
-    def effective(self) -> np.ndarray:
+    def effective(self, answer_token: int) -> np.ndarray:
         """(B, T) bool: actions that changed the machine's status, and answers."""
         before = np.zeros_like(self.status)  # the status before the first action is 0
         before[:, 1:] = self.status[:, :-1]
         happened = np.arange(self.actions.shape[1]) < self.lengths[:, None]
-        return happened & ((self.status != before) | (self.actions == ANS))
+        return happened & ((self.status != before) | (self.actions == answer_token))
 
     @property
     def returns(self) -> np.ndarray:
@@ -88,11 +89,11 @@ class EpisodeBatch(Columns):
 
 def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBatch:
     """A batch for `len(stage)` episodes of which no action has been taken."""
-    shape = (len(stage), task.max_actions)
+    shape, pad = (len(stage), task.max_actions), task.vocabulary.pad_token
     return EpisodeBatch(
         stage=stage,
         context=context,
-        actions=np.full(shape, EOS, np.int8),
+        actions=np.full(shape, pad, np.int8),
         lengths=np.zeros(len(stage), np.int8),
         rewards=np.zeros(shape, np.float32),
         log_probabilities=np.zeros(shape, np.float32),
@@ -100,5 +101,6 @@ def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBa
         solved=np.zeros(len(stage), bool),
         explored=np.zeros(len(stage), bool),
         retried=np.zeros(len(stage), bool),
+        response=np.full((*shape, task.response_length), pad, np.int8),
         baseline=np.zeros(len(stage), np.float32),
     )

@@ -10,12 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from toolagent.models.base import AgentNetwork
+from toolagent.models.base import AgentNetwork, as_responses
 from toolagent.rollouts.detours import Detours
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.tasks import Task, Transition
 from toolagent.tasks.columns import Columns
-from toolagent.vocabulary import CTX
 
 
 @dataclass
@@ -33,7 +32,7 @@ class PlayedStep:
     task: Task
     number: int  # 0 is the first
     rows: np.ndarray  # (n,) the episodes' places in the batch
-    logits: torch.Tensor  # (n, 18)
+    logits: torch.Tensor  # (n, A)
     values: torch.Tensor  # (n,) of the value head, before the action
     actions: np.ndarray  # (n,) tokens
     problems: Any  # n problems of the task
@@ -41,7 +40,7 @@ class PlayedStep:
     transition: Transition  # what the action did, with the registers after it
 
     def answers(self) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) int64 what `ANS` answered with, and (n,) bool where it did."""
+        """(n,) int64 what was answered, and (n,) bool where it did."""
         values, filled = self.task.accumulator(self.transition.registers)
         return values, self.transition.terminated & filled
 
@@ -60,7 +59,7 @@ class Chooser(Protocol):
         """What n episodes do at a step.
 
         Args:
-            logits: (n, 18) of the policy.
+            logits: (n, A) of the policy.
             step: 0 is the first.
             rows: (n,) int64, which of the chooser's episodes they are.
 
@@ -96,7 +95,7 @@ class PlayDetails(Columns):
     """Columns that are recorded and not learned from: an `Observer` that fills them."""
 
     values: np.ndarray  # (B, T) float32: the value head's before each action, 0 after the end
-    answers: np.ndarray  # (B,) int64: what `ANS` answered with, 0 where there was no answer
+    answers: np.ndarray  # (B,) int64: what was answered, 0 where there was no answer
     answered: np.ndarray  # (B,) bool: there was one
 
     @classmethod
@@ -121,7 +120,7 @@ class PlayDetails(Columns):
 class Explorers:
     """Episodes whose tokens are drawn by machine status from a table, not from the policy.
 
-    `log_weights[status, token]`, (statuses, 18) float32: log-probabilities of the tokens.
+    `log_weights[status, token]`, (statuses, A) float32: log-probabilities of the tokens.
     """
 
     count: int  # of the episodes, the last ones of the batch
@@ -174,12 +173,13 @@ def play(
     encoding, hidden = network.begin(
         torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
     )
-    token = torch.full((len(live),), CTX)
+    token = torch.full((len(live),), task.vocabulary.start_token)
+    response = as_responses(task.no_response(len(live)))
     clock = time.perf_counter
     inference_s, started = 0.0, clock()
     for step in range(task.max_actions):
         mark = clock()
-        logits, values, hidden = network.step(table, token, encoding, hidden)
+        logits, values, hidden = network.step(table, token, encoding, hidden, response)
         if generator is None:
             if chooser is None:
                 token = logits.argmax(1)
@@ -209,6 +209,10 @@ def play(
         batch.rewards[rows, step] = transition.rewards
         batch.status[rows, step] = task.status(transition.registers)
         batch.solved[rows] = transition.solved
+        if response is not None:
+            answered = task.response_of(transition)
+            batch.response[rows, step] = answered
+            response = torch.from_numpy(answered)
         if log_probability is not None:
             batch.log_probabilities[rows, step] = log_probability.numpy()
         if observer is not None:
@@ -226,6 +230,7 @@ def play(
             live, registers, problems = live[going], registers.take(going), problems.take(going)
             kept = torch.from_numpy(going)
             token, hidden = token[kept], hidden[kept]
+            response = None if response is None else response[kept]
             encoding = tuple(part[kept] for part in encoding)
             if exploring:
                 exploring = int(np.count_nonzero(batch.explored[live]))
@@ -236,7 +241,7 @@ def play(
 
 
 def sample_tokens(log_probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B,) tokens drawn from (B, 18) log-probabilities.
+    """(B,) tokens drawn from (B, A) log-probabilities.
 
     argmax(log p - log e) with e from Exp(1) is the Gumbel-max trick, -log e being a standard
     Gumbel variable (Gumbel 1954; Maddison et al. 2014, "A* sampling"): one pass, no cumulative

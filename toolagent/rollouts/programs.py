@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from toolagent.vocabulary import ADD, ANS, MUL, NUM_TOKENS, RCL, STO, SUB, TOKEN_NAMES, names
-
-TOOLS = (MUL, ADD, SUB, STO, RCL, ANS)  # tokens that may do something to a register
+from toolagent.tasks import Task
 
 
 @dataclass(frozen=True)
 class Programs:
     """What was written in B episodes."""
 
-    most_frequent: tuple[int, ...]  # tokens; of equally frequent programs the lowest ones
+    most_frequent: str  # its tokens' names; of equally frequent programs that of lowest tokens
     share: float  # 0..1: how many of the episodes have it
     distinct: int  # different programs
     tools: dict[str, float]  # by name: the share of the programs in which the tool occurs
@@ -25,7 +23,7 @@ class Programs:
     def record(self) -> dict[str, Any]:
         """As `progress.jsonl` has it: shares to four digits, tools that occur only."""
         return {
-            "program": names(self.most_frequent),
+            "program": self.most_frequent,
             "share": round(self.share, 4),
             "distinct": self.distinct,
             "tools": {name: round(share, 4) for name, share in self.tools.items() if share},
@@ -33,10 +31,13 @@ class Programs:
         }
 
 
-def programs_of(actions: np.ndarray, solved: np.ndarray, lengths: np.ndarray) -> Programs:
+def programs_of(
+    task: Task, actions: np.ndarray, solved: np.ndarray, lengths: np.ndarray
+) -> Programs:
     """Counts programs; columns only, no Python per episode.
 
     Args:
+        task: whose `tools` are counted.
         actions: (B, T) int8, B > 0, the same token in all places after an episode's end.
         solved: (B,) bool.
         lengths: (B,) actions that count.
@@ -52,14 +53,17 @@ def programs_of(actions: np.ndarray, solved: np.ndarray, lengths: np.ndarray) ->
     top = int(counts.argmax())
     winner = actions[first[top], : lengths[first[top]]]
     happened = np.arange(actions.shape[1]) < lengths[:, None]  # (B, T)
-    occurs = np.zeros((len(actions), NUM_TOKENS), bool)
+    vocabulary = task.vocabulary
+    occurs = np.zeros((len(actions), vocabulary.num_actions), bool)
     episode, step = np.nonzero(happened)
     occurs[episode, actions[episode, step]] = True
     shares = occurs.mean(axis=0)
     return Programs(
-        most_frequent=tuple(winner.tolist()),
+        most_frequent=vocabulary.text(winner),
         share=float(counts[top] / len(actions)),
         distinct=len(counts),
-        tools={TOKEN_NAMES[tool]: float(shares[tool]) for tool in TOOLS},
+        tools={
+            name: float(shares[vocabulary.token(name)]) for name in task.tools or vocabulary.actions
+        },
         solved_length=float(lengths[solved].mean()) if solved.any() else None,
     )

@@ -11,8 +11,10 @@ from toolagent import __version__
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import PlayDetails
 from toolagent.tasks import Task
+from toolagent.tasks.registry import reference_of_task
 
 SCHEMA_VERSION = 1
+RESPONSE = "response"  # the column of the tokens that each action was answered with
 VERSION_KEY, TASK_KEY = b"toolagent.schema_version", b"toolagent.task"
 _SOFTWARE_KEY = b"toolagent.version"
 
@@ -39,7 +41,8 @@ def record_schema(task: Task) -> pa.Schema:
     """The schema of a task's files.
 
     It is the same for all tasks, so that a folder with several reads as one table; a task that is
-    posed neither by digits nor by an expression has its own columns behind the others.
+    posed neither by digits nor by an expression has its own columns behind the others, and one
+    whose tools answer has the responses.
     """
     names = {field.name for field in _COLUMNS}
     own = [
@@ -47,9 +50,12 @@ def record_schema(task: Task) -> pa.Schema:
         for name, column in _posed(task, task.example().context).items()
         if name not in names
     ]
+    if task.response_length:
+        answer = pa.list_(pa.int8(), task.response_length)
+        own.append(pa.field(RESPONSE, pa.list_(answer), nullable=False))
     metadata = {
         VERSION_KEY: str(SCHEMA_VERSION).encode(),
-        TASK_KEY: task.name.encode(),
+        TASK_KEY: reference_of_task(task).encode(),
         _SOFTWARE_KEY: __version__.encode(),
     }
     return pa.schema([*_COLUMNS, *own], metadata)
@@ -93,6 +99,12 @@ def record_table(
         "run_id": pa.repeat(pa.scalar(run_id), len(batch)),
         "env_runner": pa.repeat(pa.scalar(env_runner, pa.int32()), len(batch)),
     }
+    if task.response_length:
+        answers = batch.response[happened]  # (steps, R)
+        columns[RESPONSE] = pa.ListArray.from_arrays(
+            pa.array(offsets),
+            pa.FixedSizeListArray.from_arrays(pa.array(answers.reshape(-1)), answers.shape[1]),
+        )
     schema = record_schema(task)
     return pa.Table.from_arrays(
         [

@@ -14,7 +14,9 @@ from pyarrow import fs
 
 from toolagent import __version__
 from toolagent.errors import UserError
+from toolagent.outside import is_outside
 from toolagent.rollouts.record_schema import (
+    RESPONSE,
     SCHEMA_VERSION,
     TASK_KEY,
     VERSION_KEY,
@@ -22,7 +24,6 @@ from toolagent.rollouts.record_schema import (
 )
 from toolagent.tasks import TASKS, Task, get_task
 from toolagent.tasks.columns import Columns
-from toolagent.vocabulary import EOS, NUM_TOKENS
 
 _SUFFIX = ".parquet"
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)  # ValueError: a footer's texts
@@ -35,9 +36,10 @@ class RecordedEpisodes(Columns):
 
     stage: np.ndarray  # (B,) int8
     context: np.ndarray  # (B, L) int8
-    actions: np.ndarray  # (B, T) int8, EOS after the end
+    actions: np.ndarray  # (B, T) int8, `pad` after the end
     lengths: np.ndarray  # (B,) int8
     rewards: np.ndarray  # (B, T) float32, 0 after the end
+    response: np.ndarray  # (B, T, R) int8, `pad` after the end
     solved: np.ndarray  # (B,) bool
 
 
@@ -160,6 +162,8 @@ def _task_of(filesystem: fs.FileSystem, file: str) -> str:
         )
     name = metadata.get(TASK_KEY, b"").decode(errors="replace")
     if name not in TASKS:
+        if is_outside(name):  # another task's, which nobody asks for
+            return name
         raise UserError(f"{file}: is of task '{name}', which there is none of; {_listed(TASKS)}")
     schema = footer.schema.to_arrow_schema()
     for field in record_schema(get_task(name)):
@@ -176,9 +180,10 @@ def _task_of(filesystem: fs.FileSystem, file: str) -> str:
 def _read(filesystem: fs.FileSystem, file: str, task: Task) -> RecordedEpisodes | None:
     """The file's episodes; None if it has none."""
     posed = [*task.read(task.example().context)]
+    answered = [RESPONSE] if task.response_length else []
     try:
         with filesystem.open_input_file(file) as stream:
-            table = pq.read_table(stream, columns=[*_READ, *posed])
+            table = pq.read_table(stream, columns=[*_READ, *posed, *answered])
     except _UNREADABLE as error:
         raise UserError(f"{file}: is torn ({_condensed(error)})") from None
     if not len(table):
@@ -198,21 +203,29 @@ def _episodes(table: pa.Table, task: Task, posed: list[str]) -> RecordedEpisodes
         raise ValueError(f"an episode has not 1 to {task.max_actions} actions")
     if not np.array_equal(lengths, reward_lengths):
         raise ValueError("an episode has not one reward for each action")
-    if ((actions < 0) | (actions >= NUM_TOKENS)).any():
-        raise ValueError(f"an action is not in 0..{NUM_TOKENS - 1}")
+    last, pad = task.vocabulary.num_actions - 1, task.vocabulary.pad_token
+    if ((actions < 0) | (actions > last)).any():
+        raise ValueError(f"an action is not in 0..{last}")
     if not np.isfinite(rewards).all():
         raise ValueError("a reward is not finite")
     happened = np.arange(task.max_actions) < lengths[:, None]  # (B, T)
-    padded_actions = np.full(happened.shape, EOS, np.int8)
+    padded_actions = np.full(happened.shape, pad, np.int8)
     padded_actions[happened] = actions
     padded_rewards = np.zeros(happened.shape, np.float32)
     padded_rewards[happened] = rewards
+    response = np.full((*happened.shape, task.response_length), padded_actions.dtype.type(pad))
+    if task.response_length:
+        values, counts = _flat(table, RESPONSE)
+        if not np.array_equal(counts, lengths):
+            raise ValueError("an episode has not one response for each action")
+        response[happened] = _tokens(values, task).reshape(-1, task.response_length)
     return RecordedEpisodes(
         stage=stage,
         context=_contexts(table, stage, task, posed),
         actions=padded_actions,
         lengths=lengths.astype(np.int8),
         rewards=padded_rewards,
+        response=response,
         solved=table["solved"].to_numpy(),
     )
 
@@ -220,13 +233,23 @@ def _episodes(table: pa.Table, task: Task, posed: list[str]) -> RecordedEpisodes
 def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A list column's values one after the other, and (B,) how many each row has."""
     column = table[name]
-    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    values = []
+    for chunk in column.chunks:
+        flat = chunk.flatten()
+        while pa.types.is_fixed_size_list(flat.type):  # the tokens of a response
+            flat = flat.flatten()
+        values.append(flat.to_numpy(zero_copy_only=False))
     lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     return np.concatenate(values), np.concatenate(lengths).astype(np.int64)
 
 
 def _contexts(table: pa.Table, stage: np.ndarray, task: Task, posed: list[str]) -> np.ndarray:
     """(B, L) what the agent read. Texts are parsed once each: many are played in groups."""
+    if posed == ["context"]:  # a task that can't be posed: recorded as it was read
+        values, lengths = _flat(table, "context")
+        if (lengths != task.context_length).any():
+            raise ValueError(f"a context has not {task.context_length} tokens")
+        return _tokens(values, task).reshape(-1, task.context_length)
     given: dict[str, Any] = {}
     rows, back = np.arange(len(table)), slice(None)
     for name in posed:
@@ -246,6 +269,13 @@ def _contexts(table: pa.Table, stage: np.ndarray, task: Task, posed: list[str]) 
     if not np.array_equal(problems.stage[back], stage):
         raise ValueError("a problem is not of its row's stage")
     return problems.context[back]
+
+
+def _tokens(values: np.ndarray, task: Task) -> np.ndarray:
+    """The values as int8; ValueError for one that is no token of the task."""
+    if ((values < 0) | (values >= len(task.vocabulary))).any():
+        raise ValueError(f"a token is not in 0..{len(task.vocabulary) - 1}")
+    return values.astype(np.int8)
 
 
 def _listed(names: Iterable[str]) -> str:

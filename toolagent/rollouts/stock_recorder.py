@@ -10,12 +10,11 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.columns import Columns
 
 from toolagent.cluster.ray_internals import weights_number
-from toolagent.models.base import AgentNetwork
+from toolagent.models.base import AgentNetwork, as_responses
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.rollouts.play import PlayDetails
 from toolagent.rollouts.recorder import RECORDING, EpisodeRecorder, recorder_of
 from toolagent.tasks import Task, get_task
-from toolagent.vocabulary import ANS
 
 # A whole episode in the pieces in which fragments returned it, the first one first.
 Pieces = list[Any]
@@ -88,7 +87,8 @@ def batch_of_episodes(
             column[row, :length] = np.concatenate([np.asarray(part) for part in parts])
         last = pieces[-1].get_infos(-1)
         batch.solved[row] = bool(last.get("solved", False))
-        answer = last.get("acc") if batch.actions[row, length - 1] == ANS else None
+        answer_token = task.vocabulary.answer_token
+        answer = last.get("acc") if batch.actions[row, length - 1] == answer_token else None
         if answer is not None:
             details.answers[row], details.answered[row] = answer, True
     with torch.no_grad():
@@ -97,6 +97,7 @@ def batch_of_episodes(
             torch.from_numpy(batch.stage),
             torch.from_numpy(batch.actions),
             torch.from_numpy(batch.lengths),
+            as_responses(batch.response),
         )
     details.values[:, : values.shape[1]] = values.numpy()
     return batch, details

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolagent.models.base import AgentNetwork
+from toolagent.models.base import AgentNetwork, as_responses
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play
 from toolagent.tasks import Task
-from toolagent.vocabulary import ANS, CTX, TOKEN_NAMES
+from toolagent.vocabulary import Vocabulary
 
 CURSOR = "cursor"  # a register that moves with every operand read; it holds no result
 
@@ -30,24 +30,27 @@ class Step:
     registers: dict[str, int | str | None]  # after the action; None where empty
     changed: tuple[str, ...]  # the names of the registers that the action changed
     reward: float
-    probabilities: tuple[float, ...] = ()  # of all 18 tokens
+    probabilities: tuple[float, ...] = ()  # of all actions
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """The greedy agent's episode on one problem."""
 
+    vocabulary: Vocabulary
     stage: int
     formula: str  # 'a*b+c'; the expression itself where a stage has no common formula
     problem: str  # '3*4+5'
     target: int
     steps: tuple[Step, ...]
-    answered: bool  # with ANS; else it ran out of actions
+    answered: bool  # else it ran out of actions
     answer: int | None  # None also if it answered with an empty register
     solved: bool  # the answer is exactly the target
     terms: dict[str, int] = field(default_factory=dict)  # parts of the problem, by name
     computes: str | None = None  # the formula that the program answers with, if it has one
     judged: dict[str, bool] = field(default_factory=dict)  # what else is told of the program
+    # (1, T, R) int8: the tokens that each action was answered with
+    response: np.ndarray = field(default_factory=lambda: np.zeros((1, 0, 0), np.int8))
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -83,7 +86,7 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
         raise ValueError(f"a trajectory is of one problem, not of {len(problems)}")
     batch = play(network, task, problems)
     actions = batch.actions[0, : int(batch.lengths[0])]
-    log_probabilities, values = _reconsider(network, problems, actions)
+    log_probabilities, values = _reconsider(network, problems, batch)
     steps: list[Step] = []
     registers = task.start(problems)
     shown = task.show(registers, 0)
@@ -109,17 +112,19 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
     formula, text = describe(task, problems, 0)
     judged = task.judge(problems, batch.actions, batch.lengths)
     return Trajectory(
+        vocabulary=task.vocabulary,
         stage=int(problems.stage[0]),
         formula=formula,
         problem=text,
         target=int(task.target(problems)[0]),
         steps=tuple(steps),
-        answered=bool(actions[-1] == ANS),
+        answered=bool(actions[-1] == task.vocabulary.answer_token),
         answer=answers(task, problems, batch)[0],
         solved=bool(batch.solved[0]),
         terms=task.terms(problems, 0),
         computes=task.computes(actions.tolist()),
         judged={name: bool(right[0]) for name, right in judged.items()},
+        response=batch.response[:, : len(actions)],
     )
 
 
@@ -144,8 +149,9 @@ def answers(task: Task, problems: Any, batch: EpisodeBatch) -> list[int | None]:
 
 def describe(task: Task, problems: Any, row: int) -> tuple[str, str]:
     """A problem's formula and the same with its numbers: ('a*b+c', '3*4+5')."""
-    parts = task.describe(problems, row).split(" = ")  # [formula,] numbers, target
-    return parts[0], parts[-2]
+    text, _, _ = task.describe(problems, row).rpartition(" = ")  # [formula,] numbers = target
+    formula, _, numbers = text.partition(" = ")
+    return formula, numbers or formula
 
 
 def one_line(recorded: Trajectory) -> str:
@@ -160,7 +166,8 @@ def one_line(recorded: Trajectory) -> str:
             for name in step.changed
             if name != CURSOR and step.registers[name] is not None
         )
-        parts.append(f"{TOKEN_NAMES[step.token]}[{probability_text(step.probability, 2)}]{results}")
+        token = recorded.vocabulary.names[step.token]
+        parts.append(f"{token}[{probability_text(step.probability, 2)}]{results}")
     if recorded.solved:
         end = "right"
     elif recorded.answer is not None:
@@ -198,13 +205,16 @@ def probability_text(probability: float, digits: int) -> str:
 
 
 def _reconsider(
-    network: AgentNetwork, problems: Any, actions: np.ndarray
+    network: AgentNetwork, problems: Any, batch: EpisodeBatch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, 18) log-probabilities and (T,) values of one episode of T actions."""
-    previous = torch.tensor([[CTX, *actions[:-1].tolist()]])  # (1, T)
+    """(T, A) log-probabilities and (T,) values of one episode of T actions."""
+    steps = int(batch.lengths[0])
     with torch.no_grad():
         encoding, hidden = network.begin(
             torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
         )
-        logits, values, _ = network.unroll(previous, encoding, hidden)  # (1, T, 18), (1, T)
+        previous, observed = network.shifted(
+            torch.from_numpy(batch.actions[:, :steps]), as_responses(batch.response[:, :steps])
+        )
+        logits, values, _ = network.unroll_observed(previous, encoding, hidden, observed)
         return torch.log_softmax(logits[0], 1), values[0]

@@ -18,7 +18,6 @@ from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
 from toolagent.run.faults import faults_line
 from toolagent.run.training import Outcome
 from toolagent.tasks import Task
-from toolagent.vocabulary import TOKEN_NAMES
 
 _OF_SAMPLE = ("stage", "formula", "problem", "target", "answer", "answered", "solved")
 
@@ -161,8 +160,8 @@ def behaviour(outcome: Outcome, samples: list[Trajectory]) -> dict[str, Any]:
                 "steps": [
                     {
                         **{name: _finite(value) for name, value in vars(step).items()},
-                        "token": TOKEN_NAMES[step.token],
-                        "runner_up": TOKEN_NAMES[step.runner_up],
+                        "token": sample.vocabulary.names[step.token],
+                        "runner_up": sample.vocabulary.names[step.runner_up],
                         "changed": list(step.changed),
                     }
                     for step in sample.steps

@@ -136,18 +136,17 @@ def policy_of(
 
 def _check_network(label: str, network: AgentNetwork, spec: Any) -> None:
     """Refuses a network of another class, or with other options, than the configured one."""
-    from toolagent.models.rl_module import MODULES
+    from toolagent.models.registry import network_class, network_name
 
-    options = {name: getattr(network.sizes, name) for name in network.sizes._fields[2:]}
+    options, configured = network.options._asdict(), spec.model_config["network"]
     written = {name: json.dumps(value).strip('"') for name, value in options.items()}  # as YAML
-    if spec.module_class.network_class is not type(network):
-        names = {module.network_class: name for name, module in MODULES.items()}
-        name = names[type(network)]
+    if network_class(configured) is not type(network):
+        name = network_name(type(network))
         # As a whole: it takes the place of the other network's options, which this one has not.
         right = ", ".join(f"{key}: {value}" for key, value in written.items())
         raise UserError(
             f"{label}: its network is {name}, the configuration's "
-            f"{names[spec.module_class.network_class]}; add "
+            f"{configured}; add "
             f"--set 'rl_module.model_config={{network: {name}, {right}}}'"
         )
     differing = [name for name in options if options[name] != spec.model_config[name]]

@@ -15,7 +15,6 @@ from toolagent.serve.batching import Batcher
 from toolagent.serve.player import Answer, Player, Question
 from toolagent.serve.schemas import Model, Models, Stage
 from toolagent.tasks import Task
-from toolagent.vocabulary import TOKEN_NAMES
 
 MAX_BATCH = 32  # a batch of expressions this size takes some 10 ms, which others wait for
 MAX_CHECKPOINTS = 8
@@ -46,7 +45,7 @@ class Agents:
         return Models(
             task=task.name,
             posed_by=task.posed_by,
-            tokens=list(TOKEN_NAMES),
+            tokens=list(task.vocabulary.actions),
             registers=list(registers),
             stages=[
                 Stage(

@@ -7,7 +7,6 @@ from typing import Any
 from toolagent.rollouts.trajectory import Step, Trajectory, describe, verdict
 from toolagent.serve.player import DIGITS, Answer, Question, RecordedStep
 from toolagent.tasks import Task
-from toolagent.vocabulary import TOKEN_NAMES
 
 
 def result_of(task: Task, question: Question, answer: Answer) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def _result(task: Task, question: Question, answer: Answer, posed: str) -> dict[
         "stage": int(problem.stage[0]),
         "problem": posed,
         "target": int(task.target(problem)[0]),
-        "program": [TOKEN_NAMES[step.token] for step in answer.steps],
+        "program": [task.vocabulary.names[step.token] for step in answer.steps],
         "answered": answer.answered,
         "answer": answer.answer,
         "solved": answer.solved,
@@ -33,6 +32,7 @@ def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -
     formula, posed, *_ = describe(task, question.problem, 0)
     result = _result(task, question, answer, posed)
     recorded = Trajectory(
+        vocabulary=task.vocabulary,
         stage=result["stage"],
         formula=formula,
         problem=result["problem"],
@@ -52,7 +52,7 @@ def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -
         "computes": recorded.computes,
         "steps": [
             {
-                "token": TOKEN_NAMES[step.token],
+                "token": task.vocabulary.names[step.token],
                 "given": step.given,
                 "probabilities": step.probabilities,
                 "value": step.value,

@@ -10,9 +10,6 @@ import numpy as np
 from toolagent.serve.player import Question
 from toolagent.serve.schemas import Example, Problem
 from toolagent.tasks import Task
-from toolagent.vocabulary import ANS, TOKEN_NAMES, names
-
-_NUMBERS = {name: number for number, name in enumerate(TOKEN_NAMES)}
 
 
 class Refused(ValueError):
@@ -26,13 +23,21 @@ def question_of(task: Task, asked: Problem) -> Question:
         Refused: there is no such problem, or no program begins with the given tokens.
     """
     problem = _problem(task, asked)
-    given = tuple(_NUMBERS[name] for name in asked.given)
+    vocabulary = task.vocabulary
+    unknown = [name for name in asked.given if name not in vocabulary.actions]
+    if unknown:
+        raise Refused(
+            f"given: no token {unknown[0]!a:.60}; there is {' '.join(vocabulary.actions)}"
+        )
+    given = tuple(map(vocabulary.token, asked.given))
     limit = int(task.action_limit(problem.stage)[0])
     if len(given) > limit:
         raise Refused(f"given: {len(given)} tokens; an episode of this problem has {limit} at most")
-    if ANS in given[:-1]:
-        behind = given[given.index(ANS) + 1 :]
-        raise Refused(f"given: '{names(behind)}' comes after ANS, which ends the episode")
+    if vocabulary.answer in asked.given[:-1]:
+        behind = asked.given[asked.given.index(vocabulary.answer) + 1 :]
+        raise Refused(
+            f"given: '{' '.join(behind)}' comes after {vocabulary.answer}, which ends the episode"
+        )
     return Question(problem, given)
 
 

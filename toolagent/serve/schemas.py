@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from toolagent.vocabulary import TOKEN_NAMES
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROBLEMS = 256  # in one request to `/api/play/batch`
 MAX_TEXT = 500  # characters of an expression; what is too long for the task is refused by it
 
-if TYPE_CHECKING:
-    TokenName = str
-else:
-    TokenName = Literal[TOKEN_NAMES]
+TokenName = Annotated[str, Field(max_length=64)]  # of the task's vocabulary: `tokens`
 
 
 class _Strict(BaseModel):
@@ -81,7 +76,7 @@ class Step(BaseModel):
     token: TokenName
     given: bool = Field(description="Not chosen by the agent.")
     probabilities: list[float] = Field(
-        description="Of the 18 tokens, in the order of `tokens` in `GET /api/models`."
+        description="Of all tokens, in the order of `tokens` in `GET /api/models`."
     )
     value: float = Field(description="What the agent expects of the episode, before the action.")
     registers: dict[str, int | str | None] = Field(description="After the action; null: empty.")

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from itertools import combinations
 from typing import NamedTuple
 
-from toolagent.vocabulary import ADD, MUL, SUB
+from toolagent.tasks.tokens import ADD, MUL, SUB
 
 _OPERAND, _PRODUCT, _SUM = 0, 1, 2
 _OPERATORS = (MUL, ADD, SUB)

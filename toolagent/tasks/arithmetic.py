@@ -18,7 +18,7 @@ import numpy as np
 
 from toolagent.tasks.base import Problems, Task
 from toolagent.tasks.oracle import shortest_programs
-from toolagent.vocabulary import CTX, EOS
+from toolagent.tasks.tokens import CTX, EOS, TOOLS, VOCABULARY
 
 NUM_DIGITS = 5
 FORMULAS = ("a*b+c", "a*b+c-d", "a*b+c-d*e")
@@ -51,7 +51,8 @@ class ArithmeticTask(Task):
     num_stages = 3
     formulas = FORMULAS
     context_length = 6
-    context_vocabulary = 18
+    vocabulary = VOCABULARY
+    tools = TOOLS
     max_actions = 7
     one_plan_a_stage = True
     problem_columns = tuple("abcde")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from toolagent.tasks.columns import Columns
+from toolagent.vocabulary import Interface, Vocabulary
 
 
 @dataclass
@@ -41,6 +42,9 @@ class Transition:
     terminated: np.ndarray  # (B,) bool: answered
     truncated: np.ndarray  # (B,) bool: out of actions
     solved: np.ndarray  # (B,) bool: answered, and the answer is exactly right
+    # (B, response_length) integers: the tokens that the agent observes at its next step, and only
+    # there; None where tools answer nothing
+    response: np.ndarray | None = None
 
     @property
     def done(self) -> np.ndarray:
@@ -49,26 +53,48 @@ class Transition:
 
 
 class Task(abc.ABC):
-    """Problem generator and machine. Stateless: everything travels in the columns."""
+    """Problem generator and machine. Stateless: everything travels in the columns.
 
-    name: ClassVar[str]
+    A subclass needs `name`, `vocabulary`, `num_stages`, `context_length`, `max_actions`, and the
+    methods `sample`, `start`, `step` and `target`. All else has defaults: what is missing is not
+    listed, posed or shown.
+    """
+
+    # What training needs --------------------------------------------------------------------
+
+    name: ClassVar[str]  # lower case, '_' between words
+    vocabulary: ClassVar[Vocabulary]
     first_stage: ClassVar[int] = 0
     num_stages: ClassVar[int]
-    formulas: ClassVar[tuple[str, ...]]  # what each stage asks for: 'a*b+c'
     context_length: ClassVar[int]
-    # Context tokens are integers below this, at most 128; `EOS` pads whatever is shorter.
-    context_vocabulary: ClassVar[int]
     max_actions: ClassVar[int]  # at most 127; no episode is longer, some may be truncated earlier
+    response_length: ClassVar[int] = 0  # tokens that an action is answered with
     # Kinds of problems that are sampled and measured apart; training draws from the first only.
     splits: ClassVar[tuple[str, ...]] = ("all",)
+
+    # What people are shown ------------------------------------------------------------------
+
+    formulas: ClassVar[tuple[str, ...]] = ()  # what each stage asks for: 'a*b+c'
     judgements: ClassVar[tuple[str, ...]] = ()  # the names of what `judge` tells
     # One program, played without reading, may solve a whole stage (`oracle.shortest_programs`).
     one_plan_a_stage: ClassVar[bool] = False
     # What a file of problems has, besides `stage`: one column for a problem that is a text, or one
     # for each of its digits.
-    problem_columns: ClassVar[tuple[str, ...]]
-    posed_by: ClassVar[str]  # the argument of `pose`, and the flag of `explain`
+    problem_columns: ClassVar[tuple[str, ...]] = ("problem",)
+    posed_by: ClassVar[str] = "problem"  # the argument of `pose`, and the flag of `explain`
     problem_tells_stage: ClassVar[bool] = False  # so `pose` needs no stage
+    tools: ClassVar[tuple[str, ...]] = ()  # actions whose use is counted; none: every action
+
+    @property
+    def interface(self) -> Interface:
+        """What a network has to know of the task."""
+        return Interface(
+            self.vocabulary,
+            self.stages.stop,
+            self.context_length,
+            self.max_actions,
+            self.response_length,
+        )
 
     @property
     def stages(self) -> range:
@@ -76,8 +102,8 @@ class Task(abc.ABC):
         return range(self.first_stage, self.first_stage + self.num_stages)
 
     def formula(self, stage: int) -> str:
-        """What the stage asks for: 'a*b+c'."""
-        return self.formulas[stage - self.first_stage]
+        """What the stage asks for: 'a*b+c'; 'stage 0' where the task has no formulas."""
+        return self.formulas[stage - self.first_stage] if self.formulas else f"stage {stage}"
 
     # Problems -----------------------------------------------------------------------------
 
@@ -116,7 +142,11 @@ class Task(abc.ABC):
         self.check_stage(stage)
         return self.problem_columns
 
-    @abc.abstractmethod
+    @property
+    def can_be_posed(self) -> bool:
+        """Whether the task defines `pose`."""
+        return type(self).pose is not Task.pose
+
     def pose(self, stage: np.ndarray | None, **given: Any) -> Any:
         """The given problems, named as in `reset(options=...)` and in problem files.
 
@@ -126,31 +156,40 @@ class Task(abc.ABC):
 
         Raises:
             ValueError: a value is out of range or of the wrong shape, or a problem is not of the
-                stage asked for.
+                stage asked for; or the task does not define `pose`.
         """
+        raise ValueError(f"task '{self.name}' can't be given problems: it defines no `pose`")
 
-    @abc.abstractmethod
     def num_problems(self, stage: int) -> int | None:
         """How many problems the stage has; None if they are too many to be listed."""
+        self.check_stage(stage)
+        return None
 
-    @abc.abstractmethod
     def problems(self, stage: int, start: int, stop: int) -> Any:
         """Problems `start`..`stop` of the stage, in a fixed order that has each exactly once.
 
         Only where `num_problems` is not None.
         """
+        raise NotImplementedError(f"task '{self.name}' has num_problems, so it needs `problems`")
 
-    @abc.abstractmethod
     def describe(self, problems: Any, row: int) -> str:
         """One problem as a person reads it: its formula, if stages have one, the same with its
-        numbers, and the right answer: 'a*b+c = 3*4+5 = 17'."""
+        numbers, and the right answer: 'a*b+c = 3*4+5 = 17'.
 
-    @abc.abstractmethod
+        Here: the tokens of its context and the right answer.
+        """
+        context = problems.context[row]
+        text = self.vocabulary.text(context[context != self.vocabulary.pad_token])
+        target = self.target(problems.take(np.array([row])))[0]
+        return f"{text.replace(' = ', '=')} = {target}"
+
     def read(self, context: np.ndarray) -> dict[str, Any]:
         """What `pose` needs besides the stage, read back from (B, L) contexts.
 
-        What a stage does not show can't be read, and counts for nothing in the problem.
+        What a stage does not show can't be read, and counts for nothing in the problem. Here: the
+        contexts themselves, which are recorded in place of what `pose` needs.
         """
+        return {"context": context}
 
     # Machine ------------------------------------------------------------------------------
 
@@ -163,30 +202,34 @@ class Task(abc.ABC):
         """One action in each of B episodes that are not over; changes none of its arguments.
 
         Args:
-            actions: (B,) integers 0..17; checked by the caller (`vocabulary.check_actions`).
+            actions: (B,) integers; checked by the caller (`Vocabulary.check_actions`).
         """
-
-    @abc.abstractmethod
-    def accumulator(self, registers: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(B,) int64 values the machine would answer with, and (B,) bool where there is one."""
-
-    @abc.abstractmethod
-    def show(self, registers: Any, row: int) -> dict[str, int | str | None]:
-        """One episode's registers by name, None where empty: for people, not for the agent."""
 
     @abc.abstractmethod
     def target(self, problems: Any) -> np.ndarray:
         """(B,) int64: the right answers."""
 
-    # `status` is an integer below this, at most 128; 0 is every episode's first.
-    num_statuses: ClassVar[int]
+    def accumulator(self, registers: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) int64 values the machine would answer with, and (B,) bool where there is one.
 
-    @abc.abstractmethod
+        For people only. Here: none.
+        """
+        return np.zeros(len(registers), np.int64), np.zeros(len(registers), bool)
+
+    def show(self, registers: Any, row: int) -> dict[str, int | str | None]:
+        """One episode's registers by name, None where empty: for people, not for the agent."""
+        return {}
+
+    # `status` is below it, at most 128; 0 is every episode's first.
+    num_statuses: ClassVar[int] = 128
+
     def status(self, registers: Any) -> np.ndarray:
         """(B,) int8: which registers are filled and how far the machine has read, not with what.
 
-        For exploration only; the agent never observes it.
+        An action that leaves the status as it was counts as having no effect. For exploration
+        only; the agent never observes it. Here: the actions taken, so that all have an effect.
         """
+        return registers.steps
 
     def practice(self, rng: np.random.Generator, stage: np.ndarray) -> Any:
         """Problems to learn from, one for each of (B,) stages, of those that training may see.
@@ -222,7 +265,7 @@ class Task(abc.ABC):
         return {}
 
     def plan(self, problems: Any, row: int) -> tuple[int, ...] | None:
-        """The shortest program that solves this problem and not by coincidence, `ANS` included.
+        """The shortest program that solves this problem and not by coincidence, to its answer.
 
         For display only; never rewarded or learned from.
 
@@ -239,10 +282,10 @@ class Task(abc.ABC):
         Args:
             problems: of this task.
             row: the problem.
-            tokens: what is written already, no `ANS` among it.
+            tokens: what is written already, no answer token among it.
 
         Returns:
-            The tokens to come, `ANS` included; None if nothing within the limit does it.
+            The tokens to come, the answer token included; None if nothing within the limit does it.
         """
         return None
 
@@ -253,6 +296,18 @@ class Task(abc.ABC):
     def computes(self, actions: Sequence[int]) -> str | None:
         """The formula that a program answers with, where it alone determines one: '3*4+5'."""
         return None
+
+    # What is observed -----------------------------------------------------------------------
+
+    def no_response(self, size: int) -> np.ndarray:
+        """(size, response_length) int8: what is observed where no action was answered."""
+        return np.full((size, self.response_length), self.vocabulary.pad_token, np.int8)
+
+    def response_of(self, transition: Transition) -> np.ndarray:
+        """(B, response_length) int8: what the actions of a transition were answered with."""
+        if transition.response is None:
+            return self.no_response(len(transition.rewards))
+        return transition.response.astype(np.int8)
 
     # What both environments check -----------------------------------------------------------
 

@@ -14,7 +14,7 @@ from toolagent.tasks.arithmetic import (
     shaping,
 )
 from toolagent.tasks.base import Registers, Transition
-from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 from toolagent.tasks.algebra import Polynomial, blocks, join, normal_form, unsigned
-from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 Formula = tuple[int, ...]  # in postfix
 _OPERATORS = (MUL, ADD, SUB)

@@ -25,7 +25,7 @@ from toolagent.tasks.expression_problems import (
     with_other_digits,
 )
 from toolagent.tasks.infix import (
-    CONTEXT_VOCABULARY,
+    VOCABULARY,
     Expression,
     parse,
     text_of,
@@ -42,7 +42,7 @@ from toolagent.tasks.stack_machine import (
     top_of,
     use,
 )
-from toolagent.vocabulary import ANS
+from toolagent.tasks.tokens import ANS, TOOLS
 
 EXAMPLE = "(3+4)*2"
 # By the number of operands: the smallest digit of a problem to practise.
@@ -65,7 +65,8 @@ class ExpressionTask(Task):
     num_stages = MAX_OPERANDS
     formulas = ("1 operand", *(f"{k} operands" for k in range(2, MAX_OPERANDS + 1)))
     context_length = CONTEXT_LENGTH
-    context_vocabulary = CONTEXT_VOCABULARY
+    vocabulary = VOCABULARY
+    tools = TOOLS
     max_actions = 2 * MAX_OPERANDS + 1
     splits = ("seen", "held_out")
     judgements = ("algebraically_valid", "shortest")

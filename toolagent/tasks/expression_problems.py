@@ -19,7 +19,7 @@ from toolagent.tasks.skeletons import (
     shapes,
     split_number,
 )
-from toolagent.vocabulary import CTX, EOS
+from toolagent.tasks.tokens import CTX, EOS
 
 MAX_OPERANDS = 8
 MAX_TOKENS = 4 * MAX_OPERANDS - 3  # k digits, k-1 operators, 2(k-1) parentheses

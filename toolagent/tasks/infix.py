@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from toolagent.vocabulary import ADD, MUL, NUM_TOKENS, SUB
+from toolagent.tasks.tokens import ADD, MUL, SUB
+from toolagent.tasks.tokens import VOCABULARY as WITHOUT_PARENTHESES
 
-OPEN = NUM_TOKENS  # 18 and 19: context tokens that are no actions
-CLOSE = NUM_TOKENS + 1
-CONTEXT_VOCABULARY = NUM_TOKENS + 2
+VOCABULARY = dataclasses.replace(WITHOUT_PARENTHESES, observed=("(", ")"))
+OPEN, CLOSE = VOCABULARY.token("("), VOCABULARY.token(")")
 
 _TOKENS = {str(digit): digit for digit in range(10)} | {
     "*": MUL,
@@ -23,7 +24,7 @@ _TOKENS = {str(digit): digit for digit in range(10)} | {
 _TIGHTNESS = {OPEN: 0, ADD: 1, SUB: 1, MUL: 2}  # nothing is tight enough to reach across a '('
 _DIGIT_TIGHTNESS = 3
 # Bytes by token; what ends or pads a context is NUL, which NumPy strips from the end of a text.
-_BYTES = np.zeros(CONTEXT_VOCABULARY, np.uint8)
+_BYTES = np.zeros(len(VOCABULARY), np.uint8)
 for _character, _token in _TOKENS.items():
     _BYTES[_token] = ord(_character)
 _QUOTED = 60  # characters of a text that an error quotes

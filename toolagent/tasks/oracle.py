@@ -1,9 +1,9 @@
 """The exact oracle: what programs of tool tokens can do, found by exhaustive search.
 
-A *program* is a sequence of tokens that ends with `ANS` and is played blindly, the same for every
-problem. The search knows nothing of the machines: it only calls `start` and `step`. Programs that
-leave the same registers in all problems are one behaviour, and of those there are few: a few
-hundred where there are 18**6 programs.
+A *program* is a sequence of tokens that ends with the answer token and is played blindly, the same
+for every problem. The search knows nothing of the machines: it only calls `start` and `step`.
+Programs that leave the same registers in all problems are one behaviour, and of those there are
+few: a few hundred where there are 18**6 programs.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from typing import Any
 import numpy as np
 
 from toolagent.tasks.base import Problems, Task
-from toolagent.vocabulary import ANS, NUM_TOKENS
 
 Program = tuple[int, ...]
 
 PROBES = 256  # problems that tell programs apart before the survivors see all of them
 CHUNK = 8192  # problems stepped at once: more are no faster, and take more memory
-
-_TOOLS = [token for token in range(NUM_TOKENS) if token != ANS]
 
 
 @dataclass
@@ -33,7 +30,7 @@ class _Behaviour:
     parents: list[tuple[_Behaviour, int]] = field(default_factory=list)  # (prefix, last token)
 
     def programs(self) -> Iterator[Program]:
-        """Every one of its programs, without `ANS`."""
+        """Every one of its programs, without the answer token."""
         if not self.parents:
             yield ()
         for prefix, token in self.parents:
@@ -55,11 +52,12 @@ def shortest_programs(
         task: one in which a program played blindly may solve a stage, and the stage can be
             enumerated. (Behaviours are too many where a program can push numbers of its own.)
         stage: the stage.
-        max_length: the most tokens, `ANS` included; None for the task's own limit.
-        prefix: what the programs begin with, counted in their length; it has no `ANS`.
+        max_length: the most tokens, the answer included; None for the task's own limit.
+        prefix: what the programs begin with, counted in their length; no answer token among them.
 
     Returns:
-        Programs with their final `ANS`; [] if none of up to `max_length` tokens solves the stage.
+        Programs with their final answer token; [] if none of up to `max_length` tokens solves the
+        stage.
 
     Raises:
         ValueError: not a stage of the task, one that cannot be enumerated, or `max_length` is not
@@ -100,7 +98,9 @@ def _longer(task: Task, problems: Problems, layer: list[_Behaviour]) -> list[_Be
     """The behaviours of all programs one token longer."""
     found: dict[bytes, _Behaviour] = {}
     for prefix in layer:
-        for token in _TOOLS:
+        for token in range(task.vocabulary.num_actions):
+            if token == task.vocabulary.answer_token:
+                continue
             actions = np.full(len(problems), token)
             registers = task.step(problems, prefix.registers, actions).registers
             key = _key(registers)
@@ -114,8 +114,10 @@ def _key(registers: Any) -> bytes:
 
 
 def _answered(task: Task, problems: Problems, registers: Any) -> np.ndarray:
-    """(B,) bool: `ANS` now would be right."""
-    return task.step(problems, registers, np.full(len(problems), ANS)).solved
+    """(B,) bool: an answer now would be right."""
+    return task.step(
+        problems, registers, np.full(len(problems), task.vocabulary.answer_token)
+    ).solved
 
 
 def _play(task: Task, problems: Problems, program: Program) -> np.ndarray:
@@ -137,7 +139,7 @@ def _solving_all(
     """All shortest programs of up to `length` tokens that solve all of the given problems."""
     for layer in _walk(task, problems, length - len(prefix), prefix=prefix):
         programs = [
-            (*prefix, *program, ANS)
+            (*prefix, *program, task.vocabulary.answer_token)
             for behaviour in layer
             if _answered(task, problems, behaviour.registers).all()
             for program in behaviour.programs()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolagent.vocabulary import ADD, MUL, SUB
+from toolagent.tasks.tokens import ADD, MUL, SUB
 
 OPERATORS = np.array([MUL, ADD, SUB], np.int8)  # in the order of their numbers, 0..2
 HELD_OUT_FROM = 4  # operands: with fewer, too few skeletons to hold some out

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolagent.tasks.base import Registers
-from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 STACK_SIZE = 16
 # What `MUL`/`ADD`/`SUB` push: (actions, below, top), (B,) each, to (B,) results.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from toolagent.export.player.gru import gru
-from toolagent.vocabulary import ANS, EOS
+from toolagent.tasks.tokens import ANS, EOS
 
 
 class Network:

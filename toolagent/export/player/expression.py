@@ -2,7 +2,7 @@
 
 import re
 
-from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 FLAG = "--expression"  # up to 8 digits with + - * and parentheses
 OPERATIONS = {MUL: int.__mul__, ADD: int.__add__, SUB: int.__sub__}

@@ -12,7 +12,7 @@ import numpy as np
 
 from toolagent.export.player.calculator import FLAG, answer, read
 from toolagent.export.player.stage_gru import Network
-from toolagent.vocabulary import ANS, CTX, EOS
+from toolagent.tasks.tokens import ANS, CTX, EOS
 
 
 def load(folder):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from toolagent.export.player.gru import gru
-from toolagent.vocabulary import EOS
+from toolagent.tasks.tokens import EOS
 
 
 class Network:

@@ -1,6 +1,6 @@
 """Task `tutorial`: its problems as typed, and its machine."""
 
-from toolagent.vocabulary import ADD, ANS, MUL, RCL, STO, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 FLAG = "--digits"  # 3,4,5 asks for a*b+c; 3,4,5,6 for a*b+c-d; 3,4,5,6,7 for a*b+c-d*e
 

@@ -1,0 +1,56 @@
+"""The networks that are known by name, and those of other modules."""
+
+from __future__ import annotations
+
+from toolagent.errors import UserError, nearest
+from toolagent.models.base import AgentNetwork
+from toolagent.models.encoder_decoder import EncoderDecoderNetwork
+from toolagent.models.network import StageGRUNetwork
+from toolagent.outside import file_of, is_outside, load_class, reference_of
+
+DEFAULT_NETWORK = "stage_gru"
+# Every network in use, by its name in `rl_module: {model_config: {network: ...}}`: of another
+# module 'module:Class'. A checkpoint calls this package's own by their classes.
+NETWORKS: dict[str, type[AgentNetwork]] = {
+    "stage_gru": StageGRUNetwork,
+    "encoder_decoder": EncoderDecoderNetwork,
+}
+_KINDS = (bool, int, float, str)
+
+
+def network_class(name: str) -> type[AgentNetwork]:
+    """The network of that name; one of another module, 'my_module:MyNetwork', is imported.
+
+    Raises:
+        UserError: there is none, it can't be imported, or it is no whole network.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if not is_outside(name):
+        raise UserError(
+            f"no network '{name}'; {nearest(name, NETWORKS)} (a network of your own is named as "
+            "my_module:MyNetwork)"
+        )
+    found: type[AgentNetwork] = load_class(name, AgentNetwork)
+    where = f"{file_of(found)}: network {found.__name__}"
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        raise UserError(f"{where} has no {', '.join(missing)}")
+    fields = getattr(found.Options, "_fields", ())
+    defaults = getattr(found.Options, "_field_defaults", {})
+    for field in fields:
+        if type(defaults.get(field)) not in _KINDS:
+            raise UserError(
+                f"{where}: its option {field} has no default that is a number, a text, true or "
+                "false"
+            )
+    NETWORKS[name] = found
+    return found
+
+
+def network_name(network: type[AgentNetwork]) -> str:
+    """What configurations call a network: 'stage_gru', 'my_module:MyNetwork'."""
+    for name, known in NETWORKS.items():
+        if known is network:
+            return name
+    return reference_of(network)
