@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 
 from toolagent.models.coordinate_attention import CoordinateAttention
 from toolagent.tasks import get_task
+from toolagent.tasks.infix import VOCABULARY
 from toolagent.tasks.tokens import ADD, CTX, EOS, MUL, NUM_TOKENS, SUB
-
-VOCABULARY = 20
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -36,6 +36,7 @@ COLUMNS = (
     "rewards",
     "log_probabilities",
     "baseline",
+    "response",
 )
 WIDTH = 12
 

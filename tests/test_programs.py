@@ -14,18 +14,17 @@ from toolagent.rollouts.programs import programs_of
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import EOS, VOCABULARY
 
+TASK = get_task("calculator")
+
 
 def test_programs_are_counted_as_a_plain_loop_counts_them():
-    task = get_task("calculator")
-    problems = task.sample(np.random.default_rng(0), np.full(400, 2, np.int8))
+    problems = TASK.sample(np.random.default_rng(0), np.full(400, 2, np.int8))
     generator = torch.Generator().manual_seed(0)
-    batch = play(noisy_network(0.1), task, problems, generator)
+    batch = play(noisy_network(0.1), TASK, problems, generator)
     texts = [VOCABULARY.text(a[:n]) for a, n in zip(batch.actions, batch.lengths, strict=True)]
     counted = Counter(texts)
     assert len(counted) > 3  # a probe with something to tell apart
-    record = programs_of(
-        get_task("calculator"), batch.actions, batch.solved, batch.lengths
-    ).record()
+    record = programs_of(TASK, batch.actions, batch.solved, batch.lengths).record()
     assert counted[record["program"]] == max(counted.values())
     assert record["share"] == max(counted.values()) / 400
     assert record["distinct"] == len(counted)
@@ -56,4 +55,4 @@ def test_what_stands_after_the_end_does_not_count():
         "solved_length": 2.0,
     }
     with pytest.raises(ValueError, match="no episodes"):
-        programs_of(get_task("calculator"), actions[:0], np.zeros(0, bool), np.zeros(0, np.int8))
+        programs_of(TASK, actions[:0], np.zeros(0, bool), np.zeros(0, np.int8))

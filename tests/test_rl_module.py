@@ -185,6 +185,7 @@ def test_the_columns_of_whole_episodes_give_what_the_padded_observations_give(ki
         "stage": torch.from_numpy(problems.stage),
         "actions": actions.to(torch.int8),
         "lengths": lengths,
+        "response": torch.zeros((9, 7, 0), dtype=torch.int8),
     }
     with torch.no_grad():
         out = module.forward_train(episodes)

@@ -147,7 +147,7 @@ def test_what_each_task_tells_about_its_stages(name):
         )
         assert np.array_equal(posed_again.context, problems.context)
         assert np.array_equal(task.target(posed_again), task.target(problems))
-        assert task.context_vocabulary > problems.context.max()
+        assert len(task.vocabulary) > problems.context.max()
         assert problems.context.shape == (100, task.context_length)
         assert task.example(stage).stage.tolist() == [stage]
     assert len(task.example()) == 1

@@ -112,6 +112,8 @@ def save_policy(
         raise ValueError(
             f"the network was made for {network.interface}; task '{task_name}' has {task.interface}"
         )
+    if "<locals>" in type(network).__qualname__:
+        raise ValueError(f"a {type(network).__name__} can't be loaded again: it is in no module")
     weights = weights_file(network)
     metadata = {
         "format": FORMAT,

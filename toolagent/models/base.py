@@ -56,7 +56,7 @@ class AgentNetwork(nn.Module, abc.ABC):
     @functools.cached_property
     def hidden_size(self) -> int:
         """S: how wide the state is that `begin` returns."""
-        context = torch.full((1, self.interface.context_length), self.pad_token)
+        context = torch.full((1, self.interface.context_length), self.start_token)
         with torch.no_grad():
             return self.begin(context, torch.zeros(1, dtype=torch.int64)).hidden.shape[1]
 
