@@ -13,7 +13,7 @@ from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.rollouts.detours import FIRST_CHOICES, LONGEST, Detours, draw_detours
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
-from toolagent.tasks.tokens import ANS, EOS, NUM_TOKENS
+from toolagent.tasks.tokens import ANS, NUM_TOKENS
 
 TASK = get_task("expression")
 
@@ -135,7 +135,7 @@ def test_played_detours_are_those_of_a_plain_loop_while_others_leave_the_batch()
             actions.append(expected_token(table[step], step, start, choices))
         length = len(actions)
         assert batch.lengths[30 + row] == length
-        assert batch.actions[30 + row].tolist() == actions + [EOS] * (TASK.max_actions - length)
+        assert batch.actions[30 + row].tolist() == actions + [ANS] * (TASK.max_actions - length)
         # What the policy thinks of them, not the certainty with which they were played.
         np.testing.assert_allclose(
             batch.log_probabilities[30 + row, :length],

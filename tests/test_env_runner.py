@@ -19,7 +19,7 @@ from toolagent.models.rl_module import NetworkModule
 from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.recorder import Recording
-from toolagent.tasks.tokens import EOS
+from toolagent.tasks.tokens import ANS
 
 GROUPS = {"group_size": 8, "failed_problem_share": 0.8, "explorer_kind": "detours"}
 
@@ -64,7 +64,7 @@ def test_a_sample_is_as_many_whole_episodes_as_were_asked_for():
     batch = runner.sample(num_episodes=300)
     assert (batch.lengths >= 1).all() and (batch.lengths <= 7).all()
     after = np.arange(7) >= batch.lengths[:, None]
-    assert (batch.actions[after] == EOS).all() and not batch.rewards[after].any()
+    assert (batch.actions[after] == ANS).all() and not batch.rewards[after].any()
     assert set(batch.stage.tolist()) == {0, 1, 2}
     assert abs((batch.stage < 2).mean() - 0.5) < 0.15  # earlier_stage_share
 

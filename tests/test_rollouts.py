@@ -11,7 +11,7 @@ from toolagent.rollouts.certification import certify, certify_stage, measure
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play, sample_tokens
 from toolagent.tasks import get_task
-from toolagent.tasks.tokens import ADD, ANS, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.tasks.tokens import ADD, ANS, MUL, NUM_TOKENS, SUB
 
 NAMES = ["tutorial", "calculator"]
 
@@ -66,7 +66,7 @@ def assert_same(batch, episodes, with_log_probabilities):
     for row, (actions, rewards, log_probabilities, solved) in enumerate(episodes):
         length = len(actions)
         assert batch.lengths[row] == length
-        assert batch.actions[row].tolist() == actions + [EOS] * (7 - length)
+        assert batch.actions[row].tolist() == actions + [ANS] * (7 - length)
         np.testing.assert_allclose(batch.rewards[row, :length], rewards, atol=1e-6)
         assert (batch.rewards[row, length:] == 0).all()
         assert batch.solved[row] == solved

@@ -37,7 +37,7 @@ class EpisodeBatch(Columns):
 
     stage: np.ndarray  # (B,) int8
     context: np.ndarray  # (B, L) int8
-    actions: np.ndarray  # (B, T) int8, `pad` after the end
+    actions: np.ndarray  # (B, T) int8, `answer` after the end: an action, though none is taken
     lengths: np.ndarray  # (B,) int8: actions taken, the last one included
     rewards: np.ndarray  # (B, T) float32, 0 after the end
     log_probabilities: np.ndarray  # (B, T) float32 of the actions when chosen, 0 after the end
@@ -93,7 +93,7 @@ def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBa
     return EpisodeBatch(
         stage=stage,
         context=context,
-        actions=np.full(shape, pad, np.int8),
+        actions=np.full(shape, task.vocabulary.answer_token, np.int8),
         lengths=np.zeros(len(stage), np.int8),
         rewards=np.zeros(shape, np.float32),
         log_probabilities=np.zeros(shape, np.float32),

@@ -36,7 +36,7 @@ class RecordedEpisodes(Columns):
 
     stage: np.ndarray  # (B,) int8
     context: np.ndarray  # (B, L) int8
-    actions: np.ndarray  # (B, T) int8, `pad` after the end
+    actions: np.ndarray  # (B, T) int8, `answer` after the end
     lengths: np.ndarray  # (B,) int8
     rewards: np.ndarray  # (B, T) float32, 0 after the end
     response: np.ndarray  # (B, T, R) int8, `pad` after the end
@@ -209,7 +209,7 @@ def _episodes(table: pa.Table, task: Task, posed: list[str]) -> RecordedEpisodes
     if not np.isfinite(rewards).all():
         raise ValueError("a reward is not finite")
     happened = np.arange(task.max_actions) < lengths[:, None]  # (B, T)
-    padded_actions = np.full(happened.shape, pad, np.int8)
+    padded_actions = np.full(happened.shape, task.vocabulary.answer_token, np.int8)
     padded_actions[happened] = actions
     padded_rewards = np.zeros(happened.shape, np.float32)
     padded_rewards[happened] = rewards
