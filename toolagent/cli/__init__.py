@@ -20,7 +20,7 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,6 +69,19 @@ class PathType(click.ParamType):
 
 
 PATH = PathType()
+
+
+def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--task` and `--network` to a command that loads a checkpoint; they come as the
+    arguments `task` and `network` (each a text or None), which `load_policy` takes."""
+    for name in ("network", "task"):
+        command = click.option(
+            f"--{name}",
+            metavar="MODULE:CLASS",
+            help=f"The {name} of the checkpoint, where it is not one of toolagent's own: its code "
+            "is run.",
+        )(command)
+    return command
 
 
 class IntRange(click.IntRange):

@@ -1,6 +1,6 @@
 """Certifies a checkpoint: how many problems does the greedy agent solve, out of all there are?
 
-python -m toolagent.evaluate CHECKPOINT [--problems FILE] [--json FILE]
+python -m toolagent.evaluate CHECKPOINT [--task MODULE:CLASS] [--problems FILE] [--json FILE]
 python -m toolagent.evaluate CHECKPOINT --reasoning-gym DATASET [--size N] [--seed S] [--json FILE]
 
 `--json` writes
@@ -70,6 +70,7 @@ class Answer:
 
 @click.command()
 @click.argument("checkpoint", type=cli.PATH)
+@cli.code_options
 @click.option(
     "--problems",
     "problem_file",
@@ -101,6 +102,8 @@ class Answer:
 )
 def command(
     checkpoint: str,
+    task: str | None,
+    network: str | None,
     problem_file: str | None,
     dataset: str | None,
     size: int | None,
@@ -122,7 +125,7 @@ def command(
                 raise UserError(f"{flag}: only with --reasoning-gym")
     elif problem_file is not None:
         raise UserError("--reasoning-gym: can't be given with --problems")
-    policy = load_policy(checkpoint)
+    policy = load_policy(checkpoint, task=task, network=network)
     if json_file is not None:
         policy.check_outside(Path(json_file))
     torch.set_num_threads(1)  # a second saves half a second, and loses many on a busy machine
