@@ -162,7 +162,7 @@ env_runners: {num_env_runners: 3, num_cpus_per_env_runner: 0.5}
 learners: {num_learners: 1, custom_resources_per_learner: {special: 1}}
 training: {lr: [[0, 3e-4], [1e6, 0]], entropy_coeff: [[0, 0.1], [100, 0.0]],
            lambda_: 1, minibatch_size: null, vf_clip_param: .inf}
-evaluation: {evaluation_interval: 2, evaluation_config: {explore: false, env_config:
+evaluation: {evaluation_interval: 2, evaluation_config: {explore: false, seed: 3, env_config:
             {stage: 2}}}
 rl_module: {model_config: {embedding_size: 32}}
 fault_tolerance: {delay_between_env_runner_restarts_s: 7}
@@ -186,6 +186,7 @@ reporting: {min_time_s_per_iteration: 0.5}
     assert config.seed == 5
     assert config.rl_module_spec.module_class is NetworkModule
     assert config.rl_module_spec.model_config == {
+        "task": "tutorial",
         "network": "stage_gru",
         "embedding_size": 32,
         "max_seq_len": 8,
@@ -594,10 +595,10 @@ WRONG_FILE = [
     ("rl_module: {model_config: {embedding_size: 100000}}", "rl_module.model_config",
      "makes 60,004,600,019 weights; at"),
     ("rl_module: {model_config: {network: encoder}}", "rl_module.model_config.network",
-     "expected 'stage_gru' or 'encoder_decoder', got 'encoder'"),
+     "no network 'encoder'; did you mean 'encoder_decoder'?"),
     ("rl_module: {model_config: {network: null}}", "rl_module.model_config.network",
-     "expected 'stage_gru' or 'encoder_decoder', got null"),
-    ("task: calculater", "task", "'expression', got 'calculater'"),
+     "expected a name, got null"),
+    ("task: calculater", "task", "no task 'calculater'; did you mean 'calculator'?"),
     ("task: [calculator]", "task", "got ['calculator']"),
     ("task: expression\ncurriculum: {levels: [{stage: 9}]}", "curriculum.levels.0.stage",
      "9 is not in the task; its stages are 1..8"),

@@ -298,4 +298,6 @@ def _overrides_type(config_class: type) -> Any:
         if kind is not _DEPRECATED
     }
     options = {name: types_of.get(name, Any) for name in sorted(names)}
-    return typed_dict("overrides", options | {"env_config": env_config_type() | None})
+    # Evaluation may have a seed of its own.
+    own = {"env_config": env_config_type() | None, "seed": _Count | None}
+    return typed_dict("overrides", options | own)
