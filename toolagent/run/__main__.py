@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
 import sys
 from typing import Any
 
 import click
 
 from toolagent import cli
-from toolagent.checkpoints.output import finish, new_run, run_to_resume
-from toolagent.cli.interrupt import Interrupt
-from toolagent.cluster.ray_session import cluster_to_join, ray_session
 from toolagent.config.settings import MAX_SEED
-from toolagent.errors import UserError
-from toolagent.run.recording import check_recording, check_records
-from toolagent.run.start import Start, check_local_resources, policy_of, resumed_start
-
-# What --num-env-runners and its like mean in the configuration.
-_SHORTHANDS = {
-    "num_env_runners": "env_runners.num_env_runners",
-    "num_learners": "learners.num_learners",
-    "num_gpus_per_learner": "learners.num_gpus_per_learner",
-    "seed": "seed",
-    "stop_env_steps": "run.stop_env_steps",
-    "stop_time_s": "run.stop_time_s",
-    "record_episodes": "run.record_episodes",
-}
+from toolagent.run.launch import Request, launch, shorthand_overrides
 
 
 class CountOrAuto(cli.IntRange):
@@ -97,62 +78,9 @@ def command(
     **shorthands: Any,
 ) -> int:
     """Train an agent through the curriculum until every stage is certified solved."""
-    address = cluster_to_join(address)
-    for name, value in shorthands.items():
-        if value is not None:
-            overrides += (f"{_SHORTHANDS[name]}={json.dumps(value)}",)  # JSON is YAML
-    console = cli.console()
-    if resume is not None:
-        for flag, given in (
-            ("--config", config),
-            ("--output-dir", output_dir),
-            ("--init-from", init_from),
-        ):
-            if given is not None:
-                raise UserError(f"{flag}: can't be given with --resume, which continues a run")
-    from toolagent.config import build_algorithm_config, load_settings
-    from toolagent.trackers import Trackers
-
-    def tell(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
-    with contextlib.ExitStack() as stack:
-        if resume is not None:
-            # Read before anything is started: a wrong path is answered at once.
-            folder, named = stack.enter_context(run_to_resume(resume, tell))
-            config = str(folder.config)
-        settings = load_settings(config, overrides)
-        algorithm_config = build_algorithm_config(settings)
-        check_local_resources(algorithm_config, address)
-        check_recording(settings.run.record_episodes)
-        notes = check_records(settings, algorithm_config)
-        start = Start()
-        if resume is not None:
-            before = load_settings(config)
-            start = resumed_start(folder, named, settings, before, algorithm_config)
-        else:
-            folder = stack.enter_context(new_run(output_dir, settings.task, tell))
-            if init_from is not None:
-                policy = policy_of("--init-from", init_from, settings, algorithm_config)
-                policy.check_outside(folder.path)
-                start = Start(policy=policy)
-        start = dataclasses.replace(start, notes=(*start.notes, *notes))
-        # Starting Ray can't be cut short, but a signal is remembered.
-        with (
-            Interrupt() as interrupt,
-            Trackers(settings.run.trackers, folder) as trackers,  # refuses before Ray is started
-            ray_session(address, settings.run.dashboard, settings.sections) as cluster,
-        ):
-            interrupt.check()
-            from toolagent.run.execution import execute
-            from toolagent.run.session import Session
-
-            session = Session(
-                *(console, settings, algorithm_config, cluster),
-                *(folder, start, trackers, interrupt),
-            )
-            code = execute(session)
-        return code if finish(folder) else code or 1
+    overrides += shorthand_overrides(**shorthands)
+    request = Request(config, output_dir, resume, init_from, address, overrides)
+    return launch(request, cli.console()).exit_code
 
 
 if __name__ == "__main__":

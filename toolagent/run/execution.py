@@ -121,7 +121,7 @@ def _publish_results(session: Session, outcome: Outcome) -> str | None:
         Why files of the results could not be written; None if all were.
     """
     folder, console = session.folder, session.console
-    summary = summarize(outcome)
+    session.summary = summary = summarize(outcome)
     # 'auto' is known only now.
     summary["num_env_runners"] = session.algorithm_config.num_env_runners
     samples = sample_trajectories(outcome)

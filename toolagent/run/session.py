@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from rich.console import Console
@@ -37,6 +38,7 @@ class Session:
     # Over all restarts of learning: a counter that began again would count twice.
     metrics: RunMetrics = field(init=False)
     recording: Recording | None = field(init=False, default=None)  # of the training episodes
+    summary: dict[str, Any] | None = field(init=False, default=None)  # at the end: the results
     # `perf_counter` when Ray was up, in a resumed run that has not trained again yet.
     ray_since: float | None = field(init=False)
 

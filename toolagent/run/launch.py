@@ -1,0 +1,124 @@
+"""One session of a run, from what was asked for to its results: what the command does, and
+`toolagent.train`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from toolagent.checkpoints.output import finish, new_run, run_to_resume
+from toolagent.checkpoints.run_folder import RunFolder
+from toolagent.cli.interrupt import Interrupt
+from toolagent.cluster.ray_session import cluster_to_join, ray_session
+from toolagent.errors import UserError
+from toolagent.run.recording import check_recording, check_records
+from toolagent.run.start import Start, check_local_resources, policy_of, resumed_start
+
+# What --num-env-runners and its like mean in the configuration.
+_SHORTHANDS = {
+    "num_env_runners": "env_runners.num_env_runners",
+    "num_learners": "learners.num_learners",
+    "num_gpus_per_learner": "learners.num_gpus_per_learner",
+    "seed": "seed",
+    "stop_env_steps": "run.stop_env_steps",
+    "stop_time_s": "run.stop_time_s",
+    "record_episodes": "run.record_episodes",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, as the flags of `python -m toolagent.run` say it."""
+
+    config: str | None = None  # a YAML file, or the name of a shipped config
+    output_dir: str | None = None
+    resume: str | None = None
+    init_from: str | None = None
+    address: str | None = None
+    overrides: tuple[str, ...] = ()  # 'section.key=value'
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a session came to."""
+
+    exit_code: int
+    folder: RunFolder  # gone from this machine if it is on storage
+    summary: dict[str, Any] | None  # as in `summary.json`; None without results
+
+
+def shorthand_overrides(**given: Any) -> tuple[str, ...]:
+    """The overrides that `num_env_runners` and its like stand for; None says nothing."""
+    return tuple(
+        f"{_SHORTHANDS[name]}={json.dumps(value)}"  # JSON is YAML
+        for name, value in given.items()
+        if value is not None
+    )
+
+
+def launch(request: Request, console: Console) -> Result:
+    """Checks the request, starts or joins Ray, trains and writes the results.
+
+    Raises:
+        UserError: the request can't be met; nothing is written then.
+        KeyboardInterrupt: a signal came before anything was trained, or a second one.
+    """
+    address = cluster_to_join(request.address)
+    if request.resume is not None:
+        for flag, given in (
+            ("--config", request.config),
+            ("--output-dir", request.output_dir),
+            ("--init-from", request.init_from),
+        ):
+            if given is not None:
+                raise UserError(f"{flag}: can't be given with --resume, which continues a run")
+    from toolagent.config import build_algorithm_config, load_settings
+    from toolagent.trackers import Trackers
+
+    def tell(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    config = request.config
+    with contextlib.ExitStack() as stack:
+        if request.resume is not None:
+            # Read before anything is started: a wrong path is answered at once.
+            folder, named = stack.enter_context(run_to_resume(request.resume, tell))
+            config = str(folder.config)
+        settings = load_settings(config, request.overrides)
+        algorithm_config = build_algorithm_config(settings)
+        check_local_resources(algorithm_config, address)
+        check_recording(settings.run.record_episodes)
+        notes = check_records(settings, algorithm_config)
+        start = Start()
+        if request.resume is not None:
+            before = load_settings(config)
+            start = resumed_start(folder, named, settings, before, algorithm_config)
+        else:
+            folder = stack.enter_context(new_run(request.output_dir, settings.task, tell))
+            if request.init_from is not None:
+                policy = policy_of("--init-from", request.init_from, settings, algorithm_config)
+                policy.check_outside(folder.path)
+                start = Start(policy=policy)
+        start = dataclasses.replace(start, notes=(*start.notes, *notes))
+        # Starting Ray can't be cut short, but a signal is remembered.
+        with (
+            Interrupt() as interrupt,
+            Trackers(settings.run.trackers, folder) as trackers,  # refuses before Ray is started
+            ray_session(address, settings.run.dashboard, settings.sections) as cluster,
+        ):
+            interrupt.check()
+            from toolagent.run.execution import execute
+            from toolagent.run.session import Session
+
+            session = Session(
+                *(console, settings, algorithm_config, cluster),
+                *(folder, start, trackers, interrupt),
+            )
+            code = execute(session)
+        code = code if finish(folder) else code or 1
+    return Result(code, folder, session.summary)
