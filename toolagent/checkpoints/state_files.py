@@ -141,7 +141,7 @@ def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         # Found among the classes that are there: a file can't make anything be imported.
         known = {_name(found): found for found in _subclasses(Columns)}
         columns = {name: _decode(column, arrays) for name, column in value["columns"].items()}
-        return known[value["class"]](**columns)
+        return known[value["class"]].restored(columns)
     raise ValueError(f"unknown kind {kind!r} in {STRUCTURE_FILE}")
 
 

@@ -105,7 +105,9 @@ class SuccessReplay:
         for name in ("keys", "successes", "attempts", "kept"):
             setattr(self, name, np.array(state[name]))
         store = state["store"]
-        self.store = store and EpisodeBatch(**{name: np.array(c) for name, c in store.items()})
+        self.store = store and EpisodeBatch.restored(
+            {name: np.array(column) for name, column in store.items()}
+        )
         self.rng.bit_generator.state = state["stream"]
 
 

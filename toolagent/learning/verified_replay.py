@@ -63,6 +63,8 @@ class VerifiedReplay:
     def set_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_state`."""
         store = state["store"]
-        self.store = store and EpisodeBatch(**{name: np.array(c) for name, c in store.items()})
+        self.store = store and EpisodeBatch.restored(
+            {name: np.array(column) for name, column in store.items()}
+        )
         self.added = state["added"]
         self.rng.bit_generator.state = state["stream"]

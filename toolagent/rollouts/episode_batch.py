@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,12 @@ class EpisodeBatch(Columns):
     # (B,) float32: the leave-one-out baseline, the mean discounted return of the other episodes of
     # the group (`draw.ProblemDraw`); 0 where there is no other
     baseline: np.ndarray
+
+    @classmethod
+    def restored(cls, columns: Mapping[str, np.ndarray]) -> EpisodeBatch:
+        """See `Columns`; a checkpoint that is older than responses has none."""
+        none = np.zeros((*columns["actions"].shape, 0), np.int8)
+        return cls(**{"response": none, **columns})
 
     def __iter__(self) -> Iterator[EpisodeLength]:
         """For RLlib's evaluation, which loops over episodes. Nothing of ours does."""

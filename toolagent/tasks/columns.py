@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -30,6 +30,11 @@ class Columns:
         return cls(
             **{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names}
         )
+
+    @classmethod
+    def restored(cls, columns: Mapping[str, np.ndarray]) -> Self:
+        """What `columns` returned as a batch again; older checkpoints may lack columns."""
+        return cls(**columns)
 
     def take(self, rows: np.ndarray) -> Self:
         """The rows at the given indices (or under a boolean mask), as a new batch."""
