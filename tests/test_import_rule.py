@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "serve": (
         "__init__ checkpoints cli cluster errors installation models rollouts tasks vocabulary"
     ),
-    "tune": "checkpoints cli cluster config curriculum errors files installation rollouts",
+    "tune": "checkpoints cli cluster config curriculum errors files installation rollouts tasks",
     "benchmark": (
         "checkpoints cli cluster config envs errors figures files learning models rollouts run "
         "tasks vocabulary"

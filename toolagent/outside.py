@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from typing import Any
 
 from toolagent.errors import UserError
@@ -24,8 +25,8 @@ def reference_of(given: type) -> str:
 def file_of(given: type) -> str:
     """The file that a class is written in, as messages name it."""
     try:
-        return os.path.relpath(inspect.getfile(given))
-    except (TypeError, OSError, ValueError):  # typed into an interpreter; on another drive
+        return _shown(inspect.getfile(given))
+    except (TypeError, OSError):  # typed into an interpreter
         return given.__module__
 
 
@@ -48,18 +49,19 @@ def load_class(reference: str, base: type) -> Any:
         sys.path.append(os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "\0"):
+    # Whatever the module's own code raises; a program may end itself (SystemExit) on import.
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
             raise UserError(
-                f"{reference}: there is no module '{error.name}'; it is looked for in the working "
+                f"{reference}: there is no module '{missing}'; it is looked for in the working "
                 "folder and on the Python path"
             ) from error
-        raise UserError(f"{reference}: can't be imported: {_condensed(error)}") from error
-    except Exception as error:  # whatever the module's own code raises
         raise UserError(
-            f"{reference}: can't be imported: {type(error).__name__}: {_condensed(error)}"
+            f"{_place_of(error, module_name)}: {reference} can't be imported: "
+            f"{type(error).__name__}: {_condensed(error)}"
         ) from error
-    file = os.path.relpath(getattr(found, "__file__", None) or module_name)
+    file = _shown(getattr(found, "__file__", None) or module_name)
     for part in name.split("."):
         found = getattr(found, part, None)
     if found is None:
@@ -70,6 +72,25 @@ def load_class(reference: str, base: type) -> Any:
             f"{base.__module__.rpartition('.')[0] or base.__module__}.{base.__name__}"
         )
     return found
+
+
+def _place_of(error: BaseException, module_name: str) -> str:
+    """The file and line at which the import of a module ended, as far as they are known."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_shown(error.filename)}, line {error.lineno}"
+    place, package = module_name, module_name.partition(".")[0]
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+            place = f"{_shown(frame.f_code.co_filename)}, line {line}"
+    return place
+
+
+def _shown(file: str) -> str:
+    """A file as messages name it."""
+    try:
+        return os.path.relpath(file)
+    except ValueError:  # on another drive
+        return file
 
 
 def _condensed(error: BaseException) -> str:

@@ -62,7 +62,9 @@ def measure_throughput(
     with contextlib.ExitStack() as stack:
         cpus = 0.0
         if configs or scaling:
-            cpus = stack.enter_context(ray_session(None, dashboard=False)).cpus
+            document = run.settings.document() if run else None
+            session = ray_session(None, dashboard=False, document=document)
+            cpus = stack.enter_context(session).cpus
         with contextlib.ExitStack() as closing:
             progress.announce("building and warming up")
             for name, config in configs.items():

@@ -18,7 +18,7 @@ from toolagent.benchmark.figures import exploration_figures
 from toolagent.benchmark.rows import RLlibRow
 from toolagent.checkpoints.policy import Policy, load_policy
 from toolagent.checkpoints.run_folder import CONFIG
-from toolagent.config import build_algorithm_config, load_settings
+from toolagent.config import Settings, build_algorithm_config, load_settings
 from toolagent.errors import UserError
 from toolagent.learning.exploration import RATE
 from toolagent.learning.learner import EpisodeColumnsLearner
@@ -42,9 +42,18 @@ class TrainedRun:
     """A run's configuration, and the weights that it came to."""
 
     folder: Path
-    task: str
-    stage: int  # of the curriculum's last level
+    settings: Settings
     policy: Policy
+
+    @property
+    def task(self) -> str:
+        """Its name or reference."""
+        return self.settings.task
+
+    @property
+    def stage(self) -> int:
+        """Of the curriculum's last level."""
+        return self.settings.curriculum.levels[-1].stage
 
     @classmethod
     def read(cls, folder: Path) -> TrainedRun:
@@ -64,9 +73,9 @@ class TrainedRun:
                 f"--run {folder}: its algorithm is {settings.algorithm}; "
                 "only runs of algorithm toolagent can be measured"
             )
-        policy = load_policy(folder, expected_task=settings.task)
-        run = cls(folder, settings.task, settings.curriculum.levels[-1].stage, policy)
-        run._check(build_algorithm_config(settings))
+        config = build_algorithm_config(settings)  # imports the network, if it is another module's
+        run = cls(folder, settings, load_policy(folder, expected_task=settings.task))
+        run._check(config)
         return run
 
     def config(self, row: str) -> AlgorithmConfig:

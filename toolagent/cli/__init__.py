@@ -31,6 +31,7 @@ from rich.table import Table
 from toolagent.cli.interrupt import interruptible
 from toolagent.cli.streams import keep_streams_alive, output_fault
 from toolagent.errors import UserError, check_text, nearest
+from toolagent.tasks.base import ALL
 
 if TYPE_CHECKING:  # `rollouts` imports torch, which not every command needs
     from toolagent.rollouts.certification import StageAccuracy
@@ -258,7 +259,8 @@ def stage_notes(stages: Sequence[StageAccuracy], trained: Container[int] | None)
     sampled = [row for row in stages if row.split is not None]
     if sampled:
         first, *below = (sampled[0], *sampled[0].other_splits)
-        counts = f"{first.problems:,} {words(first.split)}"
+        kind = "problems" if first.split == ALL else words(first.split)
+        counts = f"{first.problems:,} {kind}"
         for row in below:
             counts += f", and below them {row.problems:,} {words(row.split)}"
         notes.append(

@@ -1,19 +1,23 @@
-"""This project's code, and the user's, on the nodes of a cluster: they need not have it installed.
+"""This project's code, and the user's, where the actors of a run are.
 
-Ray's runtime environment carries packages to every node on which an actor of the run starts, and
-puts them before whatever is installed there, so all play with the driver's code. The
-configuration needs no transport of its own: it is resolved on the driver, and travels as what it
-was resolved to with each actor.
+On an existing cluster nodes need not have it installed: Ray's runtime environment carries packages
+to every node on which an actor of the run starts, and puts them before whatever is installed there,
+so all play with the driver's code. The workers of a cluster that is started here look for modules
+where the driver found them. The configuration needs no transport of its own: it is resolved on the
+driver, and travels as what it was resolved to with each actor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import toolagent
@@ -24,12 +28,12 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
 
 
-def runtime_environment(sections: dict[str, Any]) -> dict[str, Any]:
+def runtime_environment(document: dict[str, Any]) -> dict[str, Any]:
     """What `ray.init(runtime_env=...)` takes for a run on an existing cluster.
 
     Args:
-        sections: of the settings; the modules of code that they name ('package.module:Name') and
-            that is not installed are carried too.
+        document: the configuration; the user's own modules are carried too: those that it names
+            ('package.module:Name'), and what was imported from beside them.
 
     Returns:
         Empty in a job that was submitted with modules of its own: Ray takes one list only.
@@ -37,11 +41,33 @@ def runtime_environment(sections: dict[str, Any]) -> dict[str, Any]:
     submitted = _of_the_job()
     if "py_modules" in submitted:
         return {}
-    paths = [str(Path(toolagent.__file__).parent), *sorted(_modules_named(sections))]
+    paths = [str(Path(toolagent.__file__).parent), *map(str, _own_modules(document))]
     result: dict[str, Any] = {"py_modules": paths}
     if "excludes" not in submitted:
         result["excludes"] = ["__pycache__"]
     return result
+
+
+@contextlib.contextmanager
+def python_path(document: dict[str, Any]) -> Iterator[None]:
+    """Processes that are started in the block find the user's own modules, wherever the driver
+    found them; Ray itself tells them of the working folder and of the script's.
+
+    Args:
+        document: the configuration, which names them.
+    """
+    before = os.environ.get("PYTHONPATH")
+    known = before.split(os.pathsep) if before else []
+    folders = {str(path.parent) for path in _own_modules(document)} - {os.getcwd(), *known}
+    if folders:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*known, *sorted(folders)])
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+        elif folders:
+            del os.environ["PYTHONPATH"]
 
 
 def _of_the_job() -> dict[str, Any]:
@@ -52,16 +78,24 @@ def _of_the_job() -> dict[str, Any]:
         return {}
 
 
-def _modules_named(sections: dict[str, Any]) -> set[str]:
-    """Where the user's own modules lie. All are imported: building the configuration did that."""
-    found = set()
-    for name in _NAMED_CODE.findall(json.dumps(sections, ensure_ascii=False, default=str)):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file is None or name == "toolagent":
-            continue
-        path = Path(file).resolve()
-        if path.name == "__init__.py":
-            path = path.parent
-        if not any(path.is_relative_to(folder) for folder in _INSTALLED):
-            found.add(str(path))
-    return found
+def _own_modules(document: dict[str, Any]) -> list[Path]:
+    """The files and packages of the user's own code. All are imported: building the configuration
+    did that."""
+    text = json.dumps(document, ensure_ascii=False, default=str)
+    places = {
+        name: path
+        for name, module in [*sys.modules.items()]
+        if "." not in name and name not in ("toolagent", "__main__")
+        for path in _paths_of(module)
+        if not any(path.is_relative_to(folder) for folder in _INSTALLED)
+    }
+    folders = {places[name].parent for name in _NAMED_CODE.findall(text) if name in places}
+    return sorted({path for path in places.values() if path.parent in folders})
+
+
+def _paths_of(module: ModuleType) -> list[Path]:
+    """The module's file, or its folder if it is a package; nothing for one that has none."""
+    if hasattr(module, "__path__"):  # without an __init__.py a package has no file
+        return [Path(folder).resolve() for folder in [*module.__path__][:1]]
+    file = getattr(module, "__file__", None)
+    return [Path(file).resolve()] if file else []

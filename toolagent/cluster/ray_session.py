@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from toolagent.cluster.address import check_address, no_cluster
-from toolagent.cluster.code_transport import runtime_environment
+from toolagent.cluster.code_transport import python_path, runtime_environment
 from toolagent.cluster.temporary_folder import prepare_temporary_folder
 from toolagent.cluster.token import prepare_token
 from toolagent.errors import UserError, check_text
@@ -91,18 +91,18 @@ def listen_on_loopback() -> None:
 
 @contextlib.contextmanager
 def ray_session(
-    address: str | None, dashboard: bool, sections: dict[str, Any] | None = None
+    address: str | None, dashboard: bool, document: dict[str, Any] | None = None
 ) -> Iterator[Cluster]:
     """Ray for the length of a run: a cluster of this machine, or the one at `address`.
 
     A cluster started here asks every client for a token (Ray's default for `ray.init()`), ends with
-    the run and, after `listen_on_loopback()`, can't be reached from other machines. To one that is
-    joined the code travels (`code_transport`).
+    the run and, after `listen_on_loopback()`, can't be reached from other machines. The code gets
+    to its workers, and to the nodes of one that is joined (`code_transport`).
 
     Args:
         address: of a cluster to join; None: start one.
         dashboard: of a cluster that is started.
-        sections: of the settings, for the code that they name.
+        document: the configuration, for the code that it names.
 
     Raises:
         UserError: there is no cluster at `address`, or it can't be joined; there is no token
@@ -128,8 +128,9 @@ def ray_session(
     os.environ.setdefault("RAY_worker_niceness", "0")
     if address:
         check_address(address)
-        options = {"address": address, "runtime_env": runtime_environment(sections or {})}
-    with _quiet_stderr(), own_sigterm_handler(), _hangup_held():
+        options = {"address": address, "runtime_env": runtime_environment(document or {})}
+    importable = python_path({} if address else document or {})
+    with _quiet_stderr(), own_sigterm_handler(), _hangup_held(), importable:
         try:
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:

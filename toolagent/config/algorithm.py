@@ -76,7 +76,23 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
     with _refusals(settings):
         config.validate()
         config.get_evaluation_config_object()  # applies evaluation_config, to a copy
+    _check_importable(settings, config, model_config["network"])
     return config
+
+
+def _check_importable(settings: Settings, config: AlgorithmConfig, network: str) -> None:
+    """Refuses a task or network of the program itself where other processes have to import it."""
+    actors = ("num_env_runners", "num_learners", "evaluation_num_env_runners")
+    remote = [name for name in actors if getattr(config, name)]
+    for path, reference in ((("task",), settings.task), (_NETWORK, network)):
+        local = reference.startswith("__main__:") or "<locals>" in reference
+        if local and remote:
+            raise settings.source.error(
+                path,
+                f"{reference} can't be imported by the processes of {remote[0]} "
+                f"({getattr(config, remote[0])}); move the class into a module, such as "
+                f"my_module.py, or set {remote[0]} to 0",
+            )
 
 
 def _model_config(settings: Settings) -> dict[str, Any]:

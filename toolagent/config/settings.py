@@ -137,6 +137,18 @@ class Settings:
             value = value.get(key) or {}
         return copy.deepcopy(value)
 
+    def document(self) -> dict[str, Any]:
+        """Every value, as a configuration file has them."""
+        return {
+            "task": self.task,
+            "algorithm": self.algorithm,
+            "seed": self.seed,
+            "curriculum": self.curriculum.model_dump(mode="json"),
+            "run": self.run.model_dump(mode="json"),
+            "recording": self.recording.model_dump(mode="json"),
+            **self.sections,
+        }
+
     @property
     def auto_runners(self) -> bool:
         """Whether the number of env runners follows from the cluster."""
@@ -145,22 +157,10 @@ class Settings:
 
 def to_yaml(settings: Settings) -> str:
     """Every value, defaults of curriculum and run included; loads back to equal settings."""
-    return documents.dump(_document(settings))
+    return documents.dump(settings.document())
 
 
 def config_sha256(settings: Settings) -> str:
     """A fingerprint of the values: independent of where they were written, and in what order."""
-    canonical = json.dumps(_document(settings), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(settings.document(), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _document(settings: Settings) -> dict[str, Any]:
-    return {
-        "task": settings.task,
-        "algorithm": settings.algorithm,
-        "seed": settings.seed,
-        "curriculum": settings.curriculum.model_dump(mode="json"),
-        "run": settings.run.model_dump(mode="json"),
-        "recording": settings.recording.model_dump(mode="json"),
-        **settings.sections,
-    }

@@ -7,12 +7,13 @@ python -m toolagent.evaluate CHECKPOINT --reasoning-gym DATASET [--size N] [--se
 
     {"task", "trained_stages", "stages": [{"stage", "problems", "solved", "accuracy"}]}
 
-with `trained_stages` only if the checkpoint says them. For a task that judges programs, a stage has
-besides
+with `trained_stages` only if the checkpoint says them. A stage has besides
 
-- a share 0..1 for each judgement: `algebraically_valid`, `shortest`;
-- `complete`: the problems are all there are. If not, they are a fixed sample of the *seen* split,
-  the only one that training draws from;
+- for a task that judges programs, a share 0..1 for each judgement: `algebraically_valid`,
+  `shortest`;
+- for such a task, and where not all problems were played, `complete`: the problems are all there
+  are. If not, they are a fixed sample of the task's first split, the only one that training draws
+  from;
 - a record of the same figures for each other split, such as `held_out`, where the stage has one.
 
 With `--problems` there is `"answers": [{"problem", "tokens", "answer", "solved"}]` in the file's
@@ -47,6 +48,7 @@ from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers, describe
 from toolagent.tasks import Task
 from toolagent.tasks.oracle import shortest_programs
+from toolagent.tasks.registry import reference_of_task
 
 # What the JSON file has, and what prints the same.
 Result = tuple[dict[str, Any], Callable[[Console], None]]
@@ -212,7 +214,7 @@ def _print_head(console: Console, policy: Policy) -> None:
 
 def _document(policy: Policy, stages: Iterable[StageAccuracy]) -> dict[str, Any]:
     """What every JSON file has."""
-    document: dict[str, Any] = {"task": policy.task.name}
+    document: dict[str, Any] = {"task": reference_of_task(policy.task)}
     if policy.metadata.get("trained_stages") is not None:
         document["trained_stages"] = policy.metadata["trained_stages"]
     return document | {"stages": [row.record() for row in stages]}

@@ -234,7 +234,7 @@ def untrained(task: Task, problems: Any, trained_stages: list[int] | None) -> li
     stage, split = int(problems.stage[0]), int(task.split_of(problems)[0])
     reasons = []
     if trained_stages is not None and stage not in trained_stages:
-        reasons.append(task.formula(stage))
+        reasons.append(task.formula(stage) or f"stage {stage}")
     if split > 0:  # training draws from the first
         reasons.append(cli.words(task.splits[split]))
     return reasons

@@ -39,10 +39,12 @@ def headline(run: RunRecord) -> str:
 
 
 def formula(run: RunRecord, stage: int) -> str:
-    """What the stage asks for."""
+    """What the stage asks for; '' if nobody says. The module of a task from outside is not
+    imported: what its stages ask for is in the run's own files."""
     if run.task in TASKS and stage in get_task(run.task).stages:
         return get_task(run.task).formula(stage)
-    return ""
+    written = run.behaviour.stages if run.behaviour else []
+    return next((entry.formula for entry in written if entry.stage == stage), "")
 
 
 def stages_of(runs: Iterable[RunRecord]) -> list[int]:

@@ -119,8 +119,10 @@ def _probability(value: float | None) -> str:
 
 
 def _verdict(sample: Sample) -> str:
+    if not sample.answered:
+        return "wrong: no answer"
     if sample.solved:
-        return f"right: {sample.answer}"
-    if sample.answer is not None:
-        return f"wrong: {sample.answer}, not {sample.target}"
-    return "wrong: an empty register" if sample.answered else "wrong: no answer"
+        return f"right: {sample.target}"
+    # None: an empty register, or the task does not tell what is answered.
+    other = "" if sample.answer is None else f"{sample.answer}, "
+    return f"wrong: {other}not {sample.target}"

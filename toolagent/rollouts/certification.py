@@ -74,7 +74,7 @@ class StageAccuracy:
             "accuracy": self.accuracy,
         }
         result |= {name: count / self.problems for name, count in self.judged.items()}
-        if self.judged:  # only then is there anything else than complete stages
+        if self.judged or self.split is not None:  # else given problems, or complete
             result["complete"] = self.complete
         for other in self.other_splits:
             hidden = ("stage", "complete")

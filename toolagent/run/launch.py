@@ -78,6 +78,7 @@ def launch(request: Request, console: Console) -> Result:
             if given is not None:
                 raise UserError(f"{flag}: can't be given with --resume, which continues a run")
     from toolagent.config import build_algorithm_config, load_settings
+    from toolagent.tasks import get_task
     from toolagent.trackers import Trackers
 
     def tell(line: str) -> None:
@@ -99,7 +100,8 @@ def launch(request: Request, console: Console) -> Result:
             before = load_settings(config)
             start = resumed_start(folder, named, settings, before, algorithm_config)
         else:
-            folder = stack.enter_context(new_run(request.output_dir, settings.task, tell))
+            task_name = get_task(settings.task).name
+            folder = stack.enter_context(new_run(request.output_dir, task_name, tell))
             if request.init_from is not None:
                 policy = policy_of("--init-from", request.init_from, settings, algorithm_config)
                 policy.check_outside(folder.path)
@@ -109,7 +111,7 @@ def launch(request: Request, console: Console) -> Result:
         with (
             Interrupt() as interrupt,
             Trackers(settings.run.trackers, folder) as trackers,  # refuses before Ray is started
-            ray_session(address, settings.run.dashboard, settings.sections) as cluster,
+            ray_session(address, settings.run.dashboard, settings.document()) as cluster,
         ):
             interrupt.check()
             from toolagent.run.execution import execute

@@ -181,6 +181,7 @@ def _finite(value: Any) -> Any:
 
 def _print_samples(console: Console, samples: list[Trajectory], task: Task) -> None:
     for stage, of_stage in itertools.groupby(samples, key=lambda sample: sample.stage):
-        console.print(f"\nstage {stage}, {task.formula(stage)}: sample trajectories")
+        formula = task.formula(stage)
+        console.print(f"\nstage {stage}{formula and f', {formula}'}: sample trajectories")
         for sample in of_stage:
             console.print(f"  {one_line(sample)}", soft_wrap=True)

@@ -17,6 +17,8 @@ import numpy as np
 from toolagent.tasks.columns import Columns
 from toolagent.vocabulary import Interface, Vocabulary
 
+ALL = "all"  # the split of a task that has one only
+
 
 @dataclass
 class Problems(Columns):
@@ -70,7 +72,7 @@ class Task(abc.ABC):
     max_actions: ClassVar[int]  # at most 127; no episode is longer, some may be truncated earlier
     response_length: ClassVar[int] = 0  # tokens that an action is answered with
     # Kinds of problems that are sampled and measured apart; training draws from the first only.
-    splits: ClassVar[tuple[str, ...]] = ("all",)
+    splits: ClassVar[tuple[str, ...]] = (ALL,)
 
     # What people are shown ------------------------------------------------------------------
 
@@ -102,8 +104,8 @@ class Task(abc.ABC):
         return range(self.first_stage, self.first_stage + self.num_stages)
 
     def formula(self, stage: int) -> str:
-        """What the stage asks for: 'a*b+c'; 'stage 0' where the task has no formulas."""
-        return self.formulas[stage - self.first_stage] if self.formulas else f"stage {stage}"
+        """What the stage asks for: 'a*b+c'; '' where the task has no formulas."""
+        return self.formulas[stage - self.first_stage] if self.formulas else ""
 
     # Problems -----------------------------------------------------------------------------
 

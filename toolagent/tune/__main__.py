@@ -77,6 +77,7 @@ def command(
         folder = SearchFolder.new(output_dir, "")
 
     from toolagent.config.folder import read_config
+    from toolagent.tasks import get_task
     from toolagent.tune.search import load_search, search_from_texts, search_yaml
     from toolagent.tune.tuner import check_searcher
 
@@ -87,10 +88,11 @@ def command(
     else:
         search = load_search(config, overrides, num_samples, stop_time_s)
         if output_dir is None:
-            folder = SearchFolder.new(None, search.base.task)
+            folder = SearchFolder.new(None, get_task(search.base.task).name)
     check_searcher(search)
-    base = search.base
-    with ray_session(address, base.run.dashboard, base.sections) as cluster:
+    # What is searched over may name code too.
+    document = search.base.document() | {"space": search.settings.model_dump(mode="json")["space"]}
+    with ray_session(address, search.base.run.dashboard, document) as cluster:
         if resume is None:
             folder.make(search_yaml(search), search.base_yaml)
         # A flag counts for this session; the search's own limit stays in its file.

@@ -38,7 +38,7 @@ async function start() {
   if (!text) {
     $("stage-field").hidden = false;
     for (const { stage, formula } of info.stages) {
-      $("stage").append(make("option", { value: stage }, `${stage}: ${formula}`));
+      $("stage").append(make("option", { value: stage }, formula ? `${stage}: ${formula}` : stage));
     }
     $("stage").value = info.stages.at(-1).stage;
     hint();
