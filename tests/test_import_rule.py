@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "rollouts": "__init__ cluster envs errors models outside tasks vocabulary",
     "learning": "cluster envs errors figures models rollouts tasks vocabulary",
     "curriculum": "models rollouts tasks",
-    "cli": "errors rollouts tasks",
+    "cli": "errors outside rollouts tasks",
     "config": "__init__ cluster curriculum envs errors models rollouts tasks",
     "trackers": "__init__ checkpoints cli cluster errors figures files installation",
     "evaluate": "checkpoints cli errors files installation models rollouts tasks vocabulary",

@@ -17,6 +17,12 @@ def is_outside(reference: str) -> bool:
     return ":" in reference
 
 
+def is_reference(text: str) -> bool:
+    """Whether this could name a class: 'my_package.my_module:MyClass'."""
+    module_name, _, name = text.partition(":")
+    return all(part.isidentifier() for part in (*module_name.split("."), *name.split(".")))
+
+
 def reference_of(given: type) -> str:
     """The name under which `load_class` finds a class: 'my_package.my_module:MyClass'."""
     return f"{given.__module__}:{given.__qualname__}"
@@ -40,7 +46,7 @@ def load_class(reference: str, base: type) -> Any:
         UserError: the module can't be imported, or there is no such subclass of `base` in it.
     """
     module_name, _, name = reference.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
+    if not is_reference(reference):
         raise UserError(
             f"'{reference}' is no class; expected its module and its name, such as "
             f"my_module:My{base.__name__}"

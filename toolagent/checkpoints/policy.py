@@ -40,11 +40,12 @@ from toolagent.errors import UserError, nearest
 from toolagent.files import write_atomically
 from toolagent.models.base import AgentNetwork
 from toolagent.models.registry import NETWORKS, network_class, network_name
-from toolagent.outside import is_outside
+from toolagent.outside import is_outside, is_reference
 from toolagent.tasks import TASKS, Task, get_task
 from toolagent.tasks.registry import reference_of_task
 from toolagent.vocabulary import Interface
 
+_LONGEST_REFERENCE = 100  # characters that a message repeats
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
 POLICY_FILE = "policy.json"
@@ -293,8 +294,7 @@ def _task(file: Path, name: str, given: str | None) -> Task:
         raise UserError(f"{file.parent} is a checkpoint of task '{name}', not of '{given}'")
     if given is None:
         raise UserError(
-            f"{file.parent} is a checkpoint of the task {name[:100]!r}, which is not part of "
-            "toolagent; if you trust that code, name it: --task my_module:MyTask"
+            f"{file.parent} is a checkpoint of the task {_not_imported(name, '--task')}"
         )
     return get_task(given)
 
@@ -331,11 +331,17 @@ def _network_class(file: Path, record: dict[str, Any], given: str | None) -> typ
     if not isinstance(name, str) or not is_outside(name):
         raise UserError(f"{file}: network.class is {name!r}; {nearest(str(name), known)}")
     if given is None:
-        raise UserError(
-            f"{file.parent} has the network {name[:100]!r}, which is not part of toolagent; if "
-            "you trust that code, name it: --network my_module:MyNetwork"
-        )
+        raise UserError(f"{file.parent} has the network {_not_imported(name, '--network')}")
     return network_class(given)
+
+
+def _not_imported(name: str, flag: str) -> str:
+    """A class that only the checkpoint names, and what the user has to add."""
+    shown = name[:_LONGEST_REFERENCE]
+    flagged = name if name == shown and is_reference(name) else "my_module:MyClass"
+    return (
+        f"{shown!r}, which is not part of toolagent; if you trust that code, add {flag} {flagged}"
+    )
 
 
 def _sizes_of(interface: Interface) -> dict[str, int]:

@@ -31,6 +31,7 @@ from rich.table import Table
 from toolagent.cli.interrupt import interruptible
 from toolagent.cli.streams import keep_streams_alive, output_fault
 from toolagent.errors import UserError, check_text, nearest
+from toolagent.outside import is_outside
 from toolagent.tasks.base import ALL
 
 if TYPE_CHECKING:  # `rollouts` imports torch, which not every command needs
@@ -70,6 +71,13 @@ class PathType(click.ParamType):
 
 
 PATH = PathType()
+
+
+def code_flags(task: str, network: str) -> str:
+    """What `code_options` need on the command line for a checkpoint of these, names or references:
+    ' --task my_module:MyTask'; '' for toolagent's own."""
+    given = {"task": task, "network": network}
+    return "".join(f" --{name} {value}" for name, value in given.items() if is_outside(value))
 
 
 def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,11 +218,13 @@ def stage_table(
     """The table of accuracies; `trained` are the stages that the agent was trained on, if known."""
     judgements = judgements_of(stages)
     right = ("problems", "solved", "accuracy", *judgements)
-    result = table("stage", "problem", *right, right=right)
-    for stage, problem, row in stage_rows(task, stages, trained):
+    rows = [*stage_rows(task, stages, trained)]
+    named = any(problem for _, problem, _ in rows)  # not where the task has no formulas
+    result = table("stage", *["problem"] * named, *right, right=right)
+    for stage, problem, row in rows:
         result.add_row(
             stage,
-            problem,
+            *[problem] * named,
             f"{row.problems:,}",
             f"{row.solved:,}",
             accuracy_text(row.solved, row.problems),
@@ -259,7 +269,7 @@ def stage_notes(stages: Sequence[StageAccuracy], trained: Container[int] | None)
     sampled = [row for row in stages if row.split is not None]
     if sampled:
         first, *below = (sampled[0], *sampled[0].other_splits)
-        kind = "problems" if first.split == ALL else words(first.split)
+        kind = "of each stage" if first.split == ALL else words(first.split)
         counts = f"{first.problems:,} {kind}"
         for row in below:
             counts += f", and below them {row.problems:,} {words(row.split)}"

@@ -149,11 +149,13 @@ def _certified(policy: Policy) -> Result:
     stages = certify(policy.network, policy.task)
     complete = [row for row in stages if row.complete]
     whose = "every problem there is"
-    if len(complete) < len(stages):
+    if not complete:
+        whose = "a fixed sample"
+    elif len(complete) < len(stages):
         whose = f"every problem of stages {', '.join(str(row.stage) for row in complete)}"
 
     def show(console: Console) -> None:
-        _print_report(console, policy, stages, complete, whose)
+        _print_report(console, policy, stages, complete or stages, whose)
         if policy.task.one_plan_a_stage:
             cli.print_table(console, optimality_table(policy.task, stages))
 
@@ -198,9 +200,8 @@ def _print_report(
     _print_head(console, policy)
     cli.print_table(console, cli.stage_table(task, stages, trained))
     console.print()
-    if counted:
-        solved, total = sum(row.solved for row in counted), sum(row.problems for row in counted)
-        console.print(f"{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
+    solved, total = sum(row.solved for row in counted), sum(row.problems for row in counted)
+    console.print(f"{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
     for note in cli.stage_notes(stages, trained):
         console.print(note, soft_wrap=True)
     console.print()

@@ -14,6 +14,7 @@ from toolagent import cli
 from toolagent.checkpoints.run_files import STOPPED_BY
 from toolagent.checkpoints.training_state import best_checkpoint, list_checkpoints
 from toolagent.errors import quoted
+from toolagent.models.registry import network_name
 from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
 from toolagent.run.faults import faults_line
 from toolagent.run.training import Outcome
@@ -98,7 +99,7 @@ def print_report(console: Console, outcome: Outcome, samples: list[Trajectory]) 
     if settings.task == "tutorial":
         console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")
     _print_samples(console, samples, task)
-    name = quoted(folder.name)
+    name = quoted(folder.name) + cli.code_flags(settings.task, network_name(type(outcome.network)))
     console.print(
         f"\nreport: {quoted(f'{folder.name}/{folder.report.name}')}\n"
         f"next: python -m toolagent.evaluate {name}\n"
@@ -120,12 +121,14 @@ def final_table(outcome: Outcome, trained: list[int]) -> Table:
     counted = "certified" if all(row.complete for row in stages) else "solved"
     first_at = "first at\nenv step" if judgements else "first at env step"
     right = [counted, "accuracy", *judgements, *["mean reward"] * shaped, first_at]
-    table = cli.table("stage", "problem", *right, right=right)
-    for stage, problem, row in cli.stage_rows(outcome.task, stages, trained):
+    rows = [*cli.stage_rows(outcome.task, stages, trained)]
+    named = any(problem for _, problem, _ in rows)  # not where the task has no formulas
+    table = cli.table("stage", *["problem"] * named, *right, right=right)
+    for stage, problem, row in rows:
         first = outcome.state.first_solved.get(stage)
         table.add_row(
             stage,
-            problem,
+            *[problem] * named,
             f"{row.solved:,}/{row.problems:,}",
             cli.accuracy_text(row.solved, row.problems),
             *cli.judged_cells(row),

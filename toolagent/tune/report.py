@@ -109,7 +109,10 @@ def print_report(
         lines.append(f"\nnext: python -m toolagent.run --config {quoted(folder.best_config)}")
         if best.checkpoint is not None:
             checkpoint = quoted(seen_from(Path(), best.checkpoint))
-            lines.append(f"      python -m toolagent.evaluate {checkpoint}")
+            settings = trial_settings(search.base_yaml, best.settings)
+            network = settings.written("rl_module", "model_config").get("network", "")
+            flags = cli.code_flags(settings.task, network)
+            lines.append(f"      python -m toolagent.evaluate {checkpoint}{flags}")
     for line in lines:
         console.print(line, soft_wrap=True)
 
