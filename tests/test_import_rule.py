@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "learning": "cluster envs errors figures models rollouts tasks vocabulary",
     "curriculum": "models rollouts tasks",
     "cli": "errors outside rollouts tasks",
-    "config": "__init__ cluster curriculum envs errors models rollouts tasks",
+    "config": "__init__ cluster curriculum envs errors models outside rollouts tasks",
     "trackers": "__init__ checkpoints cli cluster errors figures files installation",
     "evaluate": "checkpoints cli errors files installation models rollouts tasks vocabulary",
     "explain": "checkpoints cli errors files models rollouts tasks vocabulary",

@@ -83,10 +83,12 @@ class BareLoop:
         steps = int(batch.lengths.max())
         actions = torch.from_numpy(batch.actions[:, :steps])  # (B, T)
         previous, observed = self.network.shifted(actions, as_responses(batch.response[:, :steps]))
-        encoding, hidden = self.network.begin(
+        encoding, hidden = self.network.read(
             torch.from_numpy(batch.context), torch.from_numpy(batch.stage)
         )
-        logits, values, _ = self.network.unroll(previous, encoding, hidden, observed)
+        logits, values, _ = self.network.unroll_observed(
+            previous, encoding, hidden, observed
+        )
         mask = step_mask(torch.from_numpy(batch.lengths), steps)  # (B, T)
         advantages, targets = generalized_advantages(
             torch.from_numpy(batch.rewards[:, :steps]), values, mask, 1.0, 1.0

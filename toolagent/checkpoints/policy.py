@@ -279,8 +279,11 @@ def _load(
             )
     chosen = _network_class(file, card.network, given_network)
     tensors = _read_weights(folder / WEIGHTS_FILE, card.weights_sha256)
-    network = _network(file, chosen, card.network, task, tensors)
-    _fill(folder / WEIGHTS_FILE, network, tensors)
+    shapes = _network(file, chosen, card.network, task, tensors)
+    _check_weights(folder / WEIGHTS_FILE, shapes, tensors)
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
+        network = chosen(task.interface, shapes.options)
+    network.load_state_dict(tensors)
     return Policy(network.eval(), task, as_document(card), folder)
 
 
@@ -403,8 +406,8 @@ def _network(
         raise UserError(f"{file}: there is no such network ({given})") from error
 
 
-def _fill(file: Path, network: AgentNetwork, tensors: dict[str, torch.Tensor]) -> None:
-    """Gives the network its weights, which have to be of its shapes, and finite."""
+def _check_weights(file: Path, network: AgentNetwork, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuses weights that are not of the network's shapes, or not finite."""
     expected = network.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
         stranger = f"do not belong to a {type(network).__name__}"
@@ -412,11 +415,10 @@ def _fill(file: Path, network: AgentNetwork, tensors: dict[str, torch.Tensor]) -
         raise UserError(f"{file}: weights '{name}' {fault}")
     for name, parameter in expected.items():
         tensor = tensors[name]
-        if (tensor.shape, tensor.dtype) != (parameter.shape, torch.float32):
+        if (tensor.shape, tensor.dtype) != (parameter.shape, parameter.dtype):
             raise UserError(
                 f"{file}: weights '{name}' are {tensor.dtype} {tuple(tensor.shape)}; "
-                f"the sizes in {POLICY_FILE} need {torch.float32} {tuple(parameter.shape)}"
+                f"the sizes in {POLICY_FILE} need {parameter.dtype} {tuple(parameter.shape)}"
             )
         if not torch.isfinite(tensor).all():
             raise UserError(f"{file}: weights '{name}' are not finite: the training had diverged")
-    network.load_state_dict(tensors, assign=True)

@@ -97,18 +97,21 @@ def _check_importable(settings: Settings, config: AlgorithmConfig, network: str)
 
 def _model_config(settings: Settings) -> dict[str, Any]:
     """The options of the network, which is built without storage for its weights: it knows best
-    what it refuses."""
+    what it refuses. One of another module is then tried out."""
     import torch
 
+    from toolagent.models.check import check_network, raised
     from toolagent.models.registry import DEFAULT_NETWORK, network_class
     from toolagent.models.rl_module import build_network
+    from toolagent.outside import file_of, is_outside
 
     given, source = settings.written(*_MODEL_CONFIG), settings.source
     name = given.get("network", DEFAULT_NETWORK)
     if not isinstance(name, str):
         raise source.error(_NETWORK, f"expected a name, got {shown(name)}")
     try:
-        options = network_class(name).Options._field_defaults
+        chosen = network_class(name)
+        options = chosen.Options._field_defaults
     except UserError as error:
         raise source.error(_NETWORK, str(error)) from error
     validated(_model_config_type(name), given, _MODEL_CONFIG, source)
@@ -116,16 +119,30 @@ def _model_config(settings: Settings) -> dict[str, Any]:
     length = get_task(settings.task).max_actions + 1
     model_config = {"task": settings.task, "network": name, **options, "max_seq_len": length}
     model_config |= given
+    outside = is_outside(name)
+    # torch's own RuntimeError is for sizes beyond 64 bits.
+    refusals = (ValueError, OverflowError, *(() if outside else (RuntimeError,)))
     try:
         with torch.device("meta"):
             network = build_network(model_config)
         weights = sum(tensor.numel() for tensor in network.state_dict().values())
         if weights > _MOST_WEIGHTS:
             raise ValueError(f"makes {weights:,} weights; at most {_MOST_WEIGHTS:,} can be trained")
-    except (ValueError, RuntimeError, OverflowError) as error:  # torch's own: beyond 64 bits
+    except refusals as error:
         # A network's own message begins with the option: 'num_heads is 0; it must be at least 1'.
         culprit = [option for option in options if str(error).startswith(f"{option} ")]
         raise source.error((*_MODEL_CONFIG, *culprit), str(error)) from error
+    except Exception as error:
+        if not outside:
+            raise
+        where = f"{file_of(chosen)}: network {chosen.__name__}"
+        fault = raised(where, "its constructor, run on torch's device 'meta',", error)
+        raise source.error(_NETWORK, str(fault)) from error
+    if outside:
+        try:
+            check_network(chosen, functools.partial(build_network, model_config))
+        except UserError as error:
+            raise source.error(_NETWORK, str(error)) from error
     return model_config
 
 

@@ -141,7 +141,7 @@ class ToolEnv(gym.Env):
     def render(self) -> None:
         """Renders nothing: there is no render mode."""
 
-    def _observation(self, previous_token: int, response: np.ndarray) -> dict[str, Any]:
+    def _observation(self, previous_token: int, response: np.ndarray | None) -> dict[str, Any]:
         batch = observe(self._problem, np.array([previous_token]), response)
         return {name: column[0] for name, column in batch.items()}
 

@@ -36,21 +36,23 @@ def action_space(task: Task) -> gym.spaces.Discrete:
 
 
 def observe(
-    problems: Problems, previous_token: np.ndarray, response: np.ndarray
+    problems: Problems, previous_token: np.ndarray, response: np.ndarray | None
 ) -> dict[str, np.ndarray]:
     """The observation of B episodes, int64 (B, ...) each; a copy: a caller may keep it.
 
     Args:
         problems: of B episodes.
         previous_token: (B,) integers.
-        response: (B, response_length) integers; without a width it is not observed.
+        response: (B, response_length) integers; None where tools answer nothing.
     """
     observation = {
         "context": problems.context.astype(np.int64),
         "stage": problems.stage.astype(np.int64),
         "previous_token": previous_token.astype(np.int64),
     }
-    return observation | ({"response": response.astype(np.int64)} if response.shape[1] else {})
+    if response is not None:
+        observation["response"] = response.astype(np.int64)
+    return observation
 
 
 def pose(task: Task, stage: np.ndarray, options: dict[str, Any]) -> Problems | None:

@@ -337,7 +337,8 @@ class ToolVectorEnv(VectorEnv):
         self._problems.put(rows, problems)
         self._registers.put(rows, registers)
         self._previous[rows] = self.task.vocabulary.start_token
-        self._response[rows] = self.task.vocabulary.pad_token
+        if self._response is not None:
+            self._response[rows] = self.task.vocabulary.pad_token
 
     def _check_mask(self, given: Any) -> np.ndarray:
         """(N,) bool: the episodes that `reset` starts."""

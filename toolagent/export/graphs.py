@@ -105,7 +105,8 @@ def begin(network: AgentNetwork, context: Tensor, stage: Tensor) -> InitialState
 
 def _encode(network: EncoderDecoderNetwork, context: Tensor) -> InitialState:
     """The encoder over padded contexts; padding does not change a GRU's state."""
-    shown = context != network.pad_token
+    first_place = torch.arange(context.shape[1], device=context.device) == 0
+    shown = (context != network.pad_token) | first_place
     seen = context
     if network.alike is not None:
         first_alike, last_alike = network.alike

@@ -34,9 +34,12 @@ class AgentNetwork(nn.Module, abc.ABC):
     """Reads a context once, then maps its own last token and its hidden state to the next token.
 
     A subclass needs `begin` and `unroll`; what else rollouts and learner call has defaults that
-    are made of these, right and slower. `Options` is a NamedTuple of plain values with defaults:
-    the options of the model config. They and the task's `Interface` determine every weight's
-    shape, and a checkpoint carries them.
+    are made of these, right and slower. All that is remembered between two steps is in `hidden`:
+    learning, playing and stock RLlib cut an episode in different pieces, which must give the same
+    (so there is no dropout, and no normalization over the batch). `check.check_network` tries it.
+
+    `Options` is a NamedTuple of plain values with defaults: the options of the model config. They
+    and the task's `Interface` determine every weight's shape, and a checkpoint carries them.
 
     Args:
         interface: tokens, stages and lengths of the task.
@@ -56,9 +59,13 @@ class AgentNetwork(nn.Module, abc.ABC):
     @functools.cached_property
     def hidden_size(self) -> int:
         """S: how wide the state is that `begin` returns."""
-        context = torch.full((1, self.interface.context_length), self.start_token)
+        device = next(self.parameters()).device
+        context = torch.full(
+            (1, self.interface.context_length), self.start_token, dtype=torch.int64, device=device
+        )
         with torch.no_grad():
-            return self.begin(context, torch.zeros(1, dtype=torch.int64)).hidden.shape[1]
+            _, hidden = self.begin(context, torch.zeros(1, dtype=torch.int64, device=device))
+        return hidden.shape[1]
 
     @property
     def start_token(self) -> int:
@@ -75,8 +82,12 @@ class AgentNetwork(nn.Module, abc.ABC):
         """Reads B problems.
 
         Args:
-            context: (B, L) integer tokens, `pad_token` from the end of the context on.
-            stage: (B,) integers.
+            context: (B, L) int64 tokens, `pad_token` from the end of the context on.
+            stage: (B,) int64.
+
+        Returns:
+            The encoding, a tuple of tensors (B, ...) that may be empty, and (B, S) float32, the
+            state before the first step.
         """
 
     @abc.abstractmethod
@@ -90,15 +101,19 @@ class AgentNetwork(nn.Module, abc.ABC):
         """Whole sequences without an end: what stock RLlib runs.
 
         Args:
-            previous_tokens: (B, T) integers.
+            previous_tokens: (B, T) int64.
             encoding: of `begin`.
             hidden: (B, S), before the first of them.
-            responses: (B, T, R) integers: what each previous token was answered with; not given
+            responses: (B, T, R) int64: what each previous token was answered with; not given
                 where tools answer nothing.
 
         Returns:
             logits (B, T, A), values (B, T), hidden (B, S) after the last of them.
         """
+
+    def read(self, context: Tensor, stage: Tensor) -> InitialState:
+        """`begin` for tokens of any integer type."""
+        return self.begin(context.long(), stage.long())
 
     def unroll_observed(
         self,
@@ -107,9 +122,9 @@ class AgentNetwork(nn.Module, abc.ABC):
         hidden: Tensor,
         responses: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`unroll`, which is not told of responses where there are none."""
-        given = () if responses is None else (responses,)
-        return self.unroll(previous_tokens, encoding, hidden, *given)
+        """`unroll` for tokens of any integer type; it is not told of responses that are None."""
+        given = () if responses is None else (responses.long(),)
+        return self.unroll(previous_tokens.long(), encoding, hidden, *given)
 
     def unroll_episodes(
         self,
@@ -131,7 +146,7 @@ class AgentNetwork(nn.Module, abc.ABC):
         Returns:
             (B, T, A) logits and (B, T) values, 0 at and after an episode's end.
         """
-        encoding, hidden = self.begin(context, stage)
+        encoding, hidden = self.read(context, stage)
         previous_tokens, observed = self.shifted(actions, responses)
         logits, values, _ = self.unroll_observed(previous_tokens, encoding, hidden, observed)
         mask = torch.arange(actions.shape[1], device=actions.device) < lengths.unsqueeze(1)
@@ -188,7 +203,7 @@ class AgentNetwork(nn.Module, abc.ABC):
         responses: np.ndarray | None = None,
     ) -> np.ndarray:
         """(B, T, S) float32: the states that the actions (B, T) were chosen from."""
-        encoding, hidden = self.begin(torch.from_numpy(context), torch.from_numpy(stage))
+        encoding, hidden = self.read(torch.from_numpy(context), torch.from_numpy(stage))
         previous_tokens, observed = self.shifted(
             torch.from_numpy(actions.astype(np.int64)), as_responses(responses)
         )

@@ -131,6 +131,7 @@ class EncoderDecoderNetwork(AgentNetwork):
             longest context.
         """
         shown = context != self.pad_token
+        shown[:, 0] = True  # of a context that shows nothing, one `pad_token` is read
         lengths = shown.sum(1)  # (P,)
         length = int(lengths.max())
         context, shown = context[:, :length].long(), shown[:, :length]

@@ -7,6 +7,7 @@ from toolagent.models.base import AgentNetwork
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.models.network import StageGRUNetwork
 from toolagent.outside import file_of, is_outside, load_class, reference_of
+from toolagent.vocabulary import Interface
 
 DEFAULT_NETWORK = "stage_gru"
 # Every network in use, by its name in `rl_module: {model_config: {network: ...}}`: of another
@@ -16,6 +17,9 @@ NETWORKS: dict[str, type[AgentNetwork]] = {
     "encoder_decoder": EncoderDecoderNetwork,
 }
 _KINDS = (bool, int, float, str)
+# What model configs and checkpoints hold beside the options.
+_TAKEN = ("task", "network", "max_seq_len", "class", "context_vocabulary", "num_actions")
+_TAKEN += Interface._fields
 
 
 def network_class(name: str) -> type[AgentNetwork]:
@@ -36,10 +40,12 @@ def network_class(name: str) -> type[AgentNetwork]:
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
         raise UserError(f"{where} has no {', '.join(missing)}")
-    fields = getattr(found.Options, "_fields", ())
-    defaults = getattr(found.Options, "_field_defaults", {})
-    for field in fields:
-        if type(defaults.get(field)) not in _KINDS:
+    if not (isinstance(found.Options, type) and hasattr(found.Options, "_field_defaults")):
+        raise UserError(f"{where}: Options is {found.Options!r}; expected a typing.NamedTuple")
+    for field in found.Options._fields:
+        if field in _TAKEN:
+            raise UserError(f"{where}: no option can be called {field}; choose another name")
+        if type(found.Options._field_defaults.get(field)) not in _KINDS:
             raise UserError(
                 f"{where}: its option {field} has no default that is a number, a text, true or "
                 "false"

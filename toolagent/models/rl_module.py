@@ -110,7 +110,7 @@ class NetworkModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
         network = self.network if network is None else network
         observation, state = batch[Columns.OBS], batch[Columns.STATE_IN]
         started = state[STARTED] > 0  # (B, 1)
-        encoding, first = network.begin(observation["context"][:, 0], observation["stage"][:, 0])
+        encoding, first = network.read(observation["context"][:, 0], observation["stage"][:, 0])
         hidden = torch.where(started, state[HIDDEN], first)
         logits, values, hidden = network.unroll_observed(
             observation["previous_token"], encoding, hidden, observation.get("response")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from toolagent.models.base import AgentNetwork, as_responses
+from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.detours import Detours
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.tasks import Task, Transition
@@ -170,11 +170,12 @@ def play(
     table = network.step_table()
     registers = task.start(problems)
     live = np.arange(len(problems))  # the rows of `batch` that are still playing
-    encoding, hidden = network.begin(
+    encoding, hidden = network.read(
         torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
     )
     token = torch.full((len(live),), task.vocabulary.start_token)
-    response = as_responses(task.no_response(len(live)))
+    nothing = task.no_response(len(live))
+    response = None if nothing is None else torch.from_numpy(nothing)
     clock = time.perf_counter
     inference_s, started = 0.0, clock()
     for step in range(task.max_actions):
@@ -209,8 +210,7 @@ def play(
         batch.rewards[rows, step] = transition.rewards
         batch.status[rows, step] = task.status(transition.registers)
         batch.solved[rows] = transition.solved
-        if response is not None:
-            answered = task.response_of(transition)
+        if (answered := task.response_of(transition)) is not None:
             batch.response[rows, step] = answered
             response = torch.from_numpy(answered)
         if log_probability is not None:

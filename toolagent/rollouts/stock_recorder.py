@@ -85,6 +85,9 @@ def batch_of_episodes(
             ),
         ):
             column[row, :length] = np.concatenate([np.asarray(part) for part in parts])
+        if task.response_length:  # an action's response is observed with what comes after it
+            seen = [piece.get_observations(slice(1, None)) for piece in pieces]
+            batch.response[row, :length] = np.concatenate([part["response"] for part in seen])
         last = pieces[-1].get_infos(-1)
         batch.solved[row] = bool(last.get("solved", False))
         answer_token = task.vocabulary.answer_token

@@ -210,7 +210,7 @@ def _reconsider(
     """(T, A) log-probabilities and (T,) values of one episode of T actions."""
     steps = int(batch.lengths[0])
     with torch.no_grad():
-        encoding, hidden = network.begin(
+        encoding, hidden = network.read(
             torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
         )
         previous, observed = network.shifted(

@@ -301,15 +301,21 @@ class Task(abc.ABC):
 
     # What is observed -----------------------------------------------------------------------
 
-    def no_response(self, size: int) -> np.ndarray:
-        """(size, response_length) int8: what is observed where no action was answered."""
+    def no_response(self, size: int) -> np.ndarray | None:
+        """(size, response_length) int8: what is observed where no action was answered; None where
+        tools answer nothing.
+        """
+        if not self.response_length:
+            return None
         return np.full((size, self.response_length), self.vocabulary.pad_token, np.int8)
 
-    def response_of(self, transition: Transition) -> np.ndarray:
-        """(B, response_length) int8: what the actions of a transition were answered with."""
-        if transition.response is None:
-            return self.no_response(len(transition.rewards))
-        return transition.response.astype(np.int8)
+    def response_of(self, transition: Transition) -> np.ndarray | None:
+        """(B, response_length) int8, a copy: what the actions of a transition were answered with;
+        None where tools answer nothing.
+        """
+        if not self.response_length:
+            return None
+        return np.array(transition.response, np.int8)
 
     # What both environments check -----------------------------------------------------------
 
