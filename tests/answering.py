@@ -1,0 +1,84 @@
+"""A task of another module whose tools answer: hidden digits have to be looked up and written."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from toolagent.tasks import Problems, Registers, Task, Transition, Vocabulary
+
+
+@dataclass
+class Hidden(Problems):
+    """Two digits in 0..2 that no context shows."""
+
+    digits: np.ndarray  # (B, 2) int8
+
+
+@dataclass
+class Written(Registers):
+    """The digits that were written last, -1 where there was none."""
+
+    last: np.ndarray  # (B, 2) int8
+
+
+class PeekTask(Task):
+    """LOOK is answered with the two hidden digits; SAY ends the episode.
+
+    Stage 0 shows one place and asks for the digit there, stage 1 asks for both digits. The
+    response is seen at one step only, so in stage 1 the second digit has to be remembered while
+    the first is written.
+    """
+
+    name = "peek"
+    vocabulary = Vocabulary(
+        actions=("0", "1", "2", "LOOK", "SAY"),
+        observed=("NONE", "START"),
+        start="START",
+        pad="NONE",
+        answer="SAY",
+    )
+    num_stages = 2
+    context_length = 2
+    max_actions = 5
+    response_length = 2
+
+    def sample(self, rng, stage, split="all"):
+        stage = np.asarray(stage, np.int8)
+        context = np.full((len(stage), 2), (0, 1), np.int8)
+        one = stage == 0
+        context[one, 0] = rng.integers(0, 2, one.sum())
+        context[one, 1] = self.vocabulary.pad_token
+        return Hidden(stage, context, rng.integers(0, 3, (len(stage), 2)).astype(np.int8))
+
+    def start(self, problems):
+        size = len(problems)
+        return Written(np.zeros(size, np.int8), np.full((size, 2), -1, np.int8))
+
+    def step(self, problems, registers, actions):
+        steps, last = registers.steps + np.int8(1), registers.last.copy()
+        writes = actions < 3
+        last[writes, 0] = last[writes, 1]
+        last[writes, 1] = actions[writes]
+        terminated = actions == 4
+        solved = terminated & (self._value(problems, registers) == self.target(problems))
+        return Transition(
+            registers=Written(steps, last),
+            rewards=solved.astype(float),
+            terminated=terminated,
+            truncated=~terminated & (steps >= self.max_actions),
+            solved=solved,
+            response=np.where(
+                (actions == 3)[:, None], problems.digits, self.vocabulary.pad_token
+            ),
+        )
+
+    def target(self, problems):
+        first, second = problems.digits.T.astype(np.int64)
+        one = np.where(problems.context[:, 0] == 0, first, second)
+        return np.where(problems.stage == 0, one, 10 * first + second)
+
+    def _value(self, problems, registers):
+        """(B,) what is written, -1 where a digit is missing."""
+        first, second = registers.last.T.astype(np.int64)
+        both = np.where(first < 0, -1, 10 * first + second)
+        return np.where(problems.stage == 0, second, both)
