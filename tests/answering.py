@@ -39,7 +39,7 @@ class PeekTask(Task):
     )
     num_stages = 2
     context_length = 2
-    max_actions = 5
+    max_actions = 7
     response_length = 2
 
     def sample(self, rng, stage, split="all"):
@@ -67,9 +67,7 @@ class PeekTask(Task):
             terminated=terminated,
             truncated=~terminated & (steps >= self.max_actions),
             solved=solved,
-            response=np.where(
-                (actions == 3)[:, None], problems.digits, self.vocabulary.pad_token
-            ),
+            response=np.where((actions == 3)[:, None], problems.digits, self.vocabulary.pad_token),
         )
 
     def target(self, problems):

@@ -6,6 +6,7 @@ import pickle
 import gymnasium as gym
 import numpy as np
 import pytest
+from answering import PeekTask
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
@@ -14,12 +15,13 @@ from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 import toolagent  # noqa: F401  (registers the ids)
-from toolagent.envs import env_id, register_with_rllib
+from toolagent.envs import env_id, register_task, register_with_rllib
 from toolagent.envs.single import ToolEnv
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import ADD, ANS, CTX, MUL, STO
 
+register_task(PeekTask)
 NAMES = ["tutorial", "calculator", "expression"]
 N = 4
 
@@ -73,18 +75,19 @@ OPERATIONS = st.lists(
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "answering:PeekTask"])
 @settings(max_examples=60, deadline=None)
 @given(st.lists(SEED, min_size=N, max_size=N), st.booleans(), OPERATIONS)
 def test_it_does_what_gymnasiums_vectorization_of_single_envs_does(
     name, seeds, limit_terminates, operations
 ):
     envs = both(name, limit_terminates=limit_terminates, stream=(5,))
-    stages = get_task(name).stages
+    task = get_task(name)
+    stages, actions = task.stages, task.vocabulary.num_actions
     assert_same(*(env.reset(seed=seeds) for env in envs))
     for operation, *given_values in operations:
         if operation == "step":
-            results = [env.step(np.array(given_values[0])) for env in envs]
+            results = [env.step(np.array(given_values[0]) % actions) for env in envs]
         elif operation == "reset":
             results = [env.reset(seed=given_values[0]) for env in envs]
         elif operation == "mask":
@@ -93,9 +96,10 @@ def test_it_does_what_gymnasiums_vectorization_of_single_envs_does(
         else:
             for env in envs:
                 if operation == "stages":
-                    env.set_attr("stage", [stages[place] for place in given_values[0]])
+                    chosen = [stages[place % len(stages)] for place in given_values[0]]
+                    env.set_attr("stage", chosen)
                 else:
-                    env.call("set_stage", stages[given_values[0]])
+                    env.call("set_stage", stages[given_values[0] % len(stages)])
             assert envs[0].get_attr("stage") == envs[1].get_attr("stage")
             continue
         assert_same(*results)

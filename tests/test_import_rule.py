@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "outside": "errors",
     "tasks": "errors outside vocabulary",
     "models": "errors outside tasks vocabulary",
+    "examples": "models tasks vocabulary",
     "cluster": "__init__ errors",
     "envs": "tasks vocabulary",
     "__init__": "envs",

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from answering import PeekTask
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -17,17 +18,18 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
-from toolagent.envs.registration import env_id, register_with_rllib
+from toolagent.envs.registration import env_id, register_task, register_with_rllib
 from toolagent.envs.spaces import action_space, observation_space
 from toolagent.learning.algorithm import ToolAgentConfig
 from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.models.rl_module import NetworkModule
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
+from toolagent.tasks.registry import reference_of_task
 from toolagent.tasks.tokens import ANS, CTX, EOS
 
 TASK = get_task("calculator")
-SPACES = {DEFAULT_MODULE_ID: (observation_space(TASK), action_space(TASK))}
+PEEK = register_task(PeekTask)()  # its tools answer
 COLUMNS = (
     "stage",
     "context",
@@ -41,18 +43,19 @@ COLUMNS = (
 WIDTH = 12
 
 
-def config_of(kind=ToolAgentConfig, **training):
+def config_of(kind=ToolAgentConfig, task=TASK, **training):
     register_with_rllib()
+    name = reference_of_task(task)
     config = (
         kind()
-        .environment(env_id("calculator"), env_config={"task": "calculator"})
+        .environment(env_id(name), env_config={"task": name})
         .framework("torch")
         .debugging(seed=0)
         .learners(num_learners=0)
         .rl_module(
             rl_module_spec=RLModuleSpec(
                 module_class=NetworkModule,
-                model_config={"task": "calculator", "embedding_size": WIDTH, "max_seq_len": 8},
+                model_config={"task": name, "embedding_size": WIDTH, "max_seq_len": 8},
             )
         )
     )
@@ -62,7 +65,9 @@ def config_of(kind=ToolAgentConfig, **training):
 
 def group_of(config, seed=0):
     """A learner group with one local learner, and its network, with weights away from 0."""
-    group = config.build_learner_group(spaces=SPACES)
+    task = get_task(config.env_config["task"])
+    spaces = {DEFAULT_MODULE_ID: (observation_space(task), action_space(task))}
+    group = config.build_learner_group(spaces=spaces)
     network = group._learner.module[DEFAULT_MODULE_ID].network
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -71,10 +76,10 @@ def group_of(config, seed=0):
     return group, network
 
 
-def played(network, size=40, seed=0):
+def played(network, size=40, seed=0, task=TASK):
     rng = np.random.default_rng(seed)
-    problems = TASK.sample(rng, rng.integers(0, 3, size).astype(np.int8))
-    return play(network, TASK, problems, torch.Generator().manual_seed(seed))
+    problems = task.sample(rng, rng.integers(0, task.num_stages, size).astype(np.int8))
+    return play(network, task, problems, torch.Generator().manual_seed(seed))
 
 
 def learner_columns(batch, **changed):
@@ -108,16 +113,19 @@ def gradients_of(network):
 # The slow path: one episode after the other, one step after the other, every formula spelt out.
 
 
-def slow_steps(network, context, stage, actions):
+def slow_steps(network, context, stage, actions, responses=()):
     """Log-probabilities of all tokens and values at each step of one episode."""
     weight = dict(network.named_parameters())
-    embedding = weight["token_embedding.weight"]
-    shown = [int(token) for token in context if token != EOS]
+    embedding, answers = weight["token_embedding.weight"], weight.get("response_input.vectors")
+    pad = network.interface.vocabulary.pad_token
+    shown = [int(token) for token in context if token != pad]
     mean = sum(embedding[token] for token in shown) / len(shown)
     hidden = torch.tanh(mean + weight["stage_embedding.weight"][int(stage)])
-    previous, steps = CTX, []
-    for action in actions:
+    previous, answer, steps = network.interface.vocabulary.start_token, (), []
+    for step, action in enumerate(actions):
         inputs = weight["gru.weight_ih_l0"] @ embedding[previous] + weight["gru.bias_ih_l0"]
+        for place, token in enumerate(answer):
+            inputs = inputs + (answers[place, int(token)] if token != pad else 0.0)
         recurrent = weight["gru.weight_hh_l0"] @ hidden + weight["gru.bias_hh_l0"]
         (i_r, i_z, i_n), (h_r, h_z, h_n) = inputs.chunk(3), recurrent.chunk(3)
         reset, keep = torch.sigmoid(i_r + h_r), torch.sigmoid(i_z + h_z)
@@ -125,7 +133,7 @@ def slow_steps(network, context, stage, actions):
         logits = weight["policy_head.weight"] @ hidden + weight["policy_head.bias"]
         value = (weight["value_head.weight"] @ hidden + weight["value_head.bias"]).squeeze()
         steps.append((logits - torch.logsumexp(logits, 0), value))
-        previous = int(action)
+        previous, answer = int(action), responses[step] if len(responses) else ()
     return steps
 
 
@@ -139,6 +147,7 @@ def slow_loss(network, columns, config):
             columns["context"][row],
             columns["stage"][row],
             columns["actions"][row, :length],
+            columns["response"][row] if columns["response"].shape[2] else (),
         )
         to_go, returns = 0.0, []
         for step in reversed(range(length)):
@@ -171,6 +180,7 @@ def slow_loss(network, columns, config):
     return total, policy, value_loss, entropy
 
 
+@pytest.mark.parametrize("task", [TASK, PEEK], ids=lambda task: task.name)
 @pytest.mark.parametrize(
     "training",
     [
@@ -181,10 +191,10 @@ def slow_loss(network, columns, config):
     ],
     ids=["default", "plain A2C", "discounted, raw advantages", "mostly entropy"],
 )
-def test_loss_and_gradients_are_those_of_a_plain_loop(training):
-    config = config_of(**training)
+def test_loss_and_gradients_are_those_of_a_plain_loop(training, task):
+    config = config_of(task=task, **training)
     group, network = group_of(config)
-    columns = learner_columns(played(network))
+    columns = learner_columns(played(network, task=task))
     columns["entropy_weight"] = np.random.default_rng(1).random(40).astype(np.float32)
     # Weights that moved on since the episodes were played, so that the ratio is not 1.
     columns["log_probabilities"] += (
@@ -389,8 +399,8 @@ def as_rllib_episodes(batch, network):
         ]
         episodes.append(
             SingleAgentEpisode(
-                observation_space=SPACES[DEFAULT_MODULE_ID][0],
-                action_space=SPACES[DEFAULT_MODULE_ID][1],
+                observation_space=observation_space(TASK),
+                action_space=action_space(TASK),
                 observations=observations,
                 actions=[int(action) for action in actions],
                 rewards=batch.rewards[row, :length].tolist(),

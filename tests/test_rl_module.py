@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from answering import PeekTask
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -10,27 +11,36 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
-from toolagent.envs import env_id, register_with_rllib
+from toolagent.envs import env_id, register_task, register_with_rllib
 from toolagent.envs.spaces import action_space, observation_space
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
 from toolagent.models.network import StageGRUNetwork
-from toolagent.models.registry import NETWORKS
 from toolagent.models.rl_module import NetworkModule, build_network
 from toolagent.tasks import get_task
-from toolagent.tasks.tokens import CTX, EOS, NUM_TOKENS
+from toolagent.tasks.registry import reference_of_task
 
+register_task(PeekTask)
 WIDTH = 16
-OPTIONS = {
-    "stage_gru": {"embedding_size": WIDTH},
-    "encoder_decoder": {"embedding_size": WIDTH, "num_heads": 3, "num_counters": 2},
+STAGE_GRU = {"network": "stage_gru", "embedding_size": WIDTH}
+ENCODER_DECODER = {
+    "network": "encoder_decoder",
+    **{"embedding_size": WIDTH, "num_heads": 3, "num_counters": 2},
 }
-HIDDEN_SIZES = {"stage_gru": WIDTH, "encoder_decoder": WIDTH + 3 + 2}
-TASKS = {"stage_gru": get_task("calculator"), "encoder_decoder": get_task("expression")}
+TRANSFORMER = {"network": "toolagent.examples.own_network:Transformer", "embedding_size": WIDTH}
+# The task, the model config, and how wide its hidden state is.
+CASES = {
+    "stage_gru": (get_task("calculator"), STAGE_GRU, WIDTH),
+    "encoder_decoder": (get_task("expression"), ENCODER_DECODER, WIDTH + 3 + 2),
+    "stage_gru_answered": (PeekTask(), STAGE_GRU, WIDTH),
+    "encoder_decoder_answered": (PeekTask(), ENCODER_DECODER, WIDTH + 3 + 2),
+    "outside": (get_task("calculator"), TRANSFORMER, 7),
+    "outside_answered": (PeekTask(), TRANSFORMER, 7 * 3),
+}
 
 
-@pytest.fixture(params=sorted(NETWORKS))
+@pytest.fixture(params=CASES)
 def kind(request):
-    """The module's name in a model config."""
+    """The name of a task and a network."""
     return request.param
 
 
@@ -41,12 +51,9 @@ def make_module(kind, seed=0):
     torch.manual_seed(seed)
     module = RLModuleSpec(
         module_class=NetworkModule,
-        observation_space=observation_space(TASKS[kind]),
-        action_space=action_space(TASKS[kind]),
-        model_config={
-            **{"task": TASKS[kind].name, "network": kind, "max_seq_len": 8},
-            **OPTIONS[kind],
-        },
+        observation_space=observation_space(CASES[kind][0]),
+        action_space=action_space(CASES[kind][0]),
+        model_config=model_config(kind, 8),
     ).build()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -54,8 +61,21 @@ def make_module(kind, seed=0):
     return module
 
 
+def model_config(kind, max_seq_len):
+    task, options, _ = CASES[kind]
+    return {"task": reference_of_task(task), "max_seq_len": max_seq_len, **options}
+
+
+def tokens_of(kind, rng, size, steps):
+    """(B, T) actions, and (B, T, R) what they were answered with."""
+    task = CASES[kind][0]
+    actions = rng.integers(0, task.vocabulary.num_actions, (size, steps))
+    responses = rng.integers(0, len(task.vocabulary), (size, steps, task.response_length))
+    return torch.tensor(actions), torch.tensor(responses)
+
+
 def problems_of(kind, rng, size):
-    task = TASKS[kind]
+    task = CASES[kind][0]
     stages = rng.integers(task.stages.start, task.stages.stop, size)
     return task.sample(rng, stages.astype(np.int8))
 
@@ -63,14 +83,18 @@ def problems_of(kind, rng, size):
 def observations(kind, seed, size, steps):
     """Observations (B, T, ...) of B episodes: the context and stage stay, the tokens vary."""
     rng = np.random.default_rng(seed)
-    problems = problems_of(kind, rng, size)
-    tokens = rng.integers(0, NUM_TOKENS, (size, steps))
-    tokens[:, 0] = CTX
-    return {
+    problems, task = problems_of(kind, rng, size), CASES[kind][0]
+    actions, responses = tokens_of(kind, rng, size, steps)
+    start, pad = task.vocabulary.start_token, task.vocabulary.pad_token
+    result = {
         "context": torch.tensor(problems.context)[:, None].repeat(1, steps, 1),
         "stage": torch.tensor(problems.stage.astype(np.int64))[:, None].repeat(1, steps),
-        "previous_token": torch.tensor(tokens),
+        "previous_token": torch.cat([torch.full((size, 1), start), actions[:, :-1]], 1),
     }
+    if task.response_length:
+        none = torch.full_like(responses[:, :1], pad)
+        result["response"] = torch.cat([none, responses[:, :-1]], 1)
+    return result
 
 
 def initial_state(module, size):
@@ -110,7 +134,7 @@ def test_step_by_step_is_what_the_learner_computes_at_once(kind, forward):
     module, obs = make_module(kind), observations(kind, 0, 11, 7)
     logits, state = stepped(module, obs, forward)
     at_once, values, final = trained_on(module, obs, initial_state(module, 11))
-    assert logits.shape == at_once.shape == (11, 7, NUM_TOKENS)
+    assert logits.shape == at_once.shape == (11, 7, CASES[kind][0].vocabulary.num_actions)
     assert values.shape == (11, 7)
     torch.testing.assert_close(logits, at_once, atol=1e-5, rtol=0)
     for key in state:
@@ -179,21 +203,26 @@ def test_the_columns_of_whole_episodes_give_what_the_padded_observations_give(ki
     module, rng = make_module(kind), np.random.default_rng(6)
     problems, lengths = problems_of(kind, rng, 9), torch.tensor([7, 1, 3, 7, 2, 5, 5, 6, 4])
     alive = torch.arange(7) < lengths[:, None]
-    actions = torch.where(alive, torch.tensor(rng.integers(0, NUM_TOKENS, (9, 7))), EOS)
+    actions, responses = tokens_of(kind, rng, 9, 7)
     episodes = {
         "context": torch.from_numpy(problems.context),
         "stage": torch.from_numpy(problems.stage),
         "actions": actions.to(torch.int8),
         "lengths": lengths,
-        "response": torch.zeros((9, 7, 0), dtype=torch.int8),
+        "response": responses.to(torch.int8),
     }
     with torch.no_grad():
         out = module.forward_train(episodes)
+    vocabulary = CASES[kind][0].vocabulary
+    start = torch.full((9, 1), vocabulary.start_token)
     obs = {
         "context": episodes["context"][:, None].repeat(1, 7, 1),
         "stage": episodes["stage"].long()[:, None].repeat(1, 7),
-        "previous_token": torch.cat([torch.full((9, 1), CTX), actions[:, :-1]], 1),
+        "previous_token": torch.cat([start, actions[:, :-1]], 1),
     }
+    if responses.shape[2]:
+        none = torch.full_like(responses[:, :1], vocabulary.pad_token)
+        obs["response"] = torch.cat([none, responses[:, :-1]], 1)
     logits, values, _ = trained_on(module, obs, initial_state(module, 9))
     expected = logits * alive.unsqueeze(-1), values * alive
     actual = out[Columns.ACTION_DIST_INPUTS], out[Columns.VF_PREDS]
@@ -205,12 +234,12 @@ def test_the_initial_state_is_as_wide_as_the_network_s_hidden_state(kind):
     module = make_module(kind)
     state = module.get_initial_state()
     assert {key: value.shape for key, value in state.items()} == {
-        "hidden": (HIDDEN_SIZES[kind],),
+        "hidden": (CASES[kind][2],),
         "started": (1,),
     }
     assert all(value.dtype == np.float32 and not value.any() for value in state.values())
     _, after = stepped(module, observations(kind, 0, 2, 1))
-    assert after["hidden"].shape == (2, HIDDEN_SIZES[kind])
+    assert after["hidden"].shape == (2, CASES[kind][2])
 
 
 def test_a_model_config_says_the_task_the_network_and_its_options():
@@ -234,11 +263,12 @@ def test_a_model_config_says_the_task_the_network_and_its_options():
 
 def tiny_ppo(kind, max_seq_len, vectorize_mode):
     register_with_rllib()
-    task = TASKS[kind]
+    task = CASES[kind][0]
+    name = reference_of_task(task)
     return (
         PPOConfig()
         .environment(
-            env_id(task.name), env_config={"task": task.name, "stage": task.stages[2], "seed": 0}
+            env_id(name), env_config={"task": name, "stage": task.stages[:3][-1], "seed": 0}
         )
         .env_runners(
             num_env_runners=0, num_envs_per_env_runner=5, gym_env_vectorize_mode=vectorize_mode
@@ -246,10 +276,7 @@ def tiny_ppo(kind, max_seq_len, vectorize_mode):
         .rl_module(
             rl_module_spec=RLModuleSpec(
                 module_class=NetworkModule,
-                model_config={
-                    **{"task": task.name, "network": kind, "max_seq_len": max_seq_len},
-                    **OPTIONS[kind],
-                },
+                model_config=model_config(kind, max_seq_len),
             )
         )
         .debugging(seed=3)

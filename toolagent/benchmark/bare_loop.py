@@ -86,9 +86,7 @@ class BareLoop:
         encoding, hidden = self.network.read(
             torch.from_numpy(batch.context), torch.from_numpy(batch.stage)
         )
-        logits, values, _ = self.network.unroll_observed(
-            previous, encoding, hidden, observed
-        )
+        logits, values, _ = self.network.unroll_observed(previous, encoding, hidden, observed)
         mask = step_mask(torch.from_numpy(batch.lengths), steps)  # (B, T)
         advantages, targets = generalized_advantages(
             torch.from_numpy(batch.rewards[:, :steps]), values, mask, 1.0, 1.0
