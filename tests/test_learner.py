@@ -26,7 +26,7 @@ from toolagent.models.rl_module import NetworkModule
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
 from toolagent.tasks.registry import reference_of_task
-from toolagent.tasks.tokens import ANS, CTX, EOS
+from toolagent.tasks.tokens import ANS, CTX
 
 TASK = get_task("calculator")
 PEEK = register_task(PeekTask)()  # its tools answer

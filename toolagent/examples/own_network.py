@@ -25,7 +25,9 @@ class Transformer(AgentNetwork):
     computes the rest of it again. S = H (1 + R), for R tokens of a response.
     """
 
-    class Options(NamedTuple):  # what `model_config` may hold beside `network`; plain values
+    class Options(NamedTuple):
+        """What `model_config` may hold beside `network`: plain values with defaults."""
+
         embedding_size: int = 32
         num_heads: int = 2
         num_layers: int = 1
