@@ -217,7 +217,8 @@ class ToolVectorEnv(VectorEnv):
         self._registers = transition.registers
         self._previous = actions.astype(np.int8)
         self._response = self.task.response_of(transition)
-        rewards, done = transition.rewards, transition.done
+        rewards = transition.rewards.astype(np.float64, copy=False)
+        done = transition.done
         terminated, truncated = transition.terminated, transition.truncated
         if self.limit_terminates:
             terminated, truncated = terminated | truncated, np.zeros_like(truncated)

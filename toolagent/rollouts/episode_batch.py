@@ -97,8 +97,9 @@ def empty_batch(task: Task, context: np.ndarray, stage: np.ndarray) -> EpisodeBa
     """A batch for `len(stage)` episodes of which no action has been taken."""
     shape, pad = (len(stage), task.max_actions), task.vocabulary.pad_token
     return EpisodeBatch(
-        stage=stage,
-        context=context,
+        # Tasks of other modules may have wider ones.
+        stage=stage.astype(np.int8, copy=False),
+        context=context.astype(np.int8, copy=False),
         actions=np.full(shape, task.vocabulary.answer_token, np.int8),
         lengths=np.zeros(len(stage), np.int8),
         rewards=np.zeros(shape, np.float32),

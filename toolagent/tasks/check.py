@@ -25,16 +25,10 @@ def check_task(task: Task) -> None:
     for stage in task.stages:
         stages = np.full(_TRIED, stage, np.int8)
         problems = _called(where, task.sample, rng, stages)
-        _require(isinstance(problems, Problems), where, "sample returns no Problems")
-        _check_column(where, "stage", problems.stage, (_TRIED,), "iu")
-        _require((problems.stage == stages).all(), where, "sample returns problems of other stages")
-        _check_column(where, "context", problems.context, (_TRIED, task.context_length), "iu")
-        known = len(task.vocabulary)
-        _require(
-            bool(((problems.context >= 0) & (problems.context < known)).all()),
-            where,
-            f"a context has a token outside 0..{known - 1}",
-        )
+        _check_problems(where, task, problems, stages)
+        for split in task.splits_of(stage):
+            drawn = _called(where, task.sample, rng, stages, split)
+            _check_problems(where, task, drawn, stages)
         target = _called(where, task.target, problems)
         _check_column(where, "target", target, (_TRIED,), "iu")
         registers = _called(where, task.start, problems)
@@ -57,6 +51,20 @@ def check_task(task: Task) -> None:
                 f"an episode is not over after max_actions, {task.max_actions}; step must set "
                 "`truncated` then",
             )
+
+
+def _check_problems(where: str, task: Task, problems: Any, stages: np.ndarray) -> None:
+    _require(isinstance(problems, Problems), where, "sample returns no Problems")
+    _check_column(where, "stage", problems.stage, stages.shape, "iu")
+    _require((problems.stage == stages).all(), where, "sample returns problems of other stages")
+    shape = (len(stages), task.context_length)
+    _check_column(where, "context", problems.context, shape, "iu")
+    known = len(task.vocabulary)
+    _require(
+        bool(((problems.context >= 0) & (problems.context < known)).all()),
+        where,
+        f"a context has a token outside 0..{known - 1}",
+    )
 
 
 def _check_transition(where: str, task: Task, transition: Any, size: int) -> None:
