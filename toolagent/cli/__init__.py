@@ -273,10 +273,9 @@ def stage_notes(stages: Sequence[StageAccuracy], trained: Container[int] | None)
         counts = f"{first.problems:,} {kind}"
         for row in below:
             counts += f", and below them {row.problems:,} {words(row.split)}"
-        notes.append(
-            f"stages {', '.join(str(row.stage) for row in sampled)} are measured on a fixed "
-            f"sample, not on all problems:\n{counts}"
-        )
+        which = ", ".join(str(row.stage) for row in sampled)
+        which = f"stages {which} are" if len(sampled) > 1 else f"stage {which} is"
+        notes.append(f"{which} measured on a fixed sample, not on all problems:\n{counts}")
     if trained is not None and any(row.stage not in trained for row in stages):
         notes.append("* not trained on")
     return notes

@@ -1,14 +1,16 @@
 """Files of problems: CSV with a header, a problem a line.
 
-The header is `stage` and the task's `problem_columns`: `stage,a,b,c,d,e` for tasks of digits (those
-that a stage does not show may be empty), `expression` where the problems are texts that tell their
-stage (a `stage` column is allowed, and must agree).
+The header is `stage` and the task's `problem_columns`: `stage,a,b,c,d,e` for tasks of several
+numbers (those that a stage does not show may be empty), `stage` and one column where a problem is one
+number, `expression` where the problems are texts that tell their stage (a `stage` column is allowed, and
+must agree).
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,16 @@ def read_problems(file: Path, task: Task) -> Any:
     Raises:
         UserError: the file, or a line of it, is not as it should be.
     """
+    read = _text_of
+    if len(task.problem_columns) > 1:
+        read = _numbers
+    elif task.posed_by_numbers:
+        read = _number
     reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
+    if not task.can_be_posed:
+        raise UserError(
+            f"problem file {file}: task '{task.name}' can't be given problems: it defines no `pose`"
+        )
     columns: list[str] | None = None
     lines: list[int] = []
     stages: list[int | None] = []
@@ -49,7 +60,6 @@ def read_problems(file: Path, task: Task) -> Any:
             stage = _stage(where, named[STAGE], task) if STAGE in named else None
             lines.append(reader.line_num)
             stages.append(stage)
-            read = _digits if len(task.problem_columns) > 1 else _text_of
             problems.append(read(where, named, stage, task))
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: not CSV ({error})") from error
@@ -127,19 +137,26 @@ def _stage(where: str, cell: str, task: Task) -> int:
 # A line's problem, as `Task.pose` takes it ------------------------------------------------------
 
 
-def _digits(where: str, named: dict[str, str], stage: int | None, task: Task) -> list[int]:
-    """All digits, 0 for those left empty."""
+def _numbers(where: str, named: dict[str, str], stage: int | None, task: Task) -> list[int]:
+    """All numbers, 0 for those left empty."""
     assert stage is not None
     shown = task.shown_columns(stage)
-    digits = []
     for column in task.problem_columns:
-        cell = named[column]
-        if cell == "" and column in shown:
+        if named[column] == "" and column in shown:
             raise UserError(f"{where}: {column} is empty; stage {stage} shows {_listed(shown)}")
-        if cell != "" and cell not in set("0123456789"):
-            raise UserError(f"{where}: {column} is '{cell:.20}'; expected a digit, 0 to 9")
-        digits.append(int(cell or 0))
-    return digits
+    return [_number_in(where, column, named[column] or "0") for column in task.problem_columns]
+
+
+def _number(where: str, named: dict[str, str], stage: int | None, task: Task) -> int:
+    """The one number."""
+    return _number_in(where, task.problem_columns[0], named[task.problem_columns[0]])
+
+
+def _number_in(where: str, column: str, cell: str) -> int:
+    """A whole number; `Task.pose` knows which are possible."""
+    if not re.fullmatch("-?[0-9]{1,18}", cell, re.ASCII):
+        raise UserError(f"{where}: {column} is '{cell:.20}'; expected a whole number")
+    return int(cell)
 
 
 def _text_of(where: str, named: dict[str, str], stage: int | None, task: Task) -> str:

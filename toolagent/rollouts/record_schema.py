@@ -8,12 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from toolagent import __version__
+from toolagent.errors import UserError
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import PlayDetails
 from toolagent.tasks import Task
 from toolagent.tasks.registry import reference_of_task
 
 SCHEMA_VERSION = 1
+_POSING = ("digits", "expression")  # every file has them, whatever poses its task
 RESPONSE = "response"  # the column of the tokens that each action was answered with
 VERSION_KEY, TASK_KEY = b"toolagent.schema_version", b"toolagent.task"
 _SOFTWARE_KEY = b"toolagent.version"
@@ -43,13 +45,21 @@ def record_schema(task: Task) -> pa.Schema:
     It is the same for all tasks, so that a folder with several reads as one table; a task that is
     posed neither by digits nor by an expression has its own columns behind the others, and one
     whose tools answer has the responses.
+
+    Raises:
+        UserError: one of the task's own columns has the name of another.
     """
-    names = {field.name for field in _COLUMNS}
+    names = {RESPONSE, *(field.name for field in _COLUMNS)}
     own = [
         pa.field(name, column.type, nullable=False)
         for name, column in _posed(task, task.example().context).items()
-        if name not in names
+        if name not in _POSING
     ]
+    if taken := {field.name for field in own} & names:
+        raise UserError(
+            f"task '{task.name}': its read returns '{min(taken)}', a column that records have "
+            "already; choose another name"
+        )
     if task.response_length:
         answer = pa.list_(pa.int8(), task.response_length)
         own.append(pa.field(RESPONSE, pa.list_(answer), nullable=False))
@@ -115,10 +125,16 @@ def record_table(
     )
 
 
+def read_back(task: Task, context: np.ndarray) -> dict[str, Any]:
+    """What poses the problems of (B, L) contexts again; the contexts of a task that can't be
+    posed."""
+    return task.read(context) if task.can_be_posed else {"context": context}
+
+
 def _posed(task: Task, context: np.ndarray) -> dict[str, Any]:
-    """What poses the problems of (B, L) contexts again: texts, or several integers a problem."""
+    """The same as columns: texts, or one integer or several a problem."""
     result = {}
-    for name, column in task.read(context).items():
+    for name, column in read_back(task, context).items():
         if column.ndim == 1:
             result[name] = pa.array(column)
             continue

@@ -20,6 +20,7 @@ from toolagent.rollouts.record_schema import (
     SCHEMA_VERSION,
     TASK_KEY,
     VERSION_KEY,
+    read_back,
     record_schema,
 )
 from toolagent.tasks import TASKS, Task, get_task
@@ -179,7 +180,7 @@ def _task_of(filesystem: fs.FileSystem, file: str) -> str:
 
 def _read(filesystem: fs.FileSystem, file: str, task: Task) -> RecordedEpisodes | None:
     """The file's episodes; None if it has none."""
-    posed = [*task.read(task.example().context)]
+    posed = [*read_back(task, task.example().context)]
     answered = [RESPONSE] if task.response_length else []
     try:
         with filesystem.open_input_file(file) as stream:
@@ -260,6 +261,8 @@ def _contexts(table: pa.Table, stage: np.ndarray, task: Task, posed: list[str]) 
             texts = column.to_numpy()
             _, rows, back = np.unique(texts.astype(str), return_index=True, return_inverse=True)
             given[name] = texts
+        elif not pa.types.is_nested(column.type):  # one number a problem
+            given[name] = column.to_numpy()
         else:
             values, lengths = _flat(table, name)
             if (lengths != lengths[:1]).any():

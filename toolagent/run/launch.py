@@ -93,7 +93,7 @@ def launch(request: Request, console: Console) -> Result:
         settings = load_settings(config, request.overrides)
         algorithm_config = build_algorithm_config(settings)
         check_local_resources(algorithm_config, address)
-        check_recording(settings.run.record_episodes)
+        check_recording(settings.run.record_episodes, settings.task)
         notes = check_records(settings, algorithm_config)
         start = Start()
         if request.resume is not None:

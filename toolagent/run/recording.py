@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 FINISH_WITHIN_S = 30.0  # for the last file of every env runner
 
 
-def check_recording(folder: str | None) -> None:
+def check_recording(folder: str | None, task: str) -> None:
     """The folder for recorded episodes is made by runners, whose failures are hard to read.
 
     Raises:
-        UserError: it can't be written, or holds something else.
+        UserError: it can't be written, or holds something else; or episodes of the task can't be
+            recorded.
     """
+    from toolagent.rollouts.record_schema import record_schema
     from toolagent.rollouts.records import check_recording_folder
+    from toolagent.tasks import get_task
 
     if folder is None:
         return
@@ -43,6 +46,7 @@ def check_recording(folder: str | None) -> None:
         if fault := folder_fault(Path(folder)):
             raise UserError(f"--record-episodes {folder}: {fault}")
     with labelled(f"--record-episodes {folder}: "):
+        record_schema(get_task(task))
         check_recording_folder(folder)
 
 

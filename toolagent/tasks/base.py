@@ -80,8 +80,8 @@ class Task(abc.ABC):
     judgements: ClassVar[tuple[str, ...]] = ()  # the names of what `judge` tells
     # One program, played without reading, may solve a whole stage (`oracle.shortest_programs`).
     one_plan_a_stage: ClassVar[bool] = False
-    # What a file of problems has, besides `stage`: one column for a problem that is a text, or one
-    # for each of its digits.
+    # What a file of problems has, besides `stage`: one column for a problem that is a text or a
+    # number (`read` tells which), or one for each of its digits.
     problem_columns: ClassVar[tuple[str, ...]] = ("problem",)
     posed_by: ClassVar[str] = "problem"  # the argument of `pose`, and the flag of `explain`
     problem_tells_stage: ClassVar[bool] = False  # so `pose` needs no stage
@@ -145,6 +145,12 @@ class Task(abc.ABC):
         return self.problem_columns
 
     @property
+    def posed_by_numbers(self) -> bool:
+        """Whether `pose` takes whole numbers, as `read` returns them; else texts."""
+        given = self.read(self.example().context).get(self.posed_by)
+        return given is not None and np.asarray(given).dtype.kind in "iu"
+
+    @property
     def can_be_posed(self) -> bool:
         """Whether the task defines `pose`."""
         return type(self).pose is not Task.pose
@@ -181,7 +187,7 @@ class Task(abc.ABC):
         Here: the tokens of its context and the right answer.
         """
         context = problems.context[row]
-        text = self.vocabulary.text(context[context != self.vocabulary.pad_token])
+        text = self.vocabulary.text(context[context != self.vocabulary.pad_token]) or "-"
         target = self.target(problems.take(np.array([row])))[0]
         return f"{text.replace(' = ', '=')} = {target}"
 
