@@ -25,7 +25,7 @@ def evaluate(monkeypatch, tmp_path, capsys):
 
     def run(choose, *arguments, metadata=None):
         policy = Policy(Planner(choose), EXPRESSION, metadata or {}, tmp_path / "checkpoint")
-        monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: policy)
+        monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_, **code: policy)
         file = tmp_path / "out.json"
         file.unlink(missing_ok=True)
         flags = ["checkpoint", "--json", str(file), *map(str, arguments)]

@@ -1,9 +1,9 @@
 """Files of problems: CSV with a header, a problem a line.
 
 The header is `stage` and the task's `problem_columns`: `stage,a,b,c,d,e` for tasks of several
-numbers (those that a stage does not show may be empty), `stage` and one column where a problem is one
-number, `expression` where the problems are texts that tell their stage (a `stage` column is allowed, and
-must agree).
+numbers (those that a stage does not show may be empty), `stage` and one column where a problem is
+one number, `expression` where the problems are texts that tell their stage (a `stage` column is
+allowed, and must agree).
 """
 
 from __future__ import annotations
