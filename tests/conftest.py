@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -26,6 +27,15 @@ LONGEST_FIRST = (
 def pytest_collection_modifyitems(items):
     rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tasks_of_this_file_only():
+    """A task that a file's tests register is not there for the next file's."""
+    from toolagent.tasks import TASKS
+
+    with mock.patch.dict(TASKS):
+        yield
 
 
 @pytest.fixture(scope="module")

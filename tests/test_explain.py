@@ -217,8 +217,8 @@ def test_where_no_program_exists_it_is_said(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["--stage", 3], "has no stage 3; its stages are 0..2"),
-        (["--digits", "1,2,3,4"], "4 digits; stage 2, a*b+c-d*e, shows 5"),
-        (["--digits", "1,2,3,4,"], "'' is no digit"),
+        (["--digits", "1,2,3,4"], "4 numbers; stage 2, a*b+c-d*e, shows 5"),
+        (["--digits", "1,2,3,4,"], "'' is no number"),
         (["--expression", "(3+4)*2"], "is posed by --digits"),
     ],
 )

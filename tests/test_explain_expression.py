@@ -35,7 +35,7 @@ def explain(monkeypatch, capsys, tmp_path):
     def run(choose, *arguments, trained_stages=None):
         metadata = {"trained_stages": trained_stages}
         policy = Policy(Planner(choose), EXPRESSION, metadata, tmp_path)
-        monkeypatch.setattr("toolagent.explain.__main__.load_policy", lambda *_: policy)
+        monkeypatch.setattr("toolagent.explain.__main__.load_policy", lambda *_, **__: policy)
         assert cli.main(command, ["checkpoint", *map(str, arguments)]) == 0
         return capsys.readouterr().out
 

@@ -317,8 +317,8 @@ def _refuse(message: str) -> int:
 
 def _click_message(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
-        options = error.ctx.command.params if error.ctx else []
-        known = ["--help", *(name for parameter in options for name in parameter.opts)]
+        options = error.ctx.command.get_params(error.ctx) if error.ctx else []
+        known = [name for parameter in options for name in parameter.opts]
         flags = [name for name in known if name.startswith("--")]
         return f"no option '{error.option_name}'; {nearest(error.option_name, flags)}"
     message = error.format_message().rstrip(".")

@@ -1,7 +1,7 @@
 """Shows what a checkpoint's greedy agent does on one problem, and why it is right or wrong.
 
 python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7 | --expression "(3+4)*2"]
-    [--probes] [--html FILE] [--parquet FILE] [--json FILE]
+    [--task MODULE:CLASS] [--probes] [--html FILE] [--parquet FILE] [--json FILE]
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +23,63 @@ import torch
 from rich.table import Table
 
 from toolagent import cli
-from toolagent.checkpoints.policy import load_policy
+from toolagent.checkpoints.policy import Policy, load_policy
 from toolagent.errors import UserError
 from toolagent.explain import views
 from toolagent.explain.microscope import Look, look_at, record
-from toolagent.explain.probes import ProbeReport, run_probes
+from toolagent.explain.probes import ProbeReport, check_probes, run_probes
 from toolagent.files import check_writable, write_result
-from toolagent.rollouts.trajectory import Trajectory, probability_text, trajectory, verdict
-from toolagent.tasks import TASKS, Task
+from toolagent.rollouts.trajectory import (
+    Trajectory,
+    probability_text,
+    response_text,
+    trajectory,
+    verdict,
+)
+from toolagent.tasks import TASKS, Task, task_class
 from toolagent.tasks.oracle import shortest_programs
+from toolagent.tasks.registry import reference_of_task
 
 
-def problem_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds a flag for each way in which a task is posed (`Task.posed_by`)."""
-    for flag in reversed(dict.fromkeys(task.posed_by for task in TASKS.values())):
-        posed = [task for task in TASKS.values() if task.posed_by == flag]
-        command = click.option(
-            f"--{flag}",
-            metavar="A,B,..." if len(posed[0].problem_columns) > 1 else "TEXT",
-            help=f"The problem, for {' or '.join(task.name for task in posed)}. "
-            "Default: an example, of the stage if one is named.",
-        )(command)
-    return command
+class ProblemCommand(click.Command):
+    """A command with a flag for each way in which a task is posed (`Task.posed_by`): the tasks
+    in use, and the one that `--task` names on the command line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Imports the named task first: its own flag is one of the options."""
+        for place, argument in enumerate(args):
+            flag, _, given = argument.partition("=")
+            if flag == "--task" and (given or place + 1 < len(args)):
+                task_class(given or args[place + 1])
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The flags of the tasks stand behind the argument and `--stage`."""
+        first, *others = super().get_params(ctx)
+        taken = {other.name for other in others} | {flag[2:] for p in others for flag in p.opts}
+        flags: list[click.Parameter] = []
+        posed = [task for task in TASKS.values() if task().can_be_posed]
+        for name in dict.fromkeys(task.posed_by for task in posed):
+            tasks = [task for task in posed if task.posed_by == name]
+            if not name.isidentifier() or name == first.name or name in taken:
+                raise UserError(
+                    f"task {reference_of_task(tasks[0])}: posed_by is '{name}', which can't be "
+                    "the name of a flag here; choose another"
+                )
+            option = click.Option(
+                [f"--{name}"],
+                metavar="A,B,..." if len(tasks[0].problem_columns) > 1 else "TEXT",
+                help=f"The problem, for {' or '.join(task.name for task in tasks)}. "
+                "Default: an example, of the stage if one is named.",
+            )
+            flags.append(option)
+        return [first, others[0], *flags, *others[1:]]
 
 
-@click.command()
+@click.command(cls=ProblemCommand)
 @click.argument("checkpoint", type=cli.PATH)
 @click.option("--stage", type=cli.IntRange(), metavar="S", help="A problem of this stage.")
-@problem_flags
+@cli.code_options
 @click.option("--probes", is_flag=True, help="Measure what the hidden state holds: some seconds.")
 @click.option("--html", "html_file", metavar="FILE", type=cli.PATH, help="Also write it as a page.")
 @click.option(
@@ -59,6 +89,8 @@ def problem_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 def command(
     checkpoint: str,
     stage: int | None,
+    task: str | None,
+    network: str | None,
     probes: bool,
     html_file: str | None,
     parquet_file: str | None,
@@ -77,12 +109,37 @@ def command(
             check_writable(Path(file), flag)
     if len({os.path.realpath(file) for file in files}) < len(files):
         raise UserError("--html, --parquet and --json: name a file for each")
-    policy = load_policy(checkpoint)
+    policy = load_policy(checkpoint, task=task, network=network)
     for file in files:
         policy.check_outside(file)
+    if probes:
+        check_probes(policy.task)
+    explain(policy, stage, texts, probes, *named.values())
+    if not files:
+        cli.check_printed("write it to a file with --json")
+
+
+def explain(
+    policy: Policy,
+    stage: int | None,
+    texts: Mapping[str, str | None],
+    probes: bool,
+    html_file: str | None,
+    parquet_file: str | None,
+    json_file: str | None,
+) -> None:
+    """Plays the problem that the command line asks for, writes the files and prints the rest.
+
+    Args:
+        policy: whose agent is explained.
+        stage: of the problem, if one is named.
+        texts: the problem, by the name of what poses it.
+        probes: whether to measure them, too.
+        html_file: to be written, if named; and so on.
+    """
     task = policy.task
     torch.set_num_threads(1)  # one problem
-    problems = pose(task, stage, **texts)
+    problems = pose(task, stage, texts)
     recorded = trajectory(policy.network, task, problems)
     heading = f"stage {recorded.stage}: {task.describe(problems, 0)}"
     notes = [
@@ -90,7 +147,7 @@ def command(
         for reason in untrained(task, problems, policy.metadata.get("trained_stages"))
     ]
     told = [verdict(recorded)]
-    if task.one_plan_a_stage:
+    if task.one_plan_a_stage and task.num_problems(recorded.stage) is not None:
         told.append(comparison(task, recorded))
     else:
         told += judgement(recorded, task.plan(problems, 0)).splitlines()
@@ -106,12 +163,11 @@ def command(
         "target": recorded.target,
     }
     if html_file is not None:
-        page = views.page(heading, [*notes, *told], looks, report, shown, task.vocabulary)
+        page = views.page(heading, [*notes, *told], looks, report, shown, task)
         write_result(Path(html_file), page.encode())
     if parquet_file is not None:
-        rows = [about | record(look, task.vocabulary) for look in looks]
         with pa.BufferOutputStream() as stream:
-            pq.write_table(pa.Table.from_pylist(rows, schema(looks)), stream, compression="zstd")
+            pq.write_table(step_rows(about, looks, task), stream, compression="zstd")
             write_result(Path(parquet_file), stream.getvalue().to_pybytes())
     if json_file is not None:
         document = json_document(about, recorded, told, looks, report)
@@ -122,49 +178,59 @@ def command(
     cli.print_table(console, step_table(recorded))
     console.print("\n" + "\n".join(told), soft_wrap=True)
     console.print("\nwhat each token was chosen from, in per cent:")
-    cli.print_table(console, views.probability_table(looks, task.vocabulary))
-    console.print(
-        "\nwhat the oracle would write, with how many tokens to go; and what the\n"
-        "runner-up in this place would have led to:",
-    )
-    cli.print_table(console, views.futures_table(looks, task.vocabulary))
+    cli.print_table(console, views.probability_table(looks, task))
+    if task.defines("continuation"):
+        console.print(
+            "\nwhat the oracle would write, with how many tokens to go; and what the\n"
+            "runner-up in this place would have led to:",
+        )
+    else:
+        console.print("\nwhat the runner-up in this place would have led to:")
+    cli.print_table(console, views.futures_table(looks, task))
     if report is not None:
         console.print("\nwhat can be told from the hidden state, and from the controls:")
         cli.print_table(console, views.probe_table(report))
         for note in report.notes:
             console.print(note, soft_wrap=True)
-    if not files:
-        cli.check_printed("write it to a file with --json")
 
 
-def schema(looks: list[Look]) -> pa.Schema:
+def step_rows(about: dict[str, Any], looks: list[Look], task: Task) -> pa.Table:
     """Of `--parquet`: a row a step; what the problem is stands in every row."""
+    rows = [about | record(look, task.vocabulary) for look in looks]
     texts, integers, numbers = pa.string(), pa.int64(), pa.list_(pa.float32())
-    kinds = {"stack": texts}
-    registers = pa.struct([(name, kinds.get(name, integers)) for name in looks[0].step.registers])
-    return pa.schema(
-        {
-            "task": texts,
-            "checkpoint": texts,
-            "stage": integers,
-            "problem": texts,
-            "target": integers,
-            "step": integers,
-            "token": texts,
-            "probability": pa.float32(),
-            "probabilities": numbers,
-            "value": pa.float32(),
-            "reward": pa.float64(),
-            "registers": registers,
-            "oracle": pa.list_(texts),
-            "runner_up": texts,
-            "runner_up_probability": pa.float32(),
-            "instead_tokens": pa.list_(texts),
-            "instead_answer": integers,
-            "instead_solved": pa.bool_(),
-            "hidden": numbers,
-        }
-    )
+    registers = dict.fromkeys(views.register_names(looks), integers)
+    for row in rows:
+        is_text = {name for name, value in row["registers"].items() if isinstance(value, str)}
+        registers |= dict.fromkeys(is_text | {*task.text_registers} & {*registers}, texts)
+    for row in rows:
+        for name, value in row["registers"].items():
+            if value is not None and registers[name] == texts:
+                row["registers"][name] = str(value)
+    schema = {
+        "task": texts,
+        "checkpoint": texts,
+        "stage": integers,
+        "problem": texts,
+        "target": integers,
+        "step": integers,
+        "token": texts,
+        "probability": pa.float32(),
+        "probabilities": numbers,
+        "value": pa.float32(),
+        "reward": pa.float64(),
+        "response": pa.list_(texts),
+        "registers": pa.struct([*registers.items()]),
+        "oracle": pa.list_(texts),
+        "runner_up": texts,
+        "runner_up_probability": pa.float32(),
+        "instead_tokens": pa.list_(texts),
+        "instead_answer": integers,
+        "instead_solved": pa.bool_(),
+        "hidden": numbers,
+    }
+    if not registers:  # Parquet has no records without a field
+        del schema["registers"]
+    return pa.Table.from_pylist(rows, pa.schema(schema))
 
 
 def json_document(
@@ -197,36 +263,42 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def pose(task: Task, stage: int | None, **texts: str | None) -> Any:
+def pose(task: Task, stage: int | None, texts: Mapping[str, str | None]) -> Any:
     """The one problem that the command line asks for.
 
     Args:
         task: the task.
         stage: of the problem, if one is named.
-        texts: the problem, by the flag that it was given with.
+        texts: the problem, by the name of what poses it.
 
     Raises:
         UserError: no such stage, or not what poses a problem of it.
     """
-    for flag, text in texts.items():
-        if text is not None and flag != task.posed_by:
-            raise UserError(f"--{flag}: task '{task.name}' is posed by --{task.posed_by}")
+    for name, text in texts.items():
+        if text is not None and not task.can_be_posed:
+            raise UserError(
+                f"{f'--{name}'}: task '{task.name}' can't be given problems: it defines no "
+                "`pose`; --stage chooses an example"
+            )
+        if text is not None and name != task.posed_by:
+            raise UserError(f"{f'--{name}'}: task '{task.name}' is posed by {f'--{task.posed_by}'}")
     if stage is not None and stage not in task.stages:
         raise UserError(
             f"--stage: task '{task.name}' has no stage {stage}; "
             f"its stages are {task.stages[0]}..{task.stages[-1]}"
         )
-    if texts[task.posed_by] is None:
+    given: Any = texts.get(task.posed_by)
+    if given is None:
         return task.example(stage)
-    if len(task.problem_columns) > 1:
+    flag = f"--{task.posed_by}"
+    if not task.problem_tells_stage:
         stage = task.stages[-1] if stage is None else stage
-        given: Any = _parse_digits(str(texts[task.posed_by]), task, stage)
-    else:
-        given = texts[task.posed_by]
+    if len(task.problem_columns) > 1:
+        given = _parse_numbers(flag, given, task, task.stages[-1] if stage is None else stage)
     try:
         return task.pose(None if stage is None else np.array([stage]), **{task.posed_by: [given]})
     except ValueError as error:
-        raise UserError(f"--{task.posed_by}: {error}") from None
+        raise UserError(f"{flag}: {error}") from None
 
 
 def untrained(task: Task, problems: Any, trained_stages: list[int] | None) -> list[str]:
@@ -241,14 +313,17 @@ def untrained(task: Task, problems: Any, trained_stages: list[int] | None) -> li
 
 
 def step_table(recorded: Trajectory) -> Table:
-    """A row for each action, a column for each register."""
-    registers, names = list(recorded.steps[0].registers), recorded.vocabulary.names
+    """A row for each action, a column for each register, and for what tools answer."""
+    registers = list(dict.fromkeys(name for step in recorded.steps for name in step.registers))
+    names, response_length = recorded.vocabulary.names, recorded.task.response_length
+    width = max(map(len, recorded.vocabulary.actions))
     table = cli.table(
         "step",
         "token",
         "prob",
         "runner-up",
         "value",
+        *(["response"] if response_length else []),
         *registers,
         "reward",
         right=("step", "prob", "value", *registers, "reward"),
@@ -259,9 +334,10 @@ def step_table(recorded: Trajectory) -> Table:
             str(number),
             names[step.token],
             probability_text(step.probability, 3),
-            f"{names[step.runner_up]:<3} {runner_up}",
+            f"{names[step.runner_up]:<{width}} {runner_up}",
             f"{step.value:.2f}",
-            *("-" if value is None else str(value) for value in step.registers.values()),
+            *([response_text(recorded.vocabulary, step.response)] if response_length else []),
+            *("-" if value is None else str(value) for value in map(step.registers.get, registers)),
             f"{step.reward:.2f}",
         )
     return table
@@ -292,18 +368,16 @@ def judgement(recorded: Trajectory, plan: tuple[int, ...] | None) -> str:
     return "\n".join(lines)
 
 
-def _parse_digits(text: str, task: Task, stage: int) -> list[int]:
-    """All digits, 0 for those that the stage does not show."""
+def _parse_numbers(flag: str, text: str, task: Task, stage: int) -> list[int]:
+    """A number for each of `problem_columns`, 0 for those that the stage does not show."""
     cells = [cell.strip() for cell in text.split(",")]
     for cell in cells:
-        if cell not in set("0123456789"):
-            raise UserError(
-                f"--{task.posed_by}: '{cell:.20}' is no digit; expected 0 to 9, such as 3,4,5,6,7"
-            )
+        if not re.fullmatch(r"-?[0-9]{1,9}", cell):
+            raise UserError(f"{flag}: '{cell:.20}' is no number; expected some such as 3,4,5,6,7")
     shown, every = len(task.shown_columns(stage)), len(task.problem_columns)
     if len(cells) not in (shown, every):
         raise UserError(
-            f"--{task.posed_by}: {len(cells)} digits; stage {stage}, {task.formula(stage)}, "
+            f"{flag}: {len(cells)} numbers; stage {stage}, {task.formula(stage)}, "
             f"shows {shown}" + (f" (or give all {every})" if shown != every else "")
         )
     return [int(cell) for cell in cells] + [0] * (every - len(cells))

@@ -80,6 +80,7 @@ def record(look: Look, vocabulary: Vocabulary) -> dict[str, Any]:
         "probabilities": list(step.probabilities),
         "value": step.value,
         "reward": step.reward,
+        "response": [vocabulary.names[token] for token in step.response],
         "registers": dict(step.registers),
         "oracle": None if look.oracle is None else vocabulary.text(look.oracle).split(),
         "runner_up": vocabulary.names[step.runner_up],

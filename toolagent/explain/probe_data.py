@@ -14,10 +14,8 @@ from toolagent.tasks import Task
 from toolagent.tasks.calculator import CalculatorRegisters
 from toolagent.tasks.expression import ExpressionTask
 from toolagent.tasks.stack_machine import StackRegisters
-from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 REPLACED = 0.3  # of the tokens of every second episode
-TOOLS = np.array([MUL, ADD, SUB, STO, RCL])
 FEWEST, MOST = 3, 5  # operands of the expressions that are probed
 
 Labels = dict[str, tuple[np.ndarray, np.ndarray]]  # name: values (B, T), and (B, T) where known
@@ -55,7 +53,7 @@ def draw(task: Task, rng: np.random.Generator, held_out: bool, count: int) -> An
 def wander(
     network: AgentNetwork, task: Task, rng: np.random.Generator, held_out: bool, count: int
 ) -> Examples:
-    """Greedy episodes, and as many with tokens replaced at random and without `ANS`."""
+    """Greedy episodes, and as many with tokens replaced at random and without an answer."""
     problems = draw(task, rng, held_out, count)
     walk = _RandomWalk(task, len(problems), rng)
     batch = play(network, task, problems, chooser=walk, observer=walk)
@@ -82,9 +80,13 @@ class _RandomWalk:
 
     def __init__(self, task: Task, size: int, rng: np.random.Generator):
         self._task, self._rng, self._size = task, rng, size
+        vocabulary = task.vocabulary
+        self._answer = vocabulary.answer_token
+        names = [name for name in task.tools if name != vocabulary.answer]
         # Expressions are made of digits, which are tools there: they push themselves.
-        digits = np.arange(10) if isinstance(task, ExpressionTask) else np.arange(0)
-        self._tools = np.concatenate([TOOLS, digits])
+        if isinstance(task, ExpressionTask):
+            names += [name for name in vocabulary.actions if name.isdigit()]
+        self._tools = np.array([vocabulary.token(name) for name in names])
         self._shape = (size, task.max_actions)
         self.status = np.zeros(self._shape, np.int64)
         self.numbers: Labels = {}
@@ -96,7 +98,7 @@ class _RandomWalk:
         # For all episodes, over or not: what one of them does changes nothing in the others.
         drawn = torch.from_numpy(self._rng.random(self._size) < REPLACED)[rows]
         instead = torch.from_numpy(self._rng.choice(self._tools, self._size))[rows]
-        replaced = (rows % 2 == 1) & (drawn | (token == ANS))
+        replaced = (rows % 2 == 1) & (drawn | (token == self._answer))
         return torch.where(replaced, instead, token)
 
     def observe(self, step: PlayedStep) -> None:
@@ -141,23 +143,24 @@ def expression_plans(
     shape = (len(problems), 2 * MOST)
     result = Examples(
         problems,
-        np.full(shape, ANS),
+        np.full(shape, task.vocabulary.answer_token),
         np.zeros((*shape, 0), np.int8),
         np.zeros(shape, bool),
         np.zeros(shape, int),
     )
     place, place_known = np.zeros(shape, int), np.zeros(shape, bool)
     operator, operator_known = np.zeros(shape, int), np.zeros(shape, bool)
+    digits = {token for token, name in enumerate(task.vocabulary.names) if name.isdigit()}
     for row, context in enumerate(problems.context.tolist()):
         plan = task.plan(problems, row) or ()
-        places = [index for index, token in enumerate(context) if token < 10]
+        places = [index for index, token in enumerate(context) if token in digits]
         result.actions[row, : len(plan)] = plan
         result.live[row, : len(plan)] = True
         for step in range(len(plan)):
-            written = sum(token < 10 for token in plan[:step])
+            written = sum(token in digits for token in plan[:step])
             if written < len(places):
                 place[row, step], place_known[row, step] = places[written], True
-            ahead = [token for token in plan[step:-1] if token >= 10]
+            ahead = [token for token in plan[step:-1] if token not in digits]
             if ahead:
                 operator[row, step], operator_known[row, step] = ahead[0], True
     result.kinds = {

@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from toolagent.errors import UserError
 from toolagent.explain.probe_data import Examples, expression_plans, wander
 from toolagent.models.base import AgentNetwork
-from toolagent.tasks import Task
+from toolagent.tasks import TASKS, Task
+from toolagent.tasks.arithmetic import ArithmeticTask
 from toolagent.tasks.expression import ExpressionTask
-from toolagent.tasks.tokens import CTX
 
 PROBLEMS = 3_000  # half of them to fit, half to score
 PENALTIES = 10.0 ** np.arange(-2, 5)  # of the ridge, chosen on a quarter of the fit's rows
@@ -67,6 +68,21 @@ class ProbeReport:
     notes: list[str]
 
 
+def check_probes(task: Task) -> None:
+    """Refuses tasks of which it is not known what their machine's registers hold.
+
+    Raises:
+        UserError: it is none of this package's.
+    """
+    if not isinstance(task, (ArithmeticTask, ExpressionTask)):
+        known = ", ".join(
+            one.name for one in TASKS.values() if issubclass(one, (ArithmeticTask, ExpressionTask))
+        )
+        raise UserError(
+            f"--probes: not for task '{task.name}'; what is probed is known of {known} only"
+        )
+
+
 def run_probes(network: AgentNetwork, task: Task, seed: int = 0) -> ProbeReport:
     """Plays, fits and scores: some seconds.
 
@@ -92,7 +108,7 @@ def run_probes(network: AgentNetwork, task: Task, seed: int = 0) -> ProbeReport:
         probes.append(score(name, network, untrained, to_fit, to_test, rng))
     notes = [_summary(probes)]
     if not isinstance(task, ExpressionTask):
-        notes.append(_order(network, fit))
+        notes.append(_order(network, task, fit))
     return ProbeReport(probes, notes)
 
 
@@ -105,13 +121,13 @@ def _summary(probes: list[Probe]) -> str:
     return "; ".join(parts)
 
 
-def _order(network: AgentNetwork, examples: Examples) -> str:
+def _order(network: AgentNetwork, task: Task, examples: Examples) -> str:
     """Whether the agent tells problems apart that have the same digits in another order."""
     problems, actions = examples.problems, examples.actions
     turned = problems.take(np.arange(len(problems)))
     turned.context = problems.context.copy()
-    ends = (problems.context == CTX).argmax(1)
-    for row, end in enumerate(ends):
+    for row, stage in enumerate(problems.stage):
+        end = len(task.shown_columns(stage))
         turned.context[row, :end] = problems.context[row, :end][::-1]
     states = network.hidden_states(problems.context, problems.stage, actions, examples.response)
     others = network.hidden_states(turned.context, turned.stage, actions, examples.response)
@@ -190,7 +206,8 @@ def _features(
     def states(of: AgentNetwork) -> np.ndarray:
         # Without the places of an encoder-decoder, which count tokens whatever it has learned.
         hidden = of.hidden_states(problems.context, problems.stage, actions, examples.response)
-        return hidden[rows][:, : network.options.embedding_size]
+        width = getattr(network.options, "embedding_size", None)  # None: all
+        return hidden[rows][:, :width]
 
     context = np.eye(network.interface.context_vocabulary)[problems.context].reshape(
         len(problems), -1

@@ -6,53 +6,65 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from rich.table import Table
 
 from toolagent import cli
 from toolagent.explain.microscope import Future, Look, percentages
 from toolagent.explain.probes import ProbeReport
-from toolagent.rollouts.trajectory import probability_text
-from toolagent.vocabulary import Vocabulary
+from toolagent.rollouts.trajectory import probability_text, response_text
+from toolagent.tasks import Task
+
+WIDTH = 80  # columns, of a terminal
 
 
-def probability_table(looks: list[Look], vocabulary: Vocabulary) -> Table:
-    """A row a step, a column for each action, in per cent: 18 are 80 columns wide."""
-    names = vocabulary.actions
-    table = cli.table("step", *names, right=("step", *names))
-    for look in looks:
-        table.add_row(str(look.number), *percentages(look.step))
+def probability_table(looks: list[Look], task: Task) -> Table:
+    """A row a step, a column for each action, in per cent: 18 are 80 columns wide. Where all
+    would be wider, as many as there is room for: those that a step makes most probable."""
+    names = task.vocabulary.actions
+    cells = {look.number: percentages(look.step) for look in looks}
+    best = np.max([look.step.probabilities for look in looks], 0)
+    order = np.argsort(-best, kind="stable")
+    wide = [max(map(len, column)) for column in zip(names, *cells.values(), strict=True)]
+    widths = np.cumsum([2 + wide[place] for place in order])
+    kept = np.sort(order[len("step") + widths <= WIDTH]).tolist()
+    table = cli.table("step", *(names[place] for place in kept), right=("step", *names))
+    for number, row in cells.items():
+        table.add_row(str(number), *(row[place] for place in kept))
     return table
 
 
-def futures_table(looks: list[Look], vocabulary: Vocabulary) -> Table:
-    """A row a step: what the oracle would write here, and what the runner-up would have led to."""
+def futures_table(looks: list[Look], task: Task) -> Table:
+    """A row a step: what the oracle would write here, where the task has one, and what the
+    runner-up would have led to."""
+    names, has_oracle = task.vocabulary.names, task.defines("continuation")
+    oracle = ("oracle", "to go") if has_oracle else ()
     table = cli.table(
-        "step",
-        "token",
-        "oracle",
-        "to go",
-        "runner-up",
-        "then answers",
-        "in",
+        *("step", "token", *oracle, "runner-up", "then answers", "in"),
         right=("step", "to go", "in"),
     )
     for look in looks:
+        told = ("-", "-")
+        if look.oracle is not None:
+            told = (names[look.oracle[0]], str(len(look.oracle)))
         table.add_row(
             str(look.number),
-            vocabulary.names[look.step.token],
-            "-" if look.oracle is None else vocabulary.names[look.oracle[0]],
-            "-" if look.oracle is None else str(len(look.oracle)),
-            vocabulary.names[look.step.runner_up],
-            future_text(look.instead),
+            names[look.step.token],
+            *(told if has_oracle else ()),
+            names[look.step.runner_up],
+            future_text(look.instead, task),
             str(len(look.instead.tokens)),
         )
     return table
 
 
-def future_text(future: Future) -> str:
-    """'right', '12, wrong' or 'nothing'."""
+def future_text(future: Future, task: Task) -> str:
+    """'12, right', '12, wrong' or 'nothing'; 'right' or 'wrong' where the answer is not known."""
     if future.answer is None:
-        return "nothing"
+        if future.solved:
+            return "right"
+        answered = future.tokens[-1] == task.vocabulary.answer_token
+        return "wrong" if answered and not task.defines("accumulator") else "nothing"
     return f"{future.answer}, {'right' if future.solved else 'wrong'}"
 
 
@@ -72,7 +84,7 @@ def page(
     looks: list[Look],
     report: ProbeReport | None,
     checkpoint: str,
-    vocabulary: Vocabulary,
+    task: Task,
 ) -> str:
     """A page in one file: no script, nothing loaded from anywhere."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -81,15 +93,22 @@ def page(
         heading=heading,
         checkpoint=checkpoint,
         verdict=verdict,
-        tokens=vocabulary.actions,
-        steps=[_for_page(look, vocabulary) for look in looks],
-        registers=list(looks[0].step.registers),
+        tokens=task.vocabulary.actions,
+        steps=[_for_page(look, task) for look in looks],
+        has_responses=task.response_length > 0,
+        has_oracle=task.defines("continuation"),
+        registers=register_names(looks),
         report=report,
     )
 
 
-def _for_page(look: Look, vocabulary: Vocabulary) -> dict[str, Any]:
-    step = look.step
+def register_names(looks: list[Look]) -> list[str]:
+    """Of all registers that a step shows, in the order in which they come."""
+    return list(dict.fromkeys(name for look in looks for name in look.step.registers))
+
+
+def _for_page(look: Look, task: Task) -> dict[str, Any]:
+    step, vocabulary = look.step, task.vocabulary
     return {
         "number": look.number,
         "token": vocabulary.names[step.token],
@@ -105,12 +124,15 @@ def _for_page(look: Look, vocabulary: Vocabulary) -> dict[str, Any]:
         ],
         "value": f"{step.value:.2f}",
         "reward": f"{step.reward:.2f}",
-        "registers": ["-" if value is None else value for value in step.registers.values()],
+        "response": response_text(vocabulary, step.response),
+        "registers": {
+            name: "-" if value is None else value for name, value in step.registers.items()
+        },
         "oracle": None if look.oracle is None else vocabulary.text(look.oracle),
         "agrees": look.agrees,
         "runner_up": vocabulary.names[step.runner_up],
         "runner_up_probability": probability_text(step.runner_up_probability, 3),
         "instead": vocabulary.text(look.instead.tokens),
-        "instead_text": future_text(look.instead),
+        "instead_text": future_text(look.instead, task),
         "instead_solved": look.instead.solved,
     }

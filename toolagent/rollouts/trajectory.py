@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class Step:
     registers: dict[str, int | str | None]  # after the action; None where empty
     changed: tuple[str, ...]  # the names of the registers that the action changed
     reward: float
+    response: tuple[int, ...] = ()  # the tokens that the action was answered with
     probabilities: tuple[float, ...] = ()  # of all actions
 
 
@@ -37,20 +39,30 @@ class Step:
 class Trajectory:
     """The greedy agent's episode on one problem."""
 
-    vocabulary: Vocabulary
+    task: Task
     stage: int
     formula: str  # 'a*b+c'; the expression itself where a stage has no common formula
     problem: str  # '3*4+5'
     target: int
     steps: tuple[Step, ...]
     answered: bool  # else it ran out of actions
-    answer: int | None  # None also if it answered with an empty register
+    # None also if it answered with an empty register, or the task doesn't tell (`accumulator`)
+    answer: int | None
     solved: bool  # the answer is exactly the target
     terms: dict[str, int] = field(default_factory=dict)  # parts of the problem, by name
     computes: str | None = None  # the formula that the program answers with, if it has one
     judged: dict[str, bool] = field(default_factory=dict)  # what else is told of the program
-    # (1, T, R) int8: the tokens that each action was answered with
-    response: np.ndarray = field(default_factory=lambda: np.zeros((1, 0, 0), np.int8))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of the task."""
+        return self.task.vocabulary
+
+    @property
+    def response(self) -> np.ndarray:
+        """(1, T, R) int8: the tokens that each action was answered with."""
+        rows = [step.response for step in self.steps]
+        return np.array(rows, np.int8).reshape(1, len(rows), self.task.response_length)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -89,10 +101,11 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
     log_probabilities, values = _reconsider(network, problems, batch)
     steps: list[Step] = []
     registers = task.start(problems)
-    shown = task.show(registers, 0)
+    shown = shown_registers(task, registers, 0)
     for index, action in enumerate(actions):
         transition = task.step(problems, registers, actions[index : index + 1])
-        registers, before, shown = transition.registers, shown, task.show(transition.registers, 0)
+        registers = transition.registers
+        before, shown = shown, shown_registers(task, registers, 0)
         others = log_probabilities[index].clone()
         others[action] = -torch.inf
         runner_up = int(others.argmax())
@@ -104,15 +117,16 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
                 runner_up_probability=float(others[runner_up].exp()),
                 value=float(values[index]),
                 registers=shown,
-                changed=tuple(name for name in shown if shown[name] != before[name]),
+                changed=tuple(name for name in shown if shown[name] != before.get(name)),
                 reward=float(transition.rewards[0]),
+                response=tuple(batch.response[0, index].tolist()),
                 probabilities=tuple(log_probabilities[index].exp().tolist()),
             )
         )
     formula, text = describe(task, problems, 0)
     judged = task.judge(problems, batch.actions, batch.lengths)
     return Trajectory(
-        vocabulary=task.vocabulary,
+        task=task,
         stage=int(problems.stage[0]),
         formula=formula,
         problem=text,
@@ -124,8 +138,27 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
         terms=task.terms(problems, 0),
         computes=task.computes(actions.tolist()),
         judged={name: bool(right[0]) for name, right in judged.items()},
-        response=batch.response[:, : len(actions)],
     )
+
+
+def shown_registers(task: Task, registers: Any, row: int) -> dict[str, int | str | None]:
+    """What a task shows of its registers, in plain values whatever its `show` returns."""
+    return {
+        str(name): value if value is None or type(value) in (int, str) else _plain(value)
+        for name, value in task.show(registers, row).items()
+    }
+
+
+def _plain(value: Any) -> int | str:
+    """A number of NumPy's as Python's; anything else as text."""
+    array = np.asarray(value)
+    return int(value) if array.shape == () and array.dtype.kind in "iu" else str(value)
+
+
+def response_text(vocabulary: Vocabulary, response: Sequence[int]) -> str:
+    """What an action was answered with, without padding; '-' if that is nothing."""
+    told = [token for token in response if token != vocabulary.pad_token]
+    return vocabulary.text(told) or "-"
 
 
 def answers(task: Task, problems: Any, batch: EpisodeBatch) -> list[int | None]:
@@ -167,13 +200,18 @@ def one_line(recorded: Trajectory) -> str:
             if name != CURSOR and step.registers[name] is not None
         )
         token = recorded.vocabulary.names[step.token]
-        parts.append(f"{token}[{probability_text(step.probability, 2)}]{results}")
+        told = response_text(recorded.vocabulary, step.response)
+        answered = "" if told == "-" else f" ({told})"
+        parts.append(f"{token}[{probability_text(step.probability, 2)}]{answered}{results}")
     if recorded.solved:
         end = "right"
     elif recorded.answer is not None:
         end = f"wrong: {recorded.answer}, not {recorded.target}"
+    elif not recorded.answered:
+        end = "wrong: no answer"
     else:
-        end = "wrong: empty register" if recorded.answered else "wrong: no answer"
+        known = recorded.task.defines("accumulator")
+        end = "wrong: empty register" if known else f"wrong: not {recorded.target}"
     return f"{recorded.problem}: {' -> '.join(parts)}  {end}"
 
 
@@ -183,9 +221,12 @@ def verdict(recorded: Trajectory) -> str:
     if not recorded.answered:
         return f"no answer in {len(recorded.steps)} actions: wrong; {target}"
     if recorded.answer is None:
-        return f"answered with an empty register: wrong; {target}"
-    # A reward of 1 is paid for the answer that the machine checks, 0.2 and less for shaping.
-    paid = recorded.reward >= 1
+        if recorded.solved:
+            return f"answered: right; {target}"
+        empty = " with an empty register" if recorded.task.defines("accumulator") else ""
+        return f"answered{empty}: wrong; {target}"
+    # Where another target is checked, a reward of 1 is paid for that one, 0.2 and less for shaping.
+    paid = recorded.solved if recorded.task.rewards_target else recorded.reward >= 1
     if recorded.solved:
         text = f"answers {recorded.answer} = {recorded.problem}: right"
         return text if paid else f"{text}, but this task's reward checks another target"

@@ -78,6 +78,8 @@ class Task(abc.ABC):
 
     formulas: ClassVar[tuple[str, ...]] = ()  # what each stage asks for: 'a*b+c'
     judgements: ClassVar[tuple[str, ...]] = ()  # the names of what `judge` tells
+    # Whether what is rewarded is the target; else some rewards contradict `solved`.
+    rewards_target: ClassVar[bool] = True
     # One program, played without reading, may solve a whole stage (`oracle.shortest_programs`).
     one_plan_a_stage: ClassVar[bool] = False
     # What a file of problems has, besides `stage`: one column for a problem that is a text or a
@@ -85,6 +87,7 @@ class Task(abc.ABC):
     problem_columns: ClassVar[tuple[str, ...]] = ("problem",)
     posed_by: ClassVar[str] = "problem"  # the argument of `pose`, and the flag of `explain`
     problem_tells_stage: ClassVar[bool] = False  # so `pose` needs no stage
+    text_registers: ClassVar[tuple[str, ...]] = ()  # of `show`, those that hold text
     tools: ClassVar[tuple[str, ...]] = ()  # actions whose use is counted; none: every action
 
     @property
@@ -153,7 +156,11 @@ class Task(abc.ABC):
     @property
     def can_be_posed(self) -> bool:
         """Whether the task defines `pose`."""
-        return type(self).pose is not Task.pose
+        return self.defines("pose")
+
+    def defines(self, member: str) -> bool:
+        """Whether the task has a method of its own where `Task` has a default."""
+        return getattr(type(self), member) is not getattr(Task, member)
 
     def pose(self, stage: np.ndarray | None, **given: Any) -> Any:
         """The given problems, named as in `reset(options=...)` and in problem files.

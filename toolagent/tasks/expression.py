@@ -67,6 +67,7 @@ class ExpressionTask(Task):
     context_length = CONTEXT_LENGTH
     vocabulary = VOCABULARY
     tools = TOOLS
+    text_registers = ("stack",)
     max_actions = 2 * MAX_OPERANDS + 1
     splits = ("seen", "held_out")
     judgements = ("algebraically_valid", "shortest")

@@ -41,6 +41,7 @@ class TutorialTask(ArithmeticTask):
     """
 
     name = "tutorial"
+    rewards_target = False  # but the target of the stage before
 
     def start(self, problems: ArithmeticProblems) -> TutorialRegisters:
         size = len(problems)
