@@ -103,7 +103,7 @@ class Lifts(Bells):
         floor = np.asarray(given["goal_floor"]).astype(int)
         if ((floor < 0) | (floor > 9)).any():
             raise ValueError(f"floors are 0..9, not {floor.tolist()}")
-        return self.floors(np.broadcast_to(self.check_stage(stage), len(floor)), floor)
+        return self.floors(np.full(len(floor), self.check_stage(stage)), floor)
 
     def read(self, context):
         return {"goal_floor": context[:, 0] - self.vocabulary.token("F0")}

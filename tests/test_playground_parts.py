@@ -15,14 +15,21 @@ from toolagent.serve.agents import names_of
 from toolagent.serve.batching import Batcher
 from toolagent.serve.guard import host_of
 from toolagent.serve.player import Player, Question
-from toolagent.serve.problems import Refused, example_of, question_of
-from toolagent.serve.schemas import Problem
+from toolagent.serve.problems import Refused, example_of, keys_of, question_of
+from toolagent.serve.schemas import requests_of
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import ANS, NUM_TOKENS, STO
+
+CALCULATOR = get_task("calculator")
 
 
 def player(network, task_name, tmp_path):
     return Player(Policy(network.eval(), get_task(task_name), {}, tmp_path))
+
+
+def asked_of(task, **fields):
+    """A problem as the API has checked it."""
+    return requests_of(task, keys_of(task)).problem(**fields)
 
 
 def questions(problems):
@@ -148,7 +155,6 @@ def test_who_gave_up_is_not_played():
         ({"digits": [3, 4]}, "there are 2; expected 3"),
         ({"stage": 2, "digits": [3, 4, 5]}, "there are 3; stage 2, a*b+c-d*e, shows 5"),
         ({"stage": 3, "digits": [3, 4, 5]}, "no stage 3; its stages are 0..2"),
-        ({"expression": "1+2"}, "task 'calculator' is posed by 'digits'"),
         ({}, "'digits' is missing"),
         ({"digits": [1, 2, 3], "given": ["ANS", "1"]}, "'1' comes after ANS"),
         ({"digits": [1, 2, 3], "given": ["MUL"] * 8}, "8 tokens; an episode of this problem has 7"),
@@ -156,15 +162,15 @@ def test_who_gave_up_is_not_played():
 )
 def test_no_question(asked, reason):
     with pytest.raises(Refused) as refused:
-        question_of(get_task("calculator"), Problem(**asked))
+        question_of(CALCULATOR, asked_of(CALCULATOR, **asked))
     assert reason in str(refused.value)
 
 
 @pytest.mark.parametrize("asked, stage", [([1, 2, 3], 0), ([1, 2, 3, 4], 1), ([1, 2, 3, 4, 5], 2)])
 def test_the_number_of_digits_tells_the_stage(asked, stage):
-    question = question_of(get_task("calculator"), Problem(digits=asked))
+    question = question_of(CALCULATOR, asked_of(CALCULATOR, digits=asked))
     assert question.problem.stage.tolist() == [stage]
-    every = question_of(get_task("calculator"), Problem(stage=0, digits=[1, 2, 3, 4, 5]))
+    every = question_of(CALCULATOR, asked_of(CALCULATOR, stage=0, digits=[1, 2, 3, 4, 5]))
     assert every.problem.stage.tolist() == [0]
 
 
@@ -173,9 +179,9 @@ def test_an_example_can_be_asked(name):
     task, rng = get_task(name), np.random.default_rng(0)
     for stage in [*task.stages, None]:
         drawn = example_of(task, stage, rng)
-        question = question_of(task, Problem(**drawn.model_dump()))
-        assert question.problem.stage.tolist() == [drawn.stage]
-        assert stage in (None, drawn.stage)
+        question = question_of(task, asked_of(task, **drawn))
+        assert question.problem.stage.tolist() == [drawn["stage"]]
+        assert stage in (None, drawn["stage"])
     with pytest.raises(Refused):
         example_of(task, 99, rng)
 

@@ -172,7 +172,9 @@ def test_every_answer_carries_the_security_headers(playground):
         ({"digits": [3, 4]}, 422, "3 (stage 0), 4 (stage 1), 5 (stage 2)"),
         ({"digits": [3, 4, 5], "given": ["JMP"]}, 422, "given.0: "),
         ({"digits": [3, 4, 5], "model": "nobody"}, 404, "before, after"),
-        ({"digits": [3, 4, 5], "x": 1}, 422, "x: "),
+        ({"digits": [3, 4, 5], "x": 1}, 422, "x: unknown key; a problem has stage, digits, given"),
+        ({"expression": "1+2"}, 422, "expression: unknown key"),
+        ({"digits": [3, 4, 5], "seed": 1}, 422, "seed: unknown key"),
         ([], 422, "dictionary"),
     ],
 )

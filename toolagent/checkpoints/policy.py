@@ -299,6 +299,8 @@ def _task(file: Path, name: str, given: str | None) -> Task:
         raise UserError(
             f"{file.parent} is a checkpoint of the task {_not_imported(name, '--task')}"
         )
+    if given.rpartition(":")[2] != name.rpartition(":")[2]:  # its module may have moved
+        raise UserError(f"{file.parent} is a checkpoint of the task '{name}', not of '{given}'")
     return get_task(given)
 
 

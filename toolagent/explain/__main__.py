@@ -374,11 +374,12 @@ def _parse_numbers(flag: str, text: str, task: Task, stage: int) -> list[int]:
     for cell in cells:
         if not re.fullmatch(r"-?[0-9]{1,9}", cell):
             raise UserError(f"{flag}: '{cell:.20}' is no number; expected some such as 3,4,5,6,7")
+    asked = ", ".join(filter(None, (f"stage {stage}", task.formula(stage))))
     shown, every = len(task.shown_columns(stage)), len(task.problem_columns)
     if len(cells) not in (shown, every):
         raise UserError(
-            f"{flag}: {len(cells)} numbers; stage {stage}, {task.formula(stage)}, "
-            f"shows {shown}" + (f" (or give all {every})" if shown != every else "")
+            f"{flag}: {len(cells)} numbers; {asked}, shows {shown}"
+            + (f" (or give all {every})" if shown != every else "")
         )
     return [int(cell) for cell in cells] + [0] * (every - len(cells))
 

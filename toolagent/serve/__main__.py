@@ -1,6 +1,7 @@
 """The playground: watch a checkpoint's agent write its programs, in a browser or through an API.
 
 python -m toolagent.serve CHECKPOINT [CHECKPOINT2 ...] [--host 127.0.0.1] [--port 8000]
+    [--task MODULE:CLASS]
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _LOOK_EVERY_S = 0.1
 @click.argument(
     "checkpoints", metavar="CHECKPOINT [CHECKPOINT2 ...]", type=cli.PATH, nargs=-1, required=True
 )
+@cli.code_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option(
     "--port",
@@ -39,7 +41,14 @@ _LOOK_EVERY_S = 0.1
     metavar="NAME",
     help="Another name that the server may be called by (the Host header); can be repeated.",
 )
-def command(checkpoints: tuple[str, ...], host: str, port: int, names: tuple[str, ...]) -> int:
+def command(
+    checkpoints: tuple[str, ...],
+    task: str | None,
+    network: str | None,
+    host: str,
+    port: int,
+    names: tuple[str, ...],
+) -> int:
     """Serve the agents of one or more checkpoints of one task: a page and a JSON API.
 
     A CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint). Ctrl-C ends
@@ -54,8 +63,11 @@ def command(checkpoints: tuple[str, ...], host: str, port: int, names: tuple[str
     deployment.require_serve()
 
     from toolagent.serve.agents import load_agents, names_of
+    from toolagent.serve.problems import keys_of
+    from toolagent.serve.schemas import requests_of
 
-    policies = load_agents(checkpoints)
+    policies = load_agents(checkpoints, task, network)
+    requests_of(policies[0].task, keys_of(policies[0].task))  # refuses what can't be asked
     console = cli.console()
     if not _is_loopback(host):
         print(
@@ -66,7 +78,7 @@ def command(checkpoints: tuple[str, ...], host: str, port: int, names: tuple[str
     with contextlib.ExitStack() as stack:
         with console.status("starting"):  # shown on terminals only
             stack.enter_context(ray_session(None, dashboard=False))
-            stack.enter_context(deployment.serving(policies, host, names))
+            stack.enter_context(deployment.serving(policies, host, names, task, network))
         served = ", ".join(names_of([policy.folder for policy in policies]))
         shown = f"[{host}]" if ":" in host else host
         console.print(f"task {policies[0].task.name}: {served}", soft_wrap=True)

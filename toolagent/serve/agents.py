@@ -11,8 +11,10 @@ import numpy as np
 
 from toolagent.checkpoints.policy import Policy, load_policy
 from toolagent.errors import UserError
+from toolagent.rollouts.trajectory import shown_registers
 from toolagent.serve.batching import Batcher
 from toolagent.serve.player import Answer, Player, Question
+from toolagent.serve.problems import first_example, keys_of
 from toolagent.serve.schemas import Model, Models, Stage
 from toolagent.tasks import Task
 
@@ -41,17 +43,21 @@ class Agents:
     def info(self) -> Models:
         """The task and the checkpoints, as `GET /api/models` shows them."""
         task = self.task
-        registers = task.show(task.start(task.example()), 0)
+        several = task.can_be_posed and len(task.problem_columns) > 1
+        start = shown_registers(task, task.start(task.example()), 0)
         return Models(
             task=task.name,
-            posed_by=task.posed_by,
+            posed_by=keys_of(task)[0],
+            tells_stage=task.problem_tells_stage,
+            example=first_example(task),
             tokens=list(task.vocabulary.actions),
-            registers=list(registers),
+            registers=list(start),
+            start=start,
             stages=[
                 Stage(
                     stage=stage,
                     formula=task.formula(stage),
-                    digits=None if task.problem_tells_stage else len(task.shown_columns(stage)),
+                    digits=len(task.shown_columns(stage)) if several else None,
                     actions=int(task.action_limit(np.array([stage]))[0]),
                 )
                 for stage in task.stages
@@ -60,17 +66,24 @@ class Agents:
         )
 
 
-def load_agents(checkpoints: Sequence[str | Path]) -> list[Policy]:
+def load_agents(
+    checkpoints: Sequence[str | Path], task: str | None = None, network: str | None = None
+) -> list[Policy]:
     """The checkpoints to be served.
+
+    Args:
+        checkpoints: their folders.
+        task: the user's word for a task of another module (`load_policy`).
+        network: the same of a network.
 
     Raises:
         UserError: none or too many of them, an unsound one, one twice, or two of different tasks.
     """
     if not 1 <= len(checkpoints) <= MAX_CHECKPOINTS:
         raise UserError(f"{len(checkpoints)} checkpoints; expected 1 to {MAX_CHECKPOINTS}")
-    policies = [load_policy(checkpoint) for checkpoint in checkpoints]
+    policies = [load_policy(checkpoint, task=task, network=network) for checkpoint in checkpoints]
     for policy in policies[1:]:
-        if policy.task.name != policies[0].task.name:
+        if type(policy.task) is not type(policies[0].task):
             raise UserError(
                 f"{policies[0].folder} is of task '{policies[0].task.name}' and {policy.folder} of "
                 f"task '{policy.task.name}'; only checkpoints of one task can be compared"

@@ -29,10 +29,10 @@ def _result(task: Task, question: Question, answer: Answer, posed: str) -> dict[
 
 def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -> dict[str, Any]:
     """A `schemas.PlayAnswer`."""
-    formula, posed, *_ = describe(task, question.problem, 0)
+    formula, posed = describe(task, question.problem, 0)
     result = _result(task, question, answer, posed)
     recorded = Trajectory(
-        vocabulary=task.vocabulary,
+        task=task,
         stage=result["stage"],
         formula=formula,
         problem=result["problem"],
@@ -50,18 +50,22 @@ def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -
         "formula": formula,
         "verdict": verdict(recorded),
         "computes": recorded.computes,
-        "steps": [
-            {
-                "token": task.vocabulary.names[step.token],
-                "given": step.given,
-                "probabilities": step.probabilities,
-                "value": step.value,
-                "registers": step.registers,
-                "reward": round(step.reward, DIGITS),
-            }
-            for step in answer.steps
-        ],
+        "steps": [_shown(task, step) for step in answer.steps],
     }
+
+
+def _shown(task: Task, step: RecordedStep) -> dict[str, Any]:
+    """A `schemas.Step`; one of tools that answer also has their response, without padding."""
+    names, pad = task.vocabulary.names, task.vocabulary.pad_token
+    told = [names[token] for token in step.response if token != pad]
+    return {
+        "token": names[step.token],
+        "given": step.given,
+        "probabilities": step.probabilities,
+        "value": step.value,
+        "registers": step.registers,
+        "reward": round(step.reward, DIGITS),
+    } | ({"response": told} if task.response_length else {})
 
 
 def _step(step: RecordedStep) -> Step:
@@ -78,4 +82,5 @@ def _step(step: RecordedStep) -> Step:
         registers=step.registers,
         changed=(),
         reward=step.reward,
+        response=step.response,
     )

@@ -21,17 +21,15 @@ from toolagent.serve.answers import play_answer_of, result_of
 from toolagent.serve.figures import Figures
 from toolagent.serve.guard import Guard
 from toolagent.serve.player import Answer, Question
-from toolagent.serve.problems import Refused, example_of, question_of
+from toolagent.serve.problems import Refused, example_of, keys_of, question_of
 from toolagent.serve.schemas import (
     BatchAnswer,
-    BatchRequest,
-    Example,
     Health,
     Models,
     PlayAnswer,
-    PlayRequest,
-    Problem,
     Refusal,
+    Requests,
+    requests_of,
 )
 
 PAGE = Path(__file__).parent / "page"
@@ -64,15 +62,17 @@ def build_app(agents: Agents, hosts: Collection[str]) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
     )
-    app.add_exception_handler(RequestValidationError, _explain)
+    asks = requests_of(agents.task, keys_of(agents.task))
+    fields = [*asks.problem.model_fields]
+    app.add_exception_handler(RequestValidationError, functools.partial(_explain, fields))
     figures = Figures()
-    _add_routes(app, agents, figures)
+    _add_routes(app, agents, asks, figures)
     figures.routes = frozenset(app.openapi()["paths"])
     _add_page(app)
     return Guard(app, hosts, figures)
 
 
-def _add_routes(app: FastAPI, agents: Agents, figures: Figures) -> None:
+def _add_routes(app: FastAPI, agents: Agents, asks: Requests, figures: Figures) -> None:
     task, random = agents.task, np.random.default_rng()
     models = to_json(agents.info)
     for batcher in agents.batchers.values():
@@ -84,18 +84,14 @@ def _add_routes(app: FastAPI, agents: Agents, figures: Figures) -> None:
             figures.played(model, answer.solved)
         return answers
 
-    @app.post("/api/play", responses={200: {"model": PlayAnswer}, **_REFUSALS, **_UNKNOWN_MODEL})
-    async def play(asked: PlayRequest) -> Response:
+    async def play(asked: Any) -> Response:
         """Plays one problem, step by step."""
         model, question = _model(agents, asked.model), _question(task, asked)
         answer = await agents.batchers[model].ask(question)
         figures.played(model, answer.solved)
         return _json(play_answer_of(task, model, question, answer))
 
-    @app.post(
-        "/api/play/batch", responses={200: {"model": BatchAnswer}, **_REFUSALS, **_UNKNOWN_MODEL}
-    )
-    async def play_batch(asked: BatchRequest) -> Response:
+    async def play_batch(asked: Any) -> Response:
         """Plays many problems; one invalid problem refuses the whole batch."""
         model = _model(agents, asked.model)
         questions = [
@@ -107,19 +103,27 @@ def _add_routes(app: FastAPI, agents: Agents, figures: Figures) -> None:
         solved = sum(answer.solved for answer in answers)
         return _json({"model": model, "solved": solved, "results": results})
 
+    # What may be asked depends on the task, so its classes are not known before.
+    for path, answer, request, model in (
+        ("/api/play", play, asks.play, PlayAnswer),
+        ("/api/play/batch", play_batch, asks.batch, BatchAnswer),
+    ):
+        answer.__annotations__["asked"] = request
+        app.post(path, responses={200: {"model": model}, **_REFUSALS, **_UNKNOWN_MODEL})(answer)
+
     @app.get("/api/models", responses={200: {"model": Models}, 400: _REFUSALS[400]})
     async def about() -> Response:
         """The task, and the checkpoints that play it here."""
         return Response(models, media_type="application/json")
 
-    @app.get("/api/example", responses={200: {"model": Example}, **_REFUSALS})
+    @app.get("/api/example", responses={200: {"model": asks.example}, **_REFUSALS})
     async def example(stage: int | None = None) -> Response:
         """A problem drawn at random."""
         try:
             drawn = example_of(task, stage, random)
         except Refused as error:
             raise HTTPException(422, str(error)) from None
-        return _json(drawn.model_dump(exclude_none=True))
+        return _json(drawn)
 
     @app.get("/api/health", responses={200: {"model": Health}, 400: _REFUSALS[400]})
     async def health() -> Response:
@@ -155,20 +159,22 @@ def _model(agents: Agents, name: str | None) -> str:
     return name
 
 
-def _question(task: Any, asked: Problem, where: str = "") -> Question:
+def _question(task: Any, asked: Any, where: str = "") -> Question:
     try:
         return question_of(task, asked)
     except Refused as error:
         raise HTTPException(422, f"{where}{error}") from None
 
 
-async def _explain(_: Request, error: Exception) -> Response:
+async def _explain(fields: list[str], _: Request, error: Exception) -> Response:
     """Answers a request of the wrong shape with its first fault, on one line, without the input."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     place = ".".join(str(part) for part in fault["loc"][1:])
     if fault["type"] == "json_invalid":
         status, text = 400, f"the body is not JSON: {fault['ctx']['error']}"
+    elif fault["type"] == "extra_forbidden":
+        status, text = 422, f"{place}: unknown key; a problem has {', '.join(fields)}"
     else:
         status, text = 422, f"{place or fault['loc'][0]}: {fault['msg']}"
     return Response(to_json({"detail": ascii(text)[1:-1][:500]}), status, None, "application/json")

@@ -26,7 +26,8 @@ def application(arguments: Mapping[str, Any]) -> Any:
     """Builds the application; Serve's config files (`cluster/kubernetes/rayservice.yaml`) name it.
 
     Args:
-        arguments: `checkpoints`, paths that the replicas can read; `hosts`, the names to be
+        arguments: `checkpoints`, paths that the replicas can read; `task` and `network`, where
+            they are of modules of your own, which the replicas can import; `hosts`, the names to be
             called by besides those of loopback; `num_replicas`, 1 by default; `num_cpus` of a
             replica, 0 by default; `one_machine`: keep all of its ports on loopback.
     """
@@ -49,7 +50,14 @@ def application(arguments: Mapping[str, Any]) -> Any:
     class Playground:
         """A replica: the agents in its memory, and the ASGI application around them."""
 
-        def __init__(self, checkpoints: Sequence[str], hosts: Sequence[str], one_machine: bool):
+        def __init__(
+            self,
+            checkpoints: Sequence[str],
+            task: str | None,
+            network: str | None,
+            hosts: Sequence[str],
+            one_machine: bool,
+        ):
             import torch
 
             from toolagent.cluster.ray_internals import keep_replicas_on_loopback
@@ -58,7 +66,7 @@ def application(arguments: Mapping[str, Any]) -> Any:
                 keep_replicas_on_loopback()
             torch.set_num_threads(1)  # networks this small gain nothing from more
             quiet()
-            self._agents, self._hosts = Agents(load_agents(checkpoints)), hosts
+            self._agents, self._hosts = Agents(load_agents(checkpoints, task, network)), hosts
             gc.collect()
             gc.freeze()  # what is there now stays; it need not be looked through again and again
 
@@ -69,7 +77,8 @@ def application(arguments: Mapping[str, Any]) -> Any:
 
     hosts = [*LOOPBACK, *arguments.get("hosts", ())]
     folders = [str(path) for path in arguments["checkpoints"]]
-    return Playground.bind(folders, hosts, arguments.get("one_machine", False))
+    code = (arguments.get("task"), arguments.get("network"))
+    return Playground.bind(folders, *code, hosts, arguments.get("one_machine", False))
 
 
 def require_serve() -> None:
@@ -151,13 +160,21 @@ def prepare(port: int) -> None:
 
 
 @contextlib.contextmanager
-def serving(policies: Sequence[Policy], host: str, hosts: Sequence[str]) -> Iterator[None]:
+def serving(
+    policies: Sequence[Policy],
+    host: str,
+    hosts: Sequence[str],
+    task: str | None = None,
+    network: str | None = None,
+) -> Iterator[None]:
     """Serves the playground while the context is open; inside a `ray_session`.
 
     Args:
         policies: the served agents; the replica reads their folders again.
         host: where it listens, at the port that `prepare` was told.
         hosts: further accepted names of the `Host` header.
+        task: of another module, as the user named it.
+        network: the same.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -172,6 +189,7 @@ def serving(policies: Sequence[Policy], host: str, hosts: Sequence[str]) -> Iter
     )
     folders = [str(policy.folder.resolve()) for policy in policies]
     arguments = {"checkpoints": folders, "hosts": [host, *hosts], "one_machine": True}
+    arguments |= {"task": task, "network": network}
     serve.run(application(arguments), name=APPLICATION, route_prefix="/")
     try:
         yield

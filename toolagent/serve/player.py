@@ -16,6 +16,7 @@ import torch
 from toolagent.checkpoints.policy import Policy
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.play import GivenTokens, PlayedStep, play
+from toolagent.rollouts.trajectory import shown_registers
 from toolagent.tasks import Task
 
 DIGITS = 6  # of a probability or value: what float32 has
@@ -26,7 +27,7 @@ class Question:
     """One problem, and the tokens that its program has to begin with."""
 
     problem: Any  # (1,) problems of the task
-    given: tuple[int, ...] = ()  # at most as many as the episode has actions, none behind `ANS`
+    given: tuple[int, ...] = ()  # no more than the episode has actions, none behind the answer
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class RecordedStep:
 
     token: int
     given: bool  # not chosen by the agent
-    probabilities: list[float]  # 18, rounded to `DIGITS`, as the value is
+    probabilities: list[float]  # of all actions, rounded to `DIGITS`, as the value is
     value: float  # the critic's, before the action
     registers: dict[str, int | str | None]  # after the action; None where empty
     reward: float
+    response: tuple[int, ...] = ()  # the tokens that the action was answered with
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Answer:
     """The episode that answers a question."""
 
     steps: list[RecordedStep]
-    answered: bool  # with ANS; else it ran out of actions
-    answer: int | None  # None also if it answered with an empty register
+    answered: bool  # else it ran out of actions
+    answer: int | None  # None also if it answered with an empty register, or if that is not told
     solved: bool  # the answer is exactly the target
 
 
@@ -89,10 +91,12 @@ class _Recorder:
 
     def observe(self, step: PlayedStep) -> None:
         """Notes one step (see `rollouts.play.Observer`)."""
-        # Rounded and converted for the whole batch at once: 19 numbers for each step.
+        # Rounded and converted for the whole batch at once: many numbers for each step.
         probabilities = torch.softmax(step.logits, 1).double().numpy().round(DIGITS).tolist()
         values = step.values.double().numpy().round(DIGITS).tolist()
         transition, (answers, answered) = step.transition, step.answers()
+        told = step.task.response_of(transition)
+        responses = [()] * len(values) if told is None else told.tolist()
         for place, row in enumerate(step.rows.tolist()):
             self._steps[row].append(
                 RecordedStep(
@@ -100,8 +104,9 @@ class _Recorder:
                     given=step.number < self._given[row],
                     probabilities=probabilities[place],
                     value=values[place],
-                    registers=step.task.show(transition.registers, place),
+                    registers=shown_registers(step.task, transition.registers, place),
                     reward=float(transition.rewards[place]),
+                    response=tuple(responses[place]),
                 )
             )
             if transition.done[place]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from toolagent.errors import UserError
+from toolagent.tasks import Task
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROBLEMS = 256  # in one request to `/api/play/batch`
+MAX_NUMBER = 2**53 - 1  # JavaScript has no larger integers
+SEED = "seed"  # the key of a problem that is drawn
 MAX_TEXT = 500  # characters of an expression; what is too long for the task is refused by it
 
 TokenName = Annotated[str, Field(max_length=64)]  # of the task's vocabulary: `tokens`
@@ -19,55 +25,93 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Problem(_Strict):
-    """One problem, in the words of the server's task (`GET /api/models`)."""
-
+class _Stage(_Strict):
     stage: int | None = Field(
         None,
-        description="Without it: the stage that shows so many digits, or has so many operands.",
+        description="Without it: the one that the problem tells, or else the last.",
         ge=0,
         le=127,
     )
-    digits: list[Annotated[int, Field(ge=0, le=9)]] | None = Field(
-        None,
-        description="For calculator and tutorial: those that the stage shows, or all five.",
-        max_length=16,
-    )
-    expression: str | None = Field(
-        None,
-        description="For expression: single digits, + - * and parentheses.",
-        max_length=MAX_TEXT,
-    )
-    given: list[TokenName] = Field(
-        default_factory=list,
-        description="Tokens that the program begins with; the agent goes on behind them.",
-        max_length=127,
-    )
 
 
-class PlayRequest(Problem):
-    """One problem for one agent."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"digits": [3, 4, 5, 6, 7]},
-                {"stage": 2, "digits": [3, 4, 5, 6, 7], "given": ["MUL", "ADD", "SUB"]},
-            ]
-        }
-    )
+class _Model(_Strict):
     model: str | None = Field(
         None, description="A name of `GET /api/models`; default: the first.", max_length=MAX_TEXT
     )
 
 
-class BatchRequest(_Strict):
-    """Many problems for one agent."""
+# What poses a problem, by the key (`Task.posed_by`); each may be left out of a request.
+_Number = Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+_POSED: dict[str, tuple[Any, str]] = {
+    "digits": (
+        Annotated[list[Annotated[int, Field(ge=0, le=9)]], Field(max_length=16)],
+        "Those that the stage shows, or all five.",
+    ),
+    "expression": (
+        Annotated[str, Field(max_length=MAX_TEXT)],
+        "Single digits, + - * and parentheses.",
+    ),
+    SEED: (
+        Annotated[int, Field(ge=0, le=MAX_NUMBER)],
+        "Draws a problem of the stage; the same number always draws the same.",
+    ),
+}
+_GIVEN = "Tokens that the program begins with; the agent goes on behind them."
+_NUMBERS = Annotated[list[_Number], Field(max_length=128)]
+_TEXT = Annotated[str, Field(max_length=MAX_TEXT)] | _Number
 
-    problems: list[Problem] = Field(min_length=1, max_length=MAX_PROBLEMS)
-    model: str | None = Field(
-        None, description="A name of `GET /api/models`; default: the first.", max_length=MAX_TEXT
+
+class Requests(NamedTuple):
+    """What may be asked of a task; the classes have its words for a problem as their fields."""
+
+    problem: type[BaseModel]
+    play: type[BaseModel]
+    batch: type[BaseModel]
+    example: type[BaseModel]
+
+
+def requests_of(task: Task, keys: Sequence[str]) -> Requests:
+    """The requests for a task whose problems are posed by one of these keys.
+
+    Raises:
+        UserError: a key of the task's own is that of something else.
+    """
+    fields: dict[str, Any] = {}
+    for key in keys:
+        known = key in ("stage", "given", "model") or task.posed_by == SEED
+        if known or not key.isidentifier() or key.startswith("_"):
+            raise UserError(
+                f"task '{task.name}': posed_by is '{task.posed_by}', which can't be the key of "
+                "a problem in a request; choose another name"
+            )
+        default = (_NUMBERS if len(task.problem_columns) > 1 else _TEXT, "The problem.")
+        kind, description = _POSED.get(key, default)
+        fields[key] = (kind | None, Field(None, description=description))
+    one = create_model("Posed", __base__=_Stage, **fields)
+    given: Any = list[Literal[task.vocabulary.actions]]
+    problem = create_model(
+        "Problem",
+        __base__=one,
+        given=(given, Field(default_factory=list, description=_GIVEN, max_length=127)),
+        __doc__="One problem, in the words of the server's task (`GET /api/models`).",
     )
+    play = create_model(
+        "PlayRequest", __base__=(_Model, problem), __doc__="One problem for one agent."
+    )
+    problems: Any = Annotated[list[problem], Field(min_length=1, max_length=MAX_PROBLEMS)]
+    batch = create_model(
+        "BatchRequest",
+        __base__=_Model,
+        __doc__="Many problems for one agent.",
+        problems=(problems, ...),
+    )
+    example = create_model(
+        "Example",
+        __base__=one,
+        __doc__="A problem drawn at random, to be sent back.",
+        stage=(int, ...),
+    )
+    return Requests(problem, play, batch, example)
 
 
 class Step(BaseModel):
@@ -81,6 +125,9 @@ class Step(BaseModel):
     value: float = Field(description="What the agent expects of the episode, before the action.")
     registers: dict[str, int | str | None] = Field(description="After the action; null: empty.")
     reward: float
+    response: list[TokenName] | None = Field(
+        None, description="What the action was answered with, where the task's tools answer."
+    )
 
 
 class Result(BaseModel):
@@ -90,8 +137,8 @@ class Result(BaseModel):
     problem: str = Field(description="As a person reads it: '3*4+5'.")
     target: int
     program: list[TokenName]
-    answered: bool = Field(description="With ANS; otherwise it ran out of actions.")
-    answer: int | None = Field(description="Null: no answer, or an empty register.")
+    answered: bool = Field(description="Otherwise it ran out of actions.")
+    answer: int | None = Field(description="Null: no answer, an empty register, or not told.")
     solved: bool = Field(description="The answer is exactly the target.")
 
 
@@ -120,7 +167,9 @@ class Stage(BaseModel):
 
     stage: int
     formula: str
-    digits: int | None = Field(description="How many a problem shows; null: posed by a text.")
+    digits: int | None = Field(
+        description="How many numbers a problem shows; null: posed by a text or one number."
+    )
     actions: int = Field(description="After so many without an answer the episode is over.")
 
 
@@ -141,19 +190,19 @@ class Models(BaseModel):
     """The task, and the agents that play it here."""
 
     task: str
-    posed_by: str = Field(description="The key of a problem: 'digits' or 'expression'.")
+    posed_by: str = Field(
+        description="The key of a problem, such as 'digits' or 'expression'; 'seed' where problems "
+        "can only be drawn."
+    )
+    tells_stage: bool = Field(description="Whether a problem tells its stage.")
+    example: dict[str, object] = Field(description="A problem to begin with, to be sent back.")
     tokens: list[str]
     registers: list[str]
+    start: dict[str, int | str | None] = Field(
+        description="The registers before the first action (of the example)."
+    )
     stages: list[Stage]
     models: list[Model]
-
-
-class Example(BaseModel):
-    """A problem drawn at random, to be sent back."""
-
-    stage: int
-    digits: list[int] | None = None
-    expression: str | None = None
 
 
 class Health(BaseModel):

@@ -15,17 +15,24 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
+/** What stands below a step: what its action was answered with, and the registers. */
+const told = ({ response, registers }) => [
+  ...(response ? [["answered with", response.join(" ") || "nothing", true]] : []),
+  ...Object.entries(registers),
+];
+
 /**
  * @param title what the lane is called
  * @param answer a `PlayAnswer`
- * @param tokens the vocabulary
+ * @param info the server's `Models`: the tokens, and the registers at the start
  * @param on {step(index), choose(index, token), close() or null}
  */
 export class Lane {
-  constructor(title, answer, tokens, on) {
+  constructor(title, answer, { tokens, start }, on) {
     this.title = title;
     this.answer = answer;
     this.tokens = tokens;
+    this.start = start;
     const id = `lane-${Lane.count++}`;
     this.chips = answer.steps.map((step, index) =>
       make(
@@ -88,7 +95,7 @@ export class Lane {
   show(index) {
     this.index = Math.min(index, this.length - 1);
     const step = this.answer.steps[this.index];
-    const before = this.index ? this.answer.steps[this.index - 1].registers : {};
+    const before = this.index ? this.answer.steps[this.index - 1].registers : this.start;
     this.chips.forEach((chip, place) => {
       chip.classList.toggle("ahead", place > this.index);
       if (place === this.index) chip.setAttribute("aria-current", "step");
@@ -111,9 +118,9 @@ export class Lane {
       ` (${by}); expected reward before it ${step.value.toFixed(2)}`,
     );
     this.registers.replaceChildren(
-      ...Object.entries(step.registers).map(([name, value]) => {
-        const changed = value !== (name in before ? before[name] : name === "cursor" ? 0 : null);
-        const shown = name === "stack" && value !== null ? String(value).split(" ") : [value];
+      ...told(step).map(([name, value, answer]) => {
+        const changed = answer || value !== (before[name] ?? null);
+        const shown = typeof value === "string" ? value.split(" ") : [value];
         return make(
           "div",
           {},
@@ -141,7 +148,7 @@ export class Lane {
   /** The step as a screen reader says it. */
   get said() {
     const step = this.answer.steps[this.index];
-    const registers = Object.entries(step.registers)
+    const registers = told(step)
       .map(([name, value]) => `${name} ${value ?? "empty"}`)
       .join(", ");
     const end = this.index === this.length - 1 ? ` ${this.answer.verdict}.` : "";

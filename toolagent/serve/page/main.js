@@ -20,11 +20,11 @@ let problem = null; // as it was asked
 
 async function start() {
   info = await about();
-  const text = info.posed_by === "expression";
+  const key = info.posed_by;
   $("about").textContent = `Task ${info.task}. Watch a small network write a program, token by token.`;
-  $("posed-label").textContent = text ? "Expression" : "Digits";
-  $("posed-hint").textContent = text ? "single digits, + - * and parentheses" : "";
-  $("posed").inputMode = text ? "text" : "numeric";
+  const words = key === "seed" ? "problem number" : key.replaceAll("_", " ");
+  $("posed-label").textContent = words[0].toUpperCase() + words.slice(1);
+  $("posed").inputMode = typeof info.example[key] === "string" ? "text" : "numeric";
   for (const { name, env_steps } of info.models) {
     const label = env_steps === null ? name : `${name}, ${short.format(env_steps)} steps`;
     $("model").append(make("option", { value: name }, label));
@@ -35,39 +35,59 @@ async function start() {
     $("other-field").hidden = false;
     $("other").value = info.models[1].name;
   } else $("other").value = "";
-  if (!text) {
+  if (!info.tells_stage) {
     $("stage-field").hidden = false;
     for (const { stage, formula } of info.stages) {
       $("stage").append(make("option", { value: stage }, formula ? `${stage}: ${formula}` : stage));
     }
-    $("stage").value = info.stages.at(-1).stage;
-    hint();
+    $("stage").value = info.example.stage;
   }
-  $("posed").value = text ? "3-(4+2)*5" : "3 4 5 6 7".slice(0, 2 * shown() - 1);
+  fill(info.example);
+  hint();
 }
 
-const shown = () => info.stages.find(({ stage }) => stage === Number($("stage").value))?.digits;
+/** Writes a problem into the form. */
+function fill(asked) {
+  const value = asked[info.posed_by];
+  if (value !== undefined) $("posed").value = Array.isArray(value) ? value.join(" ") : value;
+  else $("posed").value = "";
+}
+
+/** How many numbers a problem of the chosen stage shows; null where it is one text or number. */
+const shown = () =>
+  info.stages.find(({ stage }) => info.tells_stage || stage === Number($("stage").value)).digits;
+const numbers = () => (info.posed_by === "digits" ? `${shown()} digits, 0 to 9` : `${shown()} numbers`);
 
 function hint() {
-  $("posed-hint").textContent = `${shown()} digits, 0 to 9`;
+  const example = info.example[info.posed_by];
+  if (info.posed_by === "seed") $("posed-hint").textContent = "any number draws a problem";
+  else if (shown() !== null) $("posed-hint").textContent = numbers();
+  else $("posed-hint").textContent = example === undefined ? "" : `such as ${example}`;
 }
 
 /** The problem in the form, as the API takes it. Faults in it are the server's to find. */
 function posed() {
   const text = $("posed").value.trim();
-  if (info.posed_by === "expression") return { expression: text };
-  const parts = /^\d+$/.test(text) ? [...text] : text.split(/[\s,;]+/).filter(Boolean);
-  const odd = parts.find((part) => !/^\d+$/.test(part));
-  if (odd !== undefined) throw new Refused(`'${odd}' is no digit; expected ${shown()} digits, 0 to 9.`);
-  return { stage: Number($("stage").value), digits: parts.map(Number) };
+  const asked = info.tells_stage ? {} : { stage: Number($("stage").value) };
+  if (shown() === null) {
+    const number = typeof info.example[info.posed_by] === "number" && /^-?\d{1,15}$/.test(text);
+    return { ...asked, [info.posed_by]: number ? Number(text) : text };
+  }
+  const digits = info.posed_by === "digits" && /^\d+$/.test(text);
+  const parts = digits ? [...text] : text.split(/[\s,;]+/).filter(Boolean);
+  const odd = parts.find((part) => !/^-?\d+$/.test(part));
+  const kind = info.posed_by === "digits" ? "digit" : "number";
+  if (odd !== undefined) throw new Refused(`'${odd}' is no ${kind}; expected ${numbers()}.`);
+  return { ...asked, [info.posed_by]: parts.map(Number) };
 }
 
-async function submit() {
+/** Plays a problem; by default the one in the form. */
+async function submit(drawn) {
   const question = ++asking;
   pause();
   fail("");
   try {
-    const asked = posed();
+    const asked = drawn ?? posed();
     const models = [$("model").value, $("other").value].filter(Boolean);
     const answers = await Promise.all(models.map((model) => play({ model, ...asked })));
     if (question !== asking) return;
@@ -97,7 +117,7 @@ function fail(error) {
 // The lanes ----------------------------------------------------------------------------------
 
 function lane(title, answer, origin) {
-  const made = new Lane(title, answer, info.tokens, {
+  const made = new Lane(title, answer, info, {
     step: (index) => (pause(), show(index)),
     choose: (index, token) => branch(made, index, token),
     close: origin && (() => remove(made)),
@@ -197,9 +217,9 @@ $("stage").addEventListener("change", hint);
 $("problem").addEventListener("submit", (event) => (event.preventDefault(), submit()));
 $("random").addEventListener("click", async () => {
   try {
-    const drawn = await example(info.posed_by === "expression" ? null : Number($("stage").value));
-    $("posed").value = drawn.expression ?? drawn.digits.join(" ");
-    await submit();
+    const drawn = await example(info.tells_stage ? null : Number($("stage").value));
+    fill(drawn);
+    await submit(drawn);
   } catch (error) {
     fail(error);
   }
