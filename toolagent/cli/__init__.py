@@ -185,8 +185,9 @@ def brief(error: BaseException) -> str:
 
 def console() -> Console:
     """Standard output; text in [brackets] is printed as it is, numbers are not coloured. Where it
-    is no terminal, lines stay whole, however narrow COLUMNS says it is."""
-    console = Console(markup=False, highlight=False)
+    is no terminal, lines stay whole, however narrow COLUMNS says it is. A notebook is none: in its
+    cells, text is text, not an output of its own for every line."""
+    console = Console(markup=False, highlight=False, force_jupyter=False)
     console.soft_wrap = not console.is_terminal
     return console
 

@@ -97,6 +97,19 @@ def learner_backend(make_config: Callable[[], Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """A cluster that `ray.init()` starts in the block listens on 127.0.0.1 only, also where the
+    program had imported Ray before `ray_session.listen_on_loopback` could set the variable.
+
+    Missing: an option of `ray.init()` for the address; the variable is read at Ray's import.
+    """
+    from ray._private import ray_constants
+
+    with _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        yield
+
+
+@contextlib.contextmanager
 def own_sigterm_handler() -> Iterator[None]:
     """Where this process handles SIGTERM already, `ray.init()` in the block leaves it alone.
 

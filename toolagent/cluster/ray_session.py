@@ -19,6 +19,8 @@ from toolagent.cluster.temporary_folder import prepare_temporary_folder
 from toolagent.cluster.token import prepare_token
 from toolagent.errors import UserError, check_text
 
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -86,7 +88,7 @@ def listen_on_loopback() -> None:
     By default Ray's servers on Linux listen on all interfaces. Its switch for machines that can't
     form clusters makes 127.0.0.1 this node's address, and that the only one they listen on.
     """
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault(_CLUSTERS, "0")
 
 
 @contextlib.contextmanager
@@ -105,9 +107,11 @@ def ray_session(
         document: the configuration, for the code that it names.
 
     Raises:
-        UserError: there is no cluster at `address`, or it can't be joined; there is no token
-            where the environment says; or Ray's sockets can't be where it says.
+        UserError: Ray runs in this process already; there is no cluster at `address`, or it can't
+            be joined; there is no token where the environment says; or Ray's sockets can't be
+            where it says.
     """
+    _check_not_running()
     _check_paths()
     prepare_token(create=not address)
     if not address:
@@ -115,7 +119,7 @@ def ray_session(
     import ray
     from ray.exceptions import AuthenticationError
 
-    from toolagent.cluster.ray_internals import own_sigterm_handler
+    from toolagent.cluster.ray_internals import loopback_only, own_sigterm_handler
 
     # "local": without it, Ray would join whatever cluster `ray start` has left on this machine.
     options: dict[str, Any] = {
@@ -129,8 +133,15 @@ def ray_session(
     if address:
         check_address(address)
         options = {"address": address, "runtime_env": runtime_environment(document or {})}
-    importable = python_path({} if address else document or {})
-    with _quiet_stderr(), own_sigterm_handler(), _hangup_held(), importable:
+    # Who sets the variable to 1 wants a cluster that others can join.
+    local = not address and os.environ.get(_CLUSTERS) == "0"
+    with (
+        _quiet_stderr(),
+        own_sigterm_handler(),
+        _hangup_held(),
+        python_path({} if address else document or {}),
+        loopback_only() if local else contextlib.nullcontext(),
+    ):
         try:
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
@@ -173,6 +184,16 @@ def _usable_cpus() -> int:
     from toolagent.cluster.ray_internals import cpus_that_ray_sees
 
     return max(1, min(cpus_that_ray_sees(), len(os.sched_getaffinity(0))))
+
+
+def _check_not_running() -> None:
+    """Raises UserError in a program that uses Ray itself: it would lose its cluster at the end."""
+    ray: Any = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        raise UserError(
+            "Ray runs in this program already; end it with ray.shutdown() before: a run starts "
+            "Ray, or joins the cluster that RAY_ADDRESS names, and leaves it at its end"
+        )
 
 
 def _check_paths() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-LOG_PERIOD_S = 10.0
+# Seconds between the lines of a log: a tenth of the run so far, within these bounds. A notebook's
+# cell keeps all of them.
+_SHORTEST_PERIOD_S, _LONGEST_PERIOD_S = 10.0, 300.0
 
 
 class Display:
@@ -18,7 +20,7 @@ class Display:
         self.console = console
         self.stop_env_steps = stop_env_steps
         self.stop_time_s = stop_time_s
-        self._last_log = 0.0
+        self._next_log = 0.0
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -56,8 +58,9 @@ class Display:
         )
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=line, completed=done, left=left)
-        elif time.monotonic() - self._last_log >= LOG_PERIOD_S:
-            self._last_log = time.monotonic()
+        elif time.monotonic() >= self._next_log:
+            period = max(_SHORTEST_PERIOD_S, min(row["time_s"] / 10, _LONGEST_PERIOD_S))
+            self._next_log = time.monotonic() + period
             self.console.print(
                 f"{row['time_s']:6.1f} s  {row['env_steps']:>9,} env steps  {line}  {left}",
                 soft_wrap=True,

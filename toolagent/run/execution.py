@@ -54,7 +54,7 @@ def execute(session: Session) -> int:
         try:
             outcome = Supervision(session).run(rows)
         except RunFailed as error:
-            print(f"error: {error}", file=sys.stderr)
+            session.fail(str(error))
             return 1
     unwritten = _publish_results(session, outcome)
     return _exit_code(session, outcome, unwritten)
@@ -155,18 +155,15 @@ def _exit_code(session: Session, outcome: Outcome, unwritten: str | None) -> int
     """The exit code, and on stderr what is missing."""
     fault = outcome.keeper.fault
     if unwritten:
-        print(
-            f"error: results in {session.folder.name} are not complete ({unwritten})",
-            file=sys.stderr,
-        )
+        session.fail(f"results in {session.folder.name} are not complete ({unwritten})")
     if fault:
-        print(f"error: no final checkpoint ({fault})", file=sys.stderr)
+        session.fail(f"no final checkpoint ({fault})")
     if unwritten or fault:
         return 1
     if outcome.stopped_by == "interrupted":
         return cli.EXIT_INTERRUPTED
     if outcome.state.env_steps == 0:
-        print("error: no env step was trained; see the messages above", file=sys.stderr)
+        session.fail("no env step was trained; see the messages above")
         return 1
     return 0
 

@@ -48,6 +48,7 @@ class Result:
     """What a session came to."""
 
     exit_code: int
+    faults: tuple[str, ...]  # why it has failed; they are on stderr too
     folder: RunFolder  # gone from this machine if it is on storage
     summary: dict[str, Any] | None  # as in `summary.json`; None without results
 
@@ -123,4 +124,4 @@ def launch(request: Request, console: Console) -> Result:
             )
             code = execute(session)
         code = code if finish(folder) else code or 1
-    return Result(code, folder, session.summary)
+    return Result(code, tuple(session.faults), folder, session.summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,7 @@ class Session:
     metrics: RunMetrics = field(init=False)
     recording: Recording | None = field(init=False, default=None)  # of the training episodes
     summary: dict[str, Any] | None = field(init=False, default=None)  # at the end: the results
+    faults: list[str] = field(init=False, default_factory=list)  # why the run has failed
     # `perf_counter` when Ray was up, in a resumed run that has not trained again yet.
     ray_since: float | None = field(init=False)
 
@@ -50,3 +52,8 @@ class Session:
             self.folder.path, self.settings.task, run.checkpoint_every_s, enabled=run.metrics
         )
         self.ray_since = time.perf_counter() if self.start.resumed else None
+
+    def fail(self, fault: str) -> None:
+        """Says on stderr why the run has failed, and keeps it."""
+        self.faults.append(fault)
+        print(f"error: {fault}", file=sys.stderr)
