@@ -16,6 +16,7 @@ SIGHUP that was ignored when the command began, as under `nohup`, stays ignored.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -118,7 +119,7 @@ def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     keep_streams_alive()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with warnings.catch_warnings(), interruptible():
+        with warnings.catch_warnings(), interruptible(), file_faults():
             if not sys.warnoptions:  # someone who asks for warnings (python -W) gets them
                 warnings.simplefilter("ignore")
             for argument in given:
@@ -132,18 +133,31 @@ def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         return _refuse(_click_message(error))
     except UserError as error:
         return _refuse(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def file_faults() -> Iterator[None]:
+    """What a path can run into inside the block becomes the user's error.
+
+    Raises:
+        UserError: a file can't be read or written, or the locale can't say its name.
+    """
+    try:
+        yield
     except UnicodeEncodeError as error:
         if sys.getfilesystemencoding() == "utf-8":
             raise
         # A configuration is UTF-8 everywhere; the names in it are files of this locale.
-        return _refuse(f"'{error.object}': is no name of a file in this locale; set LC_ALL=C.UTF-8")
-    except (KeyboardInterrupt, click.Abort):
-        return EXIT_INTERRUPTED
+        raise UserError(
+            f"'{error.object}': is no name of a file in this locale; set LC_ALL=C.UTF-8"
+        ) from error
     except OSError as error:
         if error.errno not in FILE_FAULTS:
             raise
-        return _refuse(f"{error.filename or 'output'}: {error.strerror}")
-    return code if isinstance(code, int) else 0
+        raise UserError(f"{error.filename or 'output'}: {error.strerror}") from error
 
 
 def program() -> str:

@@ -26,12 +26,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -39,35 +37,15 @@ from rich.table import Table
 from toolagent import cli
 from toolagent.checkpoints.policy import Policy, load_policy
 from toolagent.errors import UserError
-from toolagent.evaluate.problem_files import read_problems
+from toolagent.evaluate.documents import answer_problems, answered_file, certified, document_of
 from toolagent.evaluate.reasoning_gym import DATASETS, MAX_SEED, Score, draw, score
 from toolagent.files import check_writable, write_result
-from toolagent.models.base import AgentNetwork
-from toolagent.rollouts.certification import CHUNK, StageAccuracy, certify
-from toolagent.rollouts.play import play
-from toolagent.rollouts.trajectory import answers, describe
+from toolagent.rollouts.certification import StageAccuracy
 from toolagent.tasks import Task
 from toolagent.tasks.oracle import shortest_programs
-from toolagent.tasks.registry import reference_of_task
 
 # What the JSON file has, and what prints the same.
 Result = tuple[dict[str, Any], Callable[[Console], None]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The greedy agent's answer to one given problem."""
-
-    problem: str  # '3*4+5'
-    tokens: list[str]  # ['MUL', 'ADD', 'ANS']
-    answer: int | None  # None: out of actions, or answered with an empty register
-    solved: bool
-    judged: dict[str, bool] = field(default_factory=dict)  # what else is told of the program
-
-    def record(self) -> dict[str, Any]:
-        """As the JSON file shows it."""
-        result = dict(vars(self))
-        return result | result.pop("judged")
 
 
 @click.command()
@@ -146,7 +124,7 @@ def command(
 
 def _certified(policy: Policy) -> Result:
     """Every problem there is."""
-    stages = certify(policy.network, policy.task)
+    document, stages = certified(policy)
     complete = [row for row in stages if row.complete]
     whose = "every problem there is"
     if not complete:
@@ -159,15 +137,13 @@ def _certified(policy: Policy) -> Result:
         if policy.task.one_plan_a_stage:
             cli.print_table(console, optimality_table(policy.task, stages))
 
-    return _document(policy, stages), show
+    return document, show
 
 
 def _given(policy: Policy, problem_file: str) -> Result:
     """The problems of a file."""
-    problems = read_problems(Path(problem_file), policy.task)
-    stages, answered = answer_problems(policy.network, policy.task, problems)
+    document, stages = answered_file(policy, Path(problem_file))
     whose = f"the problems in {cli.one_line(problem_file)}"
-    document = _document(policy, stages) | {"answers": [answer.record() for answer in answered]}
     return document, lambda console: _print_report(console, policy, stages, stages, whose)
 
 
@@ -185,7 +161,7 @@ def _reasoning_gym(policy: Policy, dataset: str, size: int, seed: int) -> Result
         for note in cli.stage_notes(stages, trained):
             console.print(note, soft_wrap=True)
 
-    return _document(policy, stages) | {"reasoning_gym": result.record()}, show
+    return document_of(policy, stages) | {"reasoning_gym": result.record()}, show
 
 
 def _print_report(
@@ -213,14 +189,6 @@ def _print_head(console: Console, policy: Policy) -> None:
     )
 
 
-def _document(policy: Policy, stages: Iterable[StageAccuracy]) -> dict[str, Any]:
-    """What every JSON file has."""
-    document: dict[str, Any] = {"task": reference_of_task(policy.task)}
-    if policy.metadata.get("trained_stages") is not None:
-        document["trained_stages"] = policy.metadata["trained_stages"]
-    return document | {"stages": [row.record() for row in stages]}
-
-
 def optimality_table(task: Task, stages: Iterable[StageAccuracy]) -> Table:
     """How long the agent's right programs are, beside the shortest plan that solves the stage.
 
@@ -246,47 +214,6 @@ def optimality_table(task: Task, stages: Iterable[StageAccuracy]) -> Table:
             cli.accuracy_text(best, row.problems) if plans else "-",
         )
     return table
-
-
-def answer_problems(
-    network: AgentNetwork, task: Task, problems: Any
-) -> tuple[list[StageAccuracy], list[Answer]]:
-    """Plays the given problems greedily.
-
-    Returns:
-        One count for each stage that occurs, and one answer a problem in their order.
-    """
-    answered: list[Answer] = []
-    for start in range(0, len(problems), CHUNK):
-        part = problems.take(np.arange(start, min(start + CHUNK, len(problems))))
-        batch = play(network, task, part)
-        judged = task.judge(part, batch.actions, batch.lengths)
-        for row, answer in enumerate(answers(task, part, batch)):
-            program = batch.actions[row, : batch.lengths[row]]
-            answered.append(
-                Answer(
-                    problem=describe(task, part, row)[1],
-                    tokens=task.vocabulary.text(program).split(),
-                    answer=answer,
-                    solved=bool(batch.solved[row]),
-                    judged={name: bool(right[row]) for name, right in judged.items()},
-                )
-            )
-    stages = []
-    for stage in np.unique(problems.stage):
-        of_stage = [answered[row] for row in np.flatnonzero(problems.stage == stage)]
-        stages.append(
-            StageAccuracy(
-                int(stage),
-                len(of_stage),
-                sum(answer.solved for answer in of_stage),
-                judged={
-                    name: sum(answer.judged[name] for answer in of_stage)
-                    for name in task.judgements
-                },
-            )
-        )
-    return stages, answered
 
 
 def _same(one: str, other: str) -> bool:
