@@ -44,6 +44,7 @@ MAY_IMPORT = {
         "__init__ checkpoints cli cluster config curriculum errors figures files learning "
         "models report rollouts tasks trackers vocabulary"
     ),
+    "api": "checkpoints cli envs errors evaluate models rollouts run tasks",
     "serve": (
         "__init__ checkpoints cli cluster errors installation models rollouts tasks vocabulary"
     ),

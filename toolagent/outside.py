@@ -24,8 +24,21 @@ def is_reference(text: str) -> bool:
 
 
 def reference_of(given: type) -> str:
-    """The name under which `load_class` finds a class: 'my_package.my_module:MyClass'."""
-    return f"{given.__module__}:{given.__qualname__}"
+    """The name under which `load_class` finds a class: 'my_package.my_module:MyClass', also if it
+    is of the program's main file. '__main__:MyClass' if that is no file (a notebook, a prompt)."""
+    module = given.__module__
+    return f"{_name_of_main() if module == '__main__' else module}:{given.__qualname__}"
+
+
+def _name_of_main() -> str:
+    """What other processes import the main module as."""
+    main = sys.modules["__main__"]
+    specification = getattr(main, "__spec__", None)
+    if specification is not None:  # python -m my_package.my_module
+        return specification.name
+    # python my_folder/my_module.py: the folder is on the path
+    name, ending = os.path.splitext(os.path.basename(getattr(main, "__file__", None) or ""))
+    return name if ending == ".py" and name.isidentifier() else "__main__"
 
 
 def file_of(given: type) -> str:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from toolagent.checkpoints.output import finish, new_run, run_to_resume
@@ -17,7 +19,13 @@ from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.ray_session import cluster_to_join, ray_session
 from toolagent.errors import UserError
 from toolagent.run.recording import check_recording, check_records
-from toolagent.run.start import Start, check_local_resources, policy_of, resumed_start
+from toolagent.run.start import (
+    Start,
+    check_importable,
+    check_local_resources,
+    policy_of,
+    resumed_start,
+)
 
 # What --num-env-runners and its like mean in the configuration.
 _SHORTHANDS = {
@@ -53,13 +61,35 @@ class Result:
     summary: dict[str, Any] | None  # as in `summary.json`; None without results
 
 
+def override(key: str, value: Any) -> str:
+    """'section.key=value' of a Python value: numbers, text, lists, mappings, paths, and NumPy's.
+
+    Raises:
+        UserError: YAML can't say such a value.
+    """
+    try:
+        text = json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise UserError(
+            f"--set {key}: {value!r:.60} can't be written in YAML; expected a number, text, a list "
+            "or a mapping; name code as 'my_module:my_function'"
+        ) from None
+    return f"{key}={text}"  # JSON is YAML
+
+
 def shorthand_overrides(**given: Any) -> tuple[str, ...]:
     """The overrides that `num_env_runners` and its like stand for; None says nothing."""
     return tuple(
-        f"{_SHORTHANDS[name]}={json.dumps(value)}"  # JSON is YAML
-        for name, value in given.items()
-        if value is not None
+        override(_SHORTHANDS[name], value) for name, value in given.items() if value is not None
     )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError
 
 
 def launch(request: Request, console: Console) -> Result:
@@ -93,6 +123,7 @@ def launch(request: Request, console: Console) -> Result:
             config = str(folder.config)
         settings = load_settings(config, request.overrides)
         algorithm_config = build_algorithm_config(settings)
+        check_importable(settings, algorithm_config)
         check_local_resources(algorithm_config, address)
         check_recording(settings.run.record_episodes, settings.task)
         notes = check_records(settings, algorithm_config)
