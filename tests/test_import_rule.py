@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "tasks": "errors outside vocabulary",
     "models": "errors outside tasks vocabulary",
     "examples": "models tasks vocabulary",
-    "cluster": "__init__ errors",
+    "cluster": "__init__ errors outside",
     "envs": "tasks vocabulary",
     "__init__": "envs",
     "checkpoints": "__init__ errors figures files models outside tasks vocabulary",

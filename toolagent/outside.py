@@ -27,10 +27,10 @@ def reference_of(given: type) -> str:
     """The name under which `load_class` finds a class: 'my_package.my_module:MyClass', also if it
     is of the program's main file. '__main__:MyClass' if that is no file (a notebook, a prompt)."""
     module = given.__module__
-    return f"{_name_of_main() if module == '__main__' else module}:{given.__qualname__}"
+    return f"{name_of_main() if module == '__main__' else module}:{given.__qualname__}"
 
 
-def _name_of_main() -> str:
+def name_of_main() -> str:
     """What other processes import the main module as."""
     main = sys.modules["__main__"]
     specification = getattr(main, "__spec__", None)

@@ -60,6 +60,8 @@ def train(
             goes on from there. A second Ctrl-C ends at once, without the last checkpoint.
             Signals reach only a training in the program's main thread.
     """
+    if not isinstance(overrides or {}, Mapping):
+        raise UserError(f"overrides is {overrides!r:.60}; expected such as {{'training.lr': 1e-3}}")
     shorthands = shorthand_overrides(
         num_env_runners=num_env_runners,
         seed=seed,

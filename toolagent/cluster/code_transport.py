@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import toolagent
+from toolagent.outside import name_of_main
 
 _NAMED_CODE = re.compile(r'"([A-Za-z_]\w*)(?:\.\w+)*:\w+(?:\.\w+)*"')  # a text in JSON
 # Set by Ray for a submitted job's driver.
@@ -82,9 +83,10 @@ def _own_modules(document: dict[str, Any]) -> list[Path]:
     """The files and packages of the user's own code. All are imported: building the configuration
     did that."""
     text = json.dumps(document, ensure_ascii=False, default=str)
+    modules = sys.modules | {name_of_main(): sys.modules["__main__"]}
     places = {
         name: path
-        for name, module in [*sys.modules.items()]
+        for name, module in modules.items()
         if "." not in name and name not in ("toolagent", "__main__")
         for path in _paths_of(module)
         if not any(path.is_relative_to(folder) for folder in _INSTALLED)

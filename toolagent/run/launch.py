@@ -21,7 +21,6 @@ from toolagent.errors import UserError
 from toolagent.run.recording import check_recording, check_records
 from toolagent.run.start import (
     Start,
-    check_importable,
     check_local_resources,
     policy_of,
     resumed_start,
@@ -123,7 +122,6 @@ def launch(request: Request, console: Console) -> Result:
             config = str(folder.config)
         settings = load_settings(config, request.overrides)
         algorithm_config = build_algorithm_config(settings)
-        check_importable(settings, algorithm_config)
         check_local_resources(algorithm_config, address)
         check_recording(settings.run.record_episodes, settings.task)
         notes = check_records(settings, algorithm_config)

@@ -35,27 +35,6 @@ class Start:
     notes: tuple[str, ...] = ()  # what is to be told of how it was found
 
 
-def check_importable(settings: Settings, algorithm_config: AlgorithmConfig) -> None:
-    """Refuses code that only this process has, where other processes need it.
-
-    Raises:
-        UserError: the task or the network was defined in a notebook or at a prompt.
-    """
-    remote = ("num_env_runners", "num_learners", "evaluation_num_env_runners")
-    if not any(getattr(algorithm_config, name) for name in remote):
-        return
-    spec: Any = algorithm_config.rl_module_spec
-    network = spec.model_config["network"]
-    for label, reference in (("task", settings.task), ("network", network)):
-        module, _, name = reference.rpartition(":")
-        if module == "__main__":
-            raise UserError(
-                f"the {label} {name} was defined in a notebook or at a prompt, where env runners "
-                "can't import it; write it into a file, such as my_module.py, or train with "
-                "env_runners.num_env_runners 0"
-            )
-
-
 def check_local_resources(algorithm_config: AlgorithmConfig, address: str | None) -> None:
     """More than this machine has is refused before anything is started or written."""
     if address is not None:

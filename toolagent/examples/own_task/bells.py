@@ -40,14 +40,14 @@ class BellsTask(Task):
     max_actions = 8
     posed_by, problem_columns = "floor", ("floor",)
 
-    def sample(self, rng, stage, split="all"):  # noqa: D102
+    def sample(self, rng, stage, split="all"):
         return self.pose(stage, floor=rng.integers(0, np.where(stage == 0, 4, 10)))
 
-    def start(self, problems):  # noqa: D102
+    def start(self, problems):
         size = len(problems)
         return Elevator(steps=np.zeros(size, np.int8), at=np.zeros(size, np.int64))
 
-    def step(self, problems, registers, actions):  # noqa: D102
+    def step(self, problems, registers, actions):
         steps = registers.steps + np.int8(1)
         at = registers.at + (actions == UP) + 3 * (actions == LIFT)
         terminated = actions == RING
@@ -60,20 +60,21 @@ class BellsTask(Task):
             solved=solved,
         )
 
-    def target(self, problems):  # noqa: D102
+    def target(self, problems):
         return problems.floor
 
     # Not needed to train: problems can be given, and people are told what happens.
 
-    def pose(self, stage, **given):  # noqa: D102
+    def pose(self, stage, **given):
         floor = np.asarray(given["floor"]).astype(np.int64)
-        if ((floor < 0) | (floor > 9)).any():
-            raise ValueError(f"floors are 0 to 9, not {floor.tolist()}")
+        stage = np.full(len(floor), stage, np.int8)
+        if ((floor < 0) | (floor > np.where(stage == 0, 3, 9))).any():
+            raise ValueError(f"there is no such floor in this stage: {floor.tolist()}")
         context = (self.vocabulary.token("F0") + floor)[:, None].astype(np.int8)
-        return Floors(np.broadcast_to(stage, len(floor)).astype(np.int8), context, floor)
+        return Floors(stage, context, floor)
 
-    def accumulator(self, registers):  # noqa: D102
+    def accumulator(self, registers):
         return registers.at, np.ones(len(registers), bool)
 
-    def show(self, registers, row):  # noqa: D102
+    def show(self, registers, row):
         return {"at": int(registers.at[row])}
