@@ -153,67 +153,6 @@ def test_a_network_of_a_task_whose_tools_answer_nothing_has_no_weights_for_it():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_form_computes_the_same_and_learns_the_same(name):
-    """Whole episodes, unrolled, in pieces, step by step; values and gradients."""
-    rng, size, steps = np.random.default_rng(0), 12, 7
-    problems = TASK.sample(rng, rng.integers(0, 2, size))
-    context, stage = torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
-    actions = torch.from_numpy(rng.integers(0, 5, (size, steps)))
-    responses = torch.from_numpy(rng.integers(0, 7, (size, steps, 2)))
-    lengths = torch.from_numpy(rng.integers(1, steps + 1, size))
-    alive = torch.arange(steps) < lengths.unsqueeze(1)
-    previous = torch.cat([torch.full((size, 1), START), actions[:, :-1]], 1)
-    seen = torch.cat([torch.full((size, 1, 2), NONE), responses[:, :-1]], 1)
-    upstream = torch.randn(size, steps, 6, generator=torch.Generator().manual_seed(0))
-
-    def whole(network):
-        columns = [part.to(torch.int8) for part in (actions, lengths, responses)]
-        return network.unroll_episodes(context, stage, *columns)
-
-    def pieces(network, cuts):
-        encoding, hidden = network.read(context, stage)
-        found = []
-        for start, stop in cuts:
-            part = slice(start, stop)
-            *outputs, hidden = network.unroll(previous[:, part], encoding, hidden, seen[:, part])
-            found.append(outputs)
-        return [torch.cat(parts, 1) for parts in zip(*found, strict=True)]
-
-    forms = {
-        "whole": whole,
-        "at once": lambda network: pieces(network, [(0, 7)]),
-        "in pieces": lambda network: pieces(network, [(0, 2), (2, 5), (5, 7)]),
-    }
-    results = {}
-    for form, forward in forms.items():
-        network = make_network(name)
-        logits, values = forward(network)
-        heads = torch.cat([logits, values.unsqueeze(-1)], -1) * alive.unsqueeze(-1)
-        (heads * upstream).sum().backward()
-        gradients = {key: weight.grad for key, weight in network.named_parameters()}
-        results[form] = heads.detach(), gradients
-    network = make_network(name)
-    table, heads = network.step_table(), []
-    encoding, hidden = network.read(context, stage)
-    for step in range(steps):
-        logits, values, hidden = network.step(
-            table, previous[:, step], encoding, hidden, seen[:, step].to(torch.int8)
-        )
-        heads.append(torch.cat([logits, values.unsqueeze(-1)], -1))
-    results["step by step"] = torch.stack(heads, 1) * alive.unsqueeze(-1), {}
-    expected_heads, expected = results["at once"]
-    for form, (heads, gradients) in results.items():
-        torch.testing.assert_close(heads, expected_heads, atol=2e-5, rtol=1e-4, msg=form)
-        for key, gradient in gradients.items():
-            torch.testing.assert_close(gradient, expected[key], atol=1e-4, rtol=1e-4, msg=key)
-    assert all(gradient is not None for gradient in expected.values())
-    states = network.hidden_states(
-        problems.context, problems.stage, actions.numpy(), responses.numpy()
-    )
-    np.testing.assert_allclose(states[:, -1], hidden.detach().numpy(), atol=2e-5)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
 def test_an_answer_changes_what_follows_it_and_nothing_before(name):
     network = make_network(name)
     problems = TASK.sample(np.random.default_rng(0), np.ones(1, np.int8))
