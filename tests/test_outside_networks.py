@@ -350,7 +350,7 @@ def test_a_network_beside_the_config_is_trained_resumed_and_evaluated(network, f
     (resumed,) = run_modules([*train, *more], cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert before["stopped_by"] == "stop_env_steps" and summary["stopped_by"] == "solved"
+    assert before["stopped_by"] == "env_steps" and summary["stopped_by"] == "solved"
     assert summary["env_steps"] > before["env_steps"] >= 5000
     assert summary["stages"][0]["solved"] == summary["stages"][0]["problems"] == 1000
     evaluate = ["-m", "toolagent.evaluate", "run"]
