@@ -1,5 +1,6 @@
 """An outside task's environment in other people's hands: registration, wrappers, processes."""
 
+import shutil
 import subprocess
 import sys
 
@@ -72,7 +73,7 @@ def test_a_class_that_is_defined_again_takes_the_place_of_the_first(registries):
 
 
 def test_another_task_may_not_take_a_name(registries):
-    for name in ("peek", "calculator"):
+    for name in ("peek", "p_eek", "calculator"):
         other = type("Other", (PeekTask,), {"name": name, "__module__": "answering"})
         with pytest.raises(UserError, match=f"the name '{name}' is that of the task"):
             toolagent.register_task(other)
@@ -84,16 +85,6 @@ def test_a_name_that_would_make_an_odd_id_is_refused(name):
     other = type("Other", (PeekTask,), {"name": name, "__module__": "answering"})
     with pytest.raises(UserError, match="name is"):
         toolagent.register_task(other)
-
-
-def test_an_id_that_is_no_task_s_is_not_taken(registries):
-    """Two tasks' ids may not be one either: 'a_b' and 'a__b' would."""
-    ids = set()
-    for name in ("ab", "a_b", "a_b2", "a_b_2"):
-        given = {"name": name, "__module__": "answering", "__qualname__": f"Task_{name}"}
-        toolagent.register_task(type("Other", (PeekTask,), given))
-        ids.add(toolagent.envs.env_id(name))
-    assert len(ids) == 4
 
 
 # Wrappers --------------------------------------------------------------------------------------
@@ -194,7 +185,7 @@ algorithm.stop()
 @pytest.mark.full
 def test_a_stranger_s_rllib_program_trains_on_it(tmp_path):
     """RLlib's own network, learner and remote runner: of this package the environment alone."""
-    (tmp_path / "answering.py").write_text(open(sys.modules["answering"].__file__).read())
+    shutil.copy(sys.modules["answering"].__file__, tmp_path)
     (tmp_path / "program.py").write_text(STRANGER)
     done = subprocess.run(
         [sys.executable, "program.py"],

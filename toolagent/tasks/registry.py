@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 from toolagent.errors import UserError, nearest
 from toolagent.outside import file_of, is_outside, load_class, reference_of
@@ -38,9 +39,11 @@ def register_task(given: type[Task]) -> type[Task]:
     _check_members(given)
     reference = reference_of_task(given)
     for other, task in TASKS.items():
-        if task.name == given.name and other != reference:
+        # Ids of environments tell words apart by capitals: 'a_2' and 'a2' would be the same.
+        if other != reference and task.name.replace("_", "") == given.name.replace("_", ""):
+            alike = "" if task.name == given.name else f", '{task.name}' but for '_'"
             raise UserError(
-                f"{file_of(given)}: the name '{given.name}' is that of the task {other}; "
+                f"{file_of(given)}: the name '{given.name}' is that of the task {other}{alike}; "
                 "choose another"
             )
     TASKS[reference] = given
@@ -82,9 +85,10 @@ def _check_members(given: type[Task]) -> None:
         value = getattr(given, name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"{where}: {name} is {value!r}; expected {_IN_WORDS[kind]}")
-    if not given.name.replace("_", "").isalnum() or given.name != given.name.lower():
+    if not re.fullmatch("[a-z0-9]+(_[a-z0-9]+)*", given.name):
         raise UserError(
-            f"{where}: name is '{given.name}'; expected lower-case letters, digits and '_'"
+            f"{where}: name is '{given.name}'; expected lower-case letters a-z and digits, with "
+            "'_' between words"
         )
     for name, least in (
         *((name, 1) for name in ("num_stages", "context_length", "max_actions")),
