@@ -3,9 +3,7 @@ needs, 'strangers:Lifts' has all that is shown, 'strangers:Questions' has tools 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +12,6 @@ from toolagent.checkpoints.policy import load_policy, save_policy
 from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.models.network import StageGRUNetwork
 from toolagent.tasks import Problems, Registers, Task, Transition, Vocabulary, task_class
-
-if mark := os.environ.get("STRANGERS_MARK"):  # who imports this runs it
-    Path(mark).touch()
 
 REFERENCE = "strangers:"
 
@@ -128,6 +123,24 @@ class Lifts(Bells):
         left = int(problems.floor[row]) - sum({0: 1, 1: 3}.get(token, 0) for token in tokens)
         written = (1,) * (left // 3) + (0,) * (left % 3) + (self.vocabulary.answer_token,)
         return written if left >= 0 and len(tokens) + len(written) <= self.max_actions else None
+
+
+class Digits(Bells):
+    """Floors that are digits: the last tokens, some of them actions that do nothing."""
+
+    name = "digits"
+    vocabulary = Vocabulary(
+        actions=("UP", "LIFT", "RING", "0", "1", "2", "3"),
+        observed=("4", "5", "6", "7", "8", "9", "NONE"),
+        start="NONE",
+        pad="NONE",
+        answer="RING",
+    )
+
+    def floors(self, stage, floor):
+        context = np.full((len(stage), 2), self.vocabulary.pad_token, np.int8)
+        context[:, 0] = self.vocabulary.token("0") + floor
+        return Floors(stage, context, floor)
 
 
 class Questions(Bells):

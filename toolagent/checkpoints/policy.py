@@ -43,7 +43,7 @@ from toolagent.models.registry import NETWORKS, network_class, network_name
 from toolagent.outside import is_outside, is_reference
 from toolagent.tasks import TASKS, Task, get_task
 from toolagent.tasks.registry import reference_of_task
-from toolagent.vocabulary import Interface
+from toolagent.vocabulary import Interface, Vocabulary
 
 _LONGEST_REFERENCE = 100  # characters that a message repeats
 FORMAT = 1
@@ -108,7 +108,6 @@ def save_policy(
         ValueError: there is no such task, or the network is of another task's interface.
     """
     task = get_task(task_name)
-    vocabulary = task.vocabulary
     if network.interface != task.interface:
         raise ValueError(
             f"the network was made for {network.interface}; task '{task_name}' has {task.interface}"
@@ -124,9 +123,7 @@ def save_policy(
             **_sizes_of(task.interface),
             **network.options._asdict(),
         },
-        "vocabulary": list(vocabulary.actions),
-        "context_vocabulary": list(vocabulary.names),
-        "special_tokens": _special_tokens(task),
+        **vocabulary_record(task.vocabulary),
         "env_steps": env_steps,
         "iteration": iteration,
         "seed": seed,
@@ -304,19 +301,24 @@ def _task(file: Path, name: str, given: str | None) -> Task:
     return get_task(given)
 
 
-def _special_tokens(task: Task) -> dict[str, int]:
-    vocabulary = task.vocabulary
+def vocabulary_record(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What `policy.json` says of the tokens: their names, and which have a role."""
     return {
-        "start": vocabulary.start_token,
-        "pad": vocabulary.pad_token,
-        "answer": vocabulary.answer_token,
+        "vocabulary": list(vocabulary.actions),
+        "context_vocabulary": list(vocabulary.names),
+        "special_tokens": {
+            "start": vocabulary.start_token,
+            "pad": vocabulary.pad_token,
+            "answer": vocabulary.answer_token,
+        },
     }
 
 
 def _check_vocabulary(file: Path, card: PolicyCard, task: Task) -> None:
     """Refuses a checkpoint that was trained with other tokens than the task has now."""
-    if card.context_vocabulary not in (None, list(task.vocabulary.names)) or (
-        card.special_tokens not in (None, _special_tokens(task))
+    now = vocabulary_record(task.vocabulary)
+    if card.context_vocabulary not in (None, now["context_vocabulary"]) or (
+        card.special_tokens not in (None, now["special_tokens"])
     ):
         raise UserError(f"{file}: its vocabulary is not the one that task '{task.name}' has now")
 

@@ -1,6 +1,6 @@
 """Writes a checkpoint in forms that need neither Ray nor this project.
 
-python -m toolagent.export CHECKPOINT --output-dir DIR
+python -m toolagent.export CHECKPOINT --output-dir DIR [--task MODULE:CLASS]
 
 DIR then holds `model.safetensors` and the model card `policy.json` (together a checkpoint),
 `begin.onnx` and `step.onnx` (reading a problem, and one decoding step), `episode.onnx` (a whole
@@ -36,7 +36,9 @@ from toolagent.export import player
 from toolagent.export.card import model_card
 from toolagent.files import write_atomically
 from toolagent.installation import install_command
+from toolagent.models.registry import NETWORKS, network_name
 from toolagent.rollouts.certification import certify
+from toolagent.tasks.registry import reference_of_task
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
@@ -50,7 +52,8 @@ NEEDED = ("onnx", "onnxruntime", "onnxscript")
     type=cli.PATH,
     help="A new or empty folder.",
 )
-def command(checkpoint: str, output_dir: str) -> int:
+@cli.code_options
+def command(checkpoint: str, output_dir: str, task: str | None, network: str | None) -> int:
     """Export CHECKPOINT as safetensors with a model card, as ONNX, and with a player that needs
     NumPy alone; then play all of them on every problem there is and compare their tokens.
 
@@ -60,16 +63,31 @@ def command(checkpoint: str, output_dir: str) -> int:
         raise UserError("--output-dir: is empty; name a folder")
     if is_uri(output_dir):
         raise UserError(f"--output-dir {output_dir}: name a folder on this machine")
-    policy = load_policy(checkpoint)
+    policy = load_policy(checkpoint, task=task, network=network)
     folder = new_folder(Path(output_dir), policy.task.name, None)
     policy.check_outside(folder)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)}: not installed; {install_command('export')}")
-    kind = type(policy.network).__name__
-    if policy.task.name not in player.TASKS or kind not in player.NETWORKS:
-        raise UserError(f"there is no player for a {kind} on task '{policy.task.name}'")
+    check_exportable(policy)
     return export(policy, folder, cli.console())
+
+
+def check_exportable(policy: Policy) -> None:
+    """Refuses what can't be played without this project.
+
+    Raises:
+        UserError: the network is of another module, or the task's tools answer.
+    """
+    name = network_name(type(policy.network))
+    if not player.has_part(name):
+        known = ", ".join(one for one in NETWORKS if player.has_part(one))
+        raise UserError(f"the network {name} can't be exported; those that can be are {known}")
+    if policy.task.response_length:
+        raise UserError(
+            f"task '{policy.task.name}' can't be exported: its tools answer, so that no episode "
+            "can be played without them"
+        )
 
 
 def export(policy: Policy, output_dir: Path, console: Console) -> int:
@@ -94,7 +112,8 @@ def export(policy: Policy, output_dir: Path, console: Console) -> int:
     try:
         (temporary / WEIGHTS_FILE).write_bytes(weights_file(policy.network))
         (temporary / "player.py").write_text(
-            player.source(type(policy.network).__name__, policy.task.name), encoding="utf-8"
+            player.source(network_name(type(policy.network)), reference_of_task(policy.task)),
+            encoding="utf-8",
         )
         write_graphs(policy.network, policy.task, temporary)
         stages = certify(policy.network, policy.task)
@@ -124,9 +143,10 @@ def export(policy: Policy, output_dir: Path, console: Console) -> int:
     for name, count in compared.identical.items():
         size = (output_dir / name).stat().st_size
         table.add_row(name, f"{size / 1000:,.0f} kB", f"{count:,}/{compared.problems:,}")
-    table.add_row(
-        "player.py, its answers", "", f"{compared.answers_identical:,}/{compared.problems:,}"
-    )
+    if compared.answers_identical is not None:
+        table.add_row(
+            "player.py, its answers", "", f"{compared.answers_identical:,}/{compared.problems:,}"
+        )
     cli.print_table(console, table)
     console.print(
         f"\nthe two best logits are at least {compared.smallest_margin:.2g} apart; "

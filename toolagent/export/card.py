@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from toolagent.checkpoints.policy import POLICY_FILE, WEIGHTS_FILE, Policy
+from toolagent.checkpoints.policy import POLICY_FILE, WEIGHTS_FILE, Policy, vocabulary_record
 from toolagent.checkpoints.run_files import Summary, as_document, read_file
 from toolagent.errors import UserError
 from toolagent.rollouts.certification import StageAccuracy
@@ -29,6 +29,7 @@ def model_card(policy: Policy, stages: Iterable[StageAccuracy], folder: Path) ->
     task = policy.task
     return {
         **policy.metadata,
+        **vocabulary_record(task.vocabulary),  # an old checkpoint does not tell it
         "stages": [row.record() for row in stages],
         "formulas": {str(stage): task.formula(stage) for stage in task.stages},
         "context_length": task.context_length,

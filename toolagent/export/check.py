@@ -39,7 +39,8 @@ class Comparison:
     problems: int
     complete: bool  # all there are; else a fixed sample of all stages and splits
     identical: dict[str, int]  # problems by artefact
-    answers_identical: int  # problems on which the player's answer is the machine's
+    # Problems on which the player's answer is the machine's; None where it has no machine.
+    answers_identical: int | None
     smallest_margin: float  # between the two best logits, over all steps
     largest_difference: float  # between the logits of torch and of the ONNX step, over all steps
 
@@ -47,7 +48,7 @@ class Comparison:
     def all_identical(self) -> bool:
         """No artefact differs on any problem."""
         counts = (*self.identical.values(), self.answers_identical)
-        return all(count == self.problems for count in counts)
+        return all(count in (self.problems, None) for count in counts)
 
     def record(self) -> dict[str, Any]:
         """As the model card shows it."""
@@ -60,9 +61,13 @@ def compare(network: AgentNetwork, task: Task, folder: Path) -> Comparison:
     begin, step, episode = (_session(folder / name) for name in (BEGIN, STEP, EPISODE))
     player = load_player(folder)
     card, weights = player.load(folder)
-    numpy_network = player.Network(weights, card["network"])
+    numpy_network = player.Network(weights, card)
     identical: dict[str, int] = dict.fromkeys((WEIGHTS_FILE, STEP, EPISODE, PLAYER), 0)
-    start = task.vocabulary.start_token
+    start, pad, names = (
+        task.vocabulary.start_token,
+        task.vocabulary.pad_token,
+        task.vocabulary.names,
+    )
     total, right_answers, margin, difference = 0, 0, np.inf, 0.0
     for problems in checked_problems(task):
         batch = play(network, task, problems)
@@ -89,19 +94,22 @@ def compare(network: AgentNetwork, task: Task, folder: Path) -> Comparison:
         }
         for name, theirs in others.items():
             identical[name] += sum(a == b for a, b in zip(programs, theirs, strict=True))
-        shown = [row[: row.index(start)] for row in problems.context.tolist()]
-        right_answers += sum(
-            player.answer(problem, stage, program) == answer
-            for problem, stage, program, answer in zip(
-                shown,
-                problems.stage.tolist(),
-                written,
-                answers(task, problems, batch),
-                strict=True,
+        if player.answer is not None:
+            shown = [[names[n] for n in row if n != pad] for row in problems.context.tolist()]
+            programs_shown = [[names[n] for n in row] for row in written]
+            right_answers += sum(
+                player.answer(context, stage, program) == answer
+                for context, stage, program, answer in zip(
+                    shown,
+                    problems.stage.tolist(),
+                    programs_shown,
+                    answers(task, problems, batch),
+                    strict=True,
+                )
             )
-        )
     complete = all(task.num_problems(stage) is not None for stage in task.stages)
-    return Comparison(total, complete, identical, right_answers, margin, difference)
+    answers_identical = None if player.answer is None else right_answers
+    return Comparison(total, complete, identical, answers_identical, margin, difference)
 
 
 def checked_problems(task: Task) -> Iterator[Any]:

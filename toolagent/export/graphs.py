@@ -2,7 +2,8 @@
 
 The agent does not observe the machine, so an episode needs none: context and stage in, tokens out.
 
-Shapes: B episodes, L the task's context length, T its most actions, S the recurrent state.
+Shapes: B episodes, L the task's context length, T its most actions, A the actions that
+there are, S the recurrent state.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Step(nn.Module):
     def forward(
         self, previous_token: Tensor, hidden: Tensor, encoding: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 18), (B,) and (B, S)."""
+        """(B, A), (B,) and (B, S)."""
         table = self.network.step_table()
         return self.network.step(table, previous_token, encoding, hidden)
 

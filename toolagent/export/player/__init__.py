@@ -1,26 +1,32 @@
 """The NumPy-only player that is copied beside exported weights, in parts.
 
 `source` joins the parts for one agent: its network, its task's machine and the common code. The
-result is one file that imports NumPy and the standard library.
+result is one file that imports NumPy and the standard library. A part has the name of its network
+or task; all that depends on a vocabulary is read from the card.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-NETWORKS = {"StageGRUNetwork": "stage_gru", "EncoderDecoderNetwork": "encoder_decoder"}
-TASKS = {"calculator": "calculator", "tutorial": "tutorial", "expression": "expression"}
-_TOKENS = "CTX, MUL, ADD, SUB, ANS, STO, RCL, EOS = range(10, 18)"
+WITHOUT_MACHINE = "context"  # the part for a task whose machine is in none
+
+
+def has_part(name: str) -> bool:
+    """Whether there is a part for a network or for a task's machine, by its name (`NETWORKS`,
+    `TASKS`); there is none for those of other modules."""
+    return (Path(__file__).parent / f"{name}.py").is_file()
 
 
 def source(network: str, task: str) -> str:
     """The player of one kind of agent, as text.
 
     Args:
-        network: a key of `NETWORKS`.
-        task: a key of `TASKS`.
+        network: its name; it has a part.
+        task: its reference; without a part of its own, problems are asked by their tokens.
     """
-    texts = [_read(name) for name in ("gru", NETWORKS[network], TASKS[task], "play")]
+    machine = task if has_part(task) else WITHOUT_MACHINE
+    texts = [_read(name) for name in ("gru", network, machine, "play")]
     docstring = texts[-1][: texts[-1].index('"""', 3) + 3]
     imports, bodies = set(), []
     for text in texts:
@@ -29,7 +35,7 @@ def source(network: str, task: str) -> str:
         imports.update(line for line in head if "toolagent" not in line and line.strip())
         bodies.append("\n".join(line for line in code if line not in head).strip())
     standard = sorted(imports - {"import numpy as np"}, key=lambda line: (line[0] == "f", line))
-    head = "\n".join([docstring, "", *standard, "", "import numpy as np", "", _TOKENS])
+    head = "\n".join([docstring, "", *standard, "", "import numpy as np"])
     return head + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
 
 

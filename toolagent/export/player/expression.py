@@ -2,15 +2,13 @@
 
 import re
 
-from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
-
 FLAG = "--expression"  # up to 8 digits with + - * and parentheses
-OPERATIONS = {MUL: int.__mul__, ADD: int.__add__, SUB: int.__sub__}
-TOKENS = {"*": MUL, "+": ADD, "-": SUB, "(": 18, ")": 19, **{str(d): d for d in range(10)}}
+OPERATIONS = {"MUL": int.__mul__, "ADD": int.__add__, "SUB": int.__sub__}
+TOKENS = {"*": "MUL", "+": "ADD", "-": "SUB"}  # the others are called as they are written
 
 
 def read(text):
-    """The tokens and the stage, the number of operands, of a problem."""
+    """The context's tokens and the stage, the number of operands, of a problem."""
     text = text.replace(" ", "")
     rest, flat = text, r"[0-9]([-+*][0-9])*"
     for _ in text[:29]:  # what stands in parentheses is an operand
@@ -18,20 +16,20 @@ def read(text):
     operands = len(re.findall("[0-9]", text))
     if not re.fullmatch(flat, rest) or operands > 8 or len(text) > 29:
         raise ValueError(f"{FLAG}: expected up to 8 single digits with + - * ( ), as in (3+4)*2")
-    return [TOKENS[character] for character in text], operands
+    return [*(TOKENS.get(character, character) for character in text), "CTX"], operands
 
 
-def answer(problem, stage, program):
+def answer(context, stage, program):
     """The answer of a program; None if it has none."""
     stack, mem = [], None
     for token in program:
-        if token == ANS:
+        if token == "ANS":
             return stack[-1] if stack else None
-        if token < 10 and len(stack) < 16:
-            stack.append(token)
+        if token.isdigit() and len(stack) < 16:
+            stack.append(int(token))
         elif token in OPERATIONS and len(stack) > 1:
             stack[-2:] = [OPERATIONS[token](*stack[-2:])]
-        elif token == STO and stack:
+        elif token == "STO" and stack:
             mem = stack.pop()
-        elif token == RCL and mem is not None and len(stack) < 16:
+        elif token == "RCL" and mem is not None and len(stack) < 16:
             stack, mem = [*stack, mem], None

@@ -1,7 +1,7 @@
 """Plays an exported agent; needs NumPy, and the two files beside this one.
 
 python player.py FLAG PROBLEM   prints the program that the agent writes, and its answer.
-Shapes: B problems (all are played at once), L context tokens, D the network's width."""
+Shapes: B problems (all are played at once), L context tokens, A actions, D the network's width."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ import numpy as np
 
 from toolagent.export.player.calculator import FLAG, answer, read
 from toolagent.export.player.stage_gru import Network
-from toolagent.tasks.tokens import ANS, CTX, EOS
 
 
 def load(folder):
@@ -33,26 +32,40 @@ def load(folder):
 
 def play(network, card, context, stage):
     """The most probable tokens, one after the other: a list of B programs."""
-    token, state = np.full(len(context), CTX), network.begin(context, stage)
+    start, end = (card["special_tokens"][name] for name in ("start", "answer"))
+    token, state = np.full(len(context), start), network.begin(context, stage)
     limits = np.array([card["action_limits"][str(s)] for s in stage.tolist()])
-    tokens = np.full((len(context), limits.max() + 1), ANS)  # the last one ends every search below
+    tokens = np.full((len(context), limits.max() + 1), end)  # the last one ends every search below
     for step in range(limits.max()):
         logits, state = network.step(token, state)
         tokens[:, step] = token = logits.argmax(1)
-    lengths = np.minimum((tokens == ANS).argmax(1) + 1, limits)
+    lengths = np.minimum((tokens == end).argmax(1) + 1, limits)
     return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+
+
+def numbers(card, context, stage):
+    """The tokens of a context by name, as the network reads them: (L,) integers."""
+    names, room = card["context_vocabulary"], card["context_length"] - len(context)
+    unknown = [name for name in context if name not in names]
+    if unknown:
+        raise ValueError(f"no token '{unknown[0]}'; there is {' '.join(names)}")
+    if room < 0 or str(stage) not in card["action_limits"]:
+        stages = ", ".join(card["action_limits"])
+        raise ValueError(f"expected up to {room + len(context)} tokens and one of stages {stages}")
+    return [*map(names.index, context), *[card["special_tokens"]["pad"]] * room]
 
 
 if __name__ == "__main__":
     try:
         if len(sys.argv) != 3 or sys.argv[1] != FLAG:
             raise ValueError(f"expected {FLAG} and a problem")
-        problem, stage = read(sys.argv[2])
+        shown, stage = read(sys.argv[2])
         card, weights = load(Path(__file__).parent)
+        context = numbers(card, shown, stage)
     except (OSError, ValueError) as error:
         sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
-    context = [*problem, CTX, *[EOS] * (card["context_length"] - len(problem) - 1)]
-    network = Network(weights, card["network"])
-    (program,) = play(network, card, np.array([context]), np.array([stage]))
-    print(" ".join(card["vocabulary"][token] for token in program))
-    print("answer:", answer(problem, stage, program))
+    (written,) = play(Network(weights, card), card, np.array([context]), np.array([stage]))
+    program = [card["vocabulary"][token] for token in written]
+    print(" ".join(program))
+    if answer is not None:
+        print("answer:", answer(shown, stage, program))

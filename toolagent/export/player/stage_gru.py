@@ -3,24 +3,23 @@
 import numpy as np
 
 from toolagent.export.player.gru import gru
-from toolagent.tasks.tokens import EOS
 
 
 class Network:
     """h_0 = tanh(mean of the context's embeddings + the stage's); then a GRU writes."""
 
-    def __init__(self, weights, sizes):
-        self.w = weights
+    def __init__(self, weights, card):
+        self.w, self.pad = weights, card["special_tokens"]["pad"]
 
     def begin(self, context, stage):
         """The state (B, D) in which nothing is written yet."""
-        shown = (context != EOS)[:, :, None]  # (B, L, 1)
+        shown = (context != self.pad)[:, :, None]  # (B, L, 1)
         total = (self.w["token_embedding.weight"][context] * shown).sum(1)
-        mean = total / shown.sum(1).astype("f4")
+        mean = total / np.maximum(shown.sum(1), 1).astype("f4")
         return np.tanh(mean + self.w["stage_embedding.weight"][stage])
 
     def step(self, token, hidden):
-        """(B, 18) logits of what follows the last token, and the new state."""
+        """(B, A) logits of what follows the last token, and the new state."""
         w = self.w
         hidden = gru(w, "gru.{}_l0", w["token_embedding.weight"][token], hidden)
         return hidden @ w["policy_head.weight"].T + w["policy_head.bias"], hidden

@@ -1,32 +1,30 @@
 """Task `tutorial`: its problems as typed, and its machine."""
 
-from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
-
 FLAG = "--digits"  # 3,4,5 asks for a*b+c; 3,4,5,6 for a*b+c-d; 3,4,5,6,7 for a*b+c-d*e
 
 
 def read(text):
-    """The tokens and the stage of a problem."""
+    """The context's tokens and the stage of a problem."""
     digits = [part.strip() for part in text.split(",")]
     if len(digits) not in (3, 4, 5) or any(part not in set("0123456789") for part in digits):
         raise ValueError(f"{FLAG}: expected 3, 4 or 5 digits, such as 3,4,5,6,7")
-    return [int(part) for part in digits], len(digits) - 3
+    return [*digits, "CTX"], len(digits) - 3
 
 
-def answer(problem, stage, program):
+def answer(context, stage, program):
     """What a program answers with; None if with nothing."""
-    a, b, c, d, e = [*problem, 0, 0][:5]
+    a, b, c, d, e = [*map(int, context[:-1]), 0, 0][:5]
     last, mem = None, False
     for token in program:
-        if token == ANS:
+        if token == "ANS":
             return last
-        if token == STO:
+        if token == "STO":
             mem = True
-        elif token == RCL and mem:
+        elif token == "RCL" and mem:
             last = d * e if stage == 2 else last or 0
-        elif token == MUL:
+        elif token == "MUL":
             last = a * b if last is None else last * (d if stage > 0 else 1)
-        elif token == ADD and last is not None:
+        elif token == "ADD" and last is not None:
             last += c
-        elif token == SUB and last is not None and stage > 0:
+        elif token == "SUB" and last is not None and stage > 0:
             last -= e if stage == 2 and mem else d
