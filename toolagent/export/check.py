@@ -116,8 +116,9 @@ def checked_problems(task: Task) -> Iterator[Any]:
     """All problems in parts; or a fixed sample of every stage and split if they can't be listed."""
     if all(task.num_problems(stage) is not None for stage in task.stages):
         for stage in task.stages:
-            for start in range(0, task.num_problems(stage) or 0, CHUNK):
-                yield task.problems(stage, start, start + CHUNK)
+            total = task.num_problems(stage) or 0
+            for start in range(0, total, CHUNK):
+                yield task.problems(stage, start, min(start + CHUNK, total))
         return
     kinds = [(stage, split) for stage in task.stages for split in task.splits_of(stage)]
     rng = np.random.default_rng(np.random.SeedSequence(0xE7B0, spawn_key=(0,)))

@@ -185,7 +185,7 @@ def _listed(task: Task, stage: int) -> Iterator[Any]:
     total = task.num_problems(stage)
     assert total is not None
     for start in range(0, total, CHUNK):
-        yield task.problems(stage, start, start + CHUNK)
+        yield task.problems(stage, start, min(start + CHUNK, total))
 
 
 def _count(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -14,32 +15,37 @@ _TRIED = 3  # episodes a stage
 
 
 def check_task(task: Task) -> None:
-    """Plays a few steps of each stage with random actions.
+    """Plays a few steps of each stage with random actions, and asks for what is shown of them.
+
+    What a run needs only at its end, such as `problems`, is tried too: it would be lost there.
 
     Raises:
         UserError: what a method returns is not what `Task` says; the message names the file and
             the method.
     """
     where = f"{file_of(type(task))}: task {type(task).__name__}"
-    rng = np.random.default_rng(0)
+    vocabulary, rng = task.vocabulary, np.random.default_rng(0)
     for stage in task.stages:
         stages = np.full(_TRIED, stage, np.int8)
         problems = _called(where, task.sample, rng, stages)
-        _check_problems(where, task, problems, stages)
-        for split in task.splits_of(stage):
-            drawn = _called(where, task.sample, rng, stages, split)
-            _check_problems(where, task, drawn, stages)
-        target = _called(where, task.target, problems)
-        _check_column(where, "target", target, (_TRIED,), "iu")
+        _check_problems(where, "sample", task, problems, stages)
+        _check_shown(where, task, problems, stage)
         registers = _called(where, task.start, problems)
-        _require(isinstance(registers, Registers), where, "start returns no Registers")
-        _require(
-            len(registers) == _TRIED, where, f"start returns no registers of {_TRIED} episodes"
-        )
+        _check_registers(where, "start", registers, _TRIED)
         for _ in range(task.max_actions):
-            actions = rng.integers(0, task.vocabulary.num_actions, len(problems))
+            actions = rng.integers(0, vocabulary.num_actions, len(problems))
+            if actions[0] == vocabulary.answer_token:  # one episode that does not answer
+                actions[0] = (actions[0] + 1) % vocabulary.num_actions
+            before = copy.deepcopy((problems, registers))
             transition = _called(where, task.step, problems, registers, actions)
             _check_transition(where, task, transition, len(problems))
+            unchanged = zip(before, (problems, registers), strict=True)
+            _require(
+                all(_equal(old, now) for old, now in unchanged),
+                where,
+                "step changes the problems or registers that it is given; it must return new ones",
+            )
+            _check_status(where, task, transition.registers)
             going = ~transition.done
             if not going.any():
                 break
@@ -53,23 +59,82 @@ def check_task(task: Task) -> None:
             )
 
 
-def _check_problems(where: str, task: Task, problems: Any, stages: np.ndarray) -> None:
-    _require(isinstance(problems, Problems), where, "sample returns no Problems")
-    _check_column(where, "stage", problems.stage, stages.shape, "iu")
-    _require((problems.stage == stages).all(), where, "sample returns problems of other stages")
-    shape = (len(stages), task.context_length)
-    _check_column(where, "context", problems.context, shape, "iu")
-    known = len(task.vocabulary)
+def _check_problems(where: str, method: str, task: Task, problems: Any, stages: np.ndarray) -> None:
+    """`method` returned problems of these stages, and their targets can be told."""
+    size, known = len(stages), len(task.vocabulary)
+    _require(isinstance(problems, Problems), where, f"{method} returns no Problems")
+    _check_lengths(where, method, problems, size)
+    _check_column(where, "stage", problems.stage, (size,), "iu")
+    _require((problems.stage == stages).all(), where, f"{method} returns problems of other stages")
+    _check_column(where, "context", problems.context, (size, task.context_length), "iu")
     _require(
         bool(((problems.context >= 0) & (problems.context < known)).all()),
         where,
         f"a context has a token outside 0..{known - 1}",
     )
+    _check_column(where, "target", _called(where, task.target, problems), (size,), "iu")
+
+
+def _check_shown(where: str, task: Task, problems: Any, stage: int) -> None:
+    """What certifying, recording and displays ask of the problems."""
+    _require(isinstance(_called(where, task.formula, stage), str), where, "formula is no text")
+    text = _called(where, task.describe, problems, 0)
+    _require(isinstance(text, str), where, "describe returns no text")
+    read = _called(where, task.read, problems.context)
+    _require(isinstance(read, dict), where, "read returns no dict")
+    total = _called(where, task.num_problems, stage)
+    if total is None:
+        return
+    _require(
+        isinstance(total, (int, np.integer)) and bool(total > 0),
+        where,
+        f"num_problems returns {total!r}; expected a number above 0, or None",
+    )
+    last = max(0, total - _TRIED)
+    listed = _called(where, task.problems, stage, last, int(total))
+    _check_problems(where, "problems", task, listed, np.full(total - last, stage, np.int8))
+
+
+def _check_status(where: str, task: Task, registers: Any) -> None:
+    """What exploration and displays ask of registers."""
+    size, most = len(registers), task.num_statuses
+    status = _called(where, task.status, registers)
+    _check_column(where, "status", status, (size,), "iu")
+    _require(
+        bool(((status >= 0) & (status < most)).all()),
+        where,
+        f"status is not below num_statuses, {most}",
+    )
+    told = _called(where, task.accumulator, registers)
+    _require(isinstance(told, tuple) and len(told) == 2, where, "accumulator returns no two arrays")
+    for column, kinds in zip(told, ("iu", "b"), strict=True):
+        _check_column(where, "accumulator", column, (size,), kinds)
+    _require(isinstance(_called(where, task.show, registers, 0), dict), where, "show is no dict")
+
+
+def _check_registers(where: str, method: str, registers: Any, size: int) -> None:
+    _require(isinstance(registers, Registers), where, f"{method} returns no Registers")
+    _check_lengths(where, method, registers, size)
+
+
+def _check_lengths(where: str, method: str, columns: Any, size: int) -> None:
+    """Every column is an array with one entry for each episode."""
+    for name, column in columns.columns():
+        _require(
+            isinstance(column, np.ndarray) and column.shape[:1] == (size,),
+            where,
+            f"{method} returns no array of {size} rows as {name}",
+        )
+
+
+def _equal(before: Any, now: Any) -> bool:
+    pairs = zip(before.columns(), now.columns(), strict=True)
+    return all(np.array_equal(old, column) for (_, old), (_, column) in pairs)
 
 
 def _check_transition(where: str, task: Task, transition: Any, size: int) -> None:
     _require(isinstance(transition, Transition), where, "step returns no Transition")
-    _require(len(transition.registers) == size, where, f"step returns no registers of {size}")
+    _check_registers(where, "step", transition.registers, size)
     _check_column(where, "rewards", transition.rewards, (size,), "fiub")
     for name in ("terminated", "truncated", "solved"):
         _check_column(where, name, getattr(transition, name), (size,), "b")
@@ -77,7 +142,7 @@ def _check_transition(where: str, task: Task, transition: Any, size: int) -> Non
     if transition.response is None:
         _require(not width, where, f"step returns no response; response_length is {width}")
         return
-    response = np.asarray(transition.response)
+    response = transition.response
     _check_column(where, "response", response, (size, width), "iu")
     known = len(task.vocabulary)
     _require(
@@ -88,12 +153,13 @@ def _check_transition(where: str, task: Task, transition: Any, size: int) -> Non
 
 
 def _check_column(where: str, name: str, column: Any, shape: tuple[int, ...], kinds: str) -> None:
-    array = np.asarray(column)
-    _require(
-        array.shape == shape and array.dtype.kind in kinds,
-        where,
-        f"{name} is {array.dtype} of shape {array.shape}; "
-        f"expected {_KINDS[kinds]} of shape {shape}",
+    found = f"a {type(column).__name__}"
+    if isinstance(column, np.ndarray):
+        if column.shape == shape and column.dtype.kind in kinds:
+            return
+        found = f"{column.dtype} of shape {column.shape}"
+    raise UserError(
+        f"{where}: {name} is {found}; expected an array of {_KINDS[kinds]} of shape {shape}"
     )
 
 

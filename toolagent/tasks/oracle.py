@@ -159,8 +159,9 @@ def _first_unsolved(task: Task, stage: int, program: Program) -> Problems | None
 
 
 def _chunks(task: Task, stage: int) -> Iterator[Problems]:
-    for start in range(0, _total(task, stage), CHUNK):
-        yield task.problems(stage, start, start + CHUNK)
+    total = _total(task, stage)
+    for start in range(0, total, CHUNK):
+        yield task.problems(stage, start, min(start + CHUNK, total))
 
 
 def _probes(task: Task, stage: int, size: int) -> Problems:
