@@ -183,11 +183,13 @@ def strange_run(folder):
 def test_a_checkpoint_s_author_can_not_run_code(strange_run, folder, capsys):
     for path in ("run", strange_run):
         refusal(capsys, "evaluate", [path], ["'evil:ElevatorTask'", "--task evil:ElevatorTask"])
+    begin = ["--config", "elevator.yaml", "--init-from", "run"]
+    refusal(capsys, "run", begin, ["is a checkpoint of task 'evil:ElevatorTask', not 'elevator"])
     edit_json(strange_run / "policy.json", task=ELEVATOR)
-    refusal(capsys, "run", ["--config", "elevator", "--init-from", "run"])
     record = json.loads((strange_run / "policy.json").read_text())["network"]
     edit_json(strange_run / "policy.json", network=record | {"class": "evil:Network"})
-    refusal(capsys, "evaluate", ["run", "--task", ELEVATOR], ["--network evil:Network"])
+    refusal(capsys, "evaluate", ["run", "--task", ELEVATOR], ["add --network evil:Network"])
+    refusal(capsys, "run", begin, ["add --set rl_module.model_config.network=evil:Network"])
     assert not (folder / "ran").exists()
 
 

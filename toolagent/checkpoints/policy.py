@@ -264,9 +264,10 @@ def _load(
             f"this version of toolagent ({__version__}) reads format {FORMAT}"
         )
     card = parsed(data, PolicyCard, str(file))
+    if expected_task is not None and card.task != expected_task:
+        stated = card.task[:_LONGEST_REFERENCE]
+        raise UserError(f"{folder} is a checkpoint of task {stated!r}, not '{expected_task}'")
     task = _task(file, card.task, given_task)
-    if expected_task is not None and reference_of_task(task) != expected_task:
-        raise UserError(f"{folder} is a checkpoint of task '{task.name}', not '{expected_task}'")
     _check_vocabulary(file, card, task)
     for stage in card.trained_stages or ():
         if stage not in task.stages:
@@ -274,7 +275,9 @@ def _load(
                 f"{file}: trained_stages names {stage}; task '{task.name}' has the stages "
                 f"{task.stages[0]}..{task.stages[-1]}"
             )
-    chosen = _network_class(file, card.network, given_network)
+    # Who expects a task has a configuration, which names the network too.
+    flag = "--set rl_module.model_config.network=" if expected_task else "--network "
+    chosen = _network_class(file, card.network, given_network, flag)
     tensors = _read_weights(folder / WEIGHTS_FILE, card.weights_sha256)
     shapes = _network(file, chosen, card.network, task, tensors)
     _check_weights(folder / WEIGHTS_FILE, shapes, tensors)
@@ -294,7 +297,7 @@ def _task(file: Path, name: str, given: str | None) -> Task:
         raise UserError(f"{file.parent} is a checkpoint of task '{name}', not of '{given}'")
     if given is None:
         raise UserError(
-            f"{file.parent} is a checkpoint of the task {_not_imported(name, '--task')}"
+            f"{file.parent} is a checkpoint of the task {_not_imported(name, '--task ')}"
         )
     if given.rpartition(":")[2] != name.rpartition(":")[2]:  # its module may have moved
         raise UserError(f"{file.parent} is a checkpoint of the task '{name}', not of '{given}'")
@@ -329,7 +332,9 @@ def _class_name(network: type[AgentNetwork]) -> str:
     return name if is_outside(name) else network.__name__
 
 
-def _network_class(file: Path, record: dict[str, Any], given: str | None) -> type[AgentNetwork]:
+def _network_class(
+    file: Path, record: dict[str, Any], given: str | None, flag: str
+) -> type[AgentNetwork]:
     """The class that a checkpoint names; one of another module only if the user named it too."""
     name = record.get("class")
     known = {_class_name(network): network for network in NETWORKS.values()}
@@ -338,7 +343,7 @@ def _network_class(file: Path, record: dict[str, Any], given: str | None) -> typ
     if not isinstance(name, str) or not is_outside(name):
         raise UserError(f"{file}: network.class is {name!r}; {nearest(str(name), known)}")
     if given is None:
-        raise UserError(f"{file.parent} has the network {_not_imported(name, '--network')}")
+        raise UserError(f"{file.parent} has the network {_not_imported(name, flag)}")
     return network_class(given)
 
 
@@ -346,9 +351,7 @@ def _not_imported(name: str, flag: str) -> str:
     """A class that only the checkpoint names, and what the user has to add."""
     shown = name[:_LONGEST_REFERENCE]
     flagged = name if name == shown and is_reference(name) else "my_module:MyClass"
-    return (
-        f"{shown!r}, which is not part of toolagent; if you trust that code, add {flag} {flagged}"
-    )
+    return f"{shown!r}, which is not part of toolagent; if you trust that code, add {flag}{flagged}"
 
 
 def _sizes_of(interface: Interface) -> dict[str, int]:
