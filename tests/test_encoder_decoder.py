@@ -344,7 +344,7 @@ def test_the_stage_changes_nothing(form):
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-@pytest.mark.parametrize("row", [[CTX], [7, CTX], [CLOSE, CTX]])
+@pytest.mark.parametrize("row", [[], [CTX], [7, CTX], [CLOSE, CTX]])
 def test_the_shortest_contexts_give_finite_numbers_and_gradients(row, options):
     network = make_network(0, options)
     context = torch.full((2, 30), EOS, dtype=torch.int8)

@@ -1,5 +1,9 @@
 """Tools that answer: what is observed of it, in each environment, batch, network and record."""
 
+import json
+import shutil
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from gymnasium.utils import seeding
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from trained import run_modules
 
 from toolagent.envs import env_id, register_task, register_with_rllib
 from toolagent.envs.single import ToolEnv
@@ -237,3 +242,49 @@ def test_rllibs_own_runner_observes_and_records_the_answers(vectorize_mode):
 
 def test_gymnasium_finds_nothing_to_complain_about():
     gym.utils.env_checker.check_env(gym.make(env_id(PEEK)).unwrapped, skip_render_check=True)
+
+
+# Learned ---------------------------------------------------------------------------------------
+
+CONFIG = """\
+task: answering:PeekTask
+curriculum:
+  levels:
+    - {stage: 0, advance_at_accuracy: 0.95}
+    - {stage: 1, advance_at_accuracy: 0.95}
+  earlier_stage_share: 0.3
+training:
+  explorer_share: 0.2
+  explore_until_solved: 0.9
+  replay_episodes: 128
+  replay_coeff: 0.1
+run: {dashboard: false, stop_time_s: 120}
+"""
+CLONING = """\
+task: answering:PeekTask
+algorithm: BC
+curriculum:
+  levels:
+    - {stage: 0, advance_at_accuracy: 0.95}
+    - {stage: 1, advance_at_accuracy: 0.95}
+run: {dashboard: false, stop_iterations: 40}
+offline_data: {input_: episodes}
+training: {episodes_per_update: 512, updates_per_iteration: 20, lr: 3.0e-3}
+"""
+
+
+@pytest.mark.full
+def test_an_agent_learns_to_ask_and_to_remember_and_another_from_its_records(tmp_path):
+    """Without the response the best that can be had is 1/3 in stage 0 and 1/9 in stage 1."""
+    shutil.copy(sys.modules["answering"].__file__, tmp_path)
+    (tmp_path / "learn.yaml").write_text(CONFIG)
+    (tmp_path / "clone.yaml").write_text(CLONING)
+    run = ["-m", "toolagent.run", "--config"]
+    for options in (
+        ["learn.yaml", "--num-env-runners", "2", "--record-episodes", "episodes"],
+        ["clone.yaml"],
+    ):
+        (done,) = run_modules([*run, *options, "--output-dir", options[0][:5]], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((tmp_path / options[0][:5] / "summary.json").read_text())
+        assert [row["accuracy"] > 0.95 for row in summary["stages"]] == [True, True], options

@@ -6,7 +6,7 @@ Copy this file to a folder and train it there, by its name:
 
 Other commands import your code only where you name it:
 
-    python -m toolagent.evaluate results/... --network own_network:Transformer
+    python -m toolagent.evaluate DIR --network own_network:Transformer
 """
 
 from typing import NamedTuple
@@ -69,7 +69,6 @@ class Transformer(AgentNetwork):
         place = read.shape[1] + happened.cumsum(1).clamp(max=self.history)
         written = self.token_embedding(episode + self.columns.to(episode.device)).sum(2)
         inputs = torch.cat([read, written + self.place_embedding(place)], 1)  # (B, L + H + T, D)
-
         exists = torch.cat([shown, happened], 1)
         itself = torch.eye(inputs.shape[1], dtype=torch.bool, device=inputs.device)
         earlier = torch.ones_like(itself).tril()

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from toolagent.vocabulary import Interface
 
@@ -241,9 +242,13 @@ class ResponseInput(nn.Module):
     def forward(self, responses: Tensor) -> Tensor:
         """(..., R) integers to (..., W)."""
         assert self.vectors is not None
-        places = torch.arange(responses.shape[-1], device=responses.device)
-        found = self.vectors[places, responses.long()]  # (..., R, W)
-        return (found * (responses != self.pad_token).unsqueeze(-1)).sum(-2)
+        places, tokens, width = self.vectors.shape
+        counts = torch.arange(tokens, device=responses.device) != self.pad_token
+        table = (self.vectors * counts.unsqueeze(1)).view(places * tokens, width)
+        rows = responses.long() + tokens * torch.arange(places, device=responses.device)
+        # In one pass: the vectors of all places, (..., R, W), are never written down.
+        summed = functional.embedding_bag(rows.view(-1, places), table, mode="sum")
+        return summed.view(*responses.shape[:-1], width)
 
 
 class Packing(NamedTuple):
