@@ -289,7 +289,7 @@ def test_the_player_refuses_what_is_wrong(arguments, words, calculator):
 def test_the_expression_player_refuses_what_is_no_expression(text, tmp_path):
     (tmp_path / "player.py").write_text(source("encoder_decoder", "expression"))
     with pytest.raises(ValueError, match="expected up to 8 single digits"):
-        load_player(tmp_path).read(text)
+        load_player(tmp_path).read(text, {})
 
 
 def test_the_player_refuses_a_card_of_other_weights(calculator, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -59,15 +61,17 @@ def test_an_outside_task_is_exported_and_played_by_its_tokens(tmp_path, capfd):
     problems = policy.task.pose(1, goal_floor=[7])
     batch = play(policy.network, policy.task, problems)
     exported = load_player(folder)
-    card, weights = exported.load(folder)
-    context = exported.numbers(card, *exported.read("1 F7"))
-    assert context == problems.context[0].tolist()
-    for text in ("1 F77", "1 F7 F7 F7", "2 F7"):
-        with pytest.raises(ValueError, match=r"no token|expected up to 2 tokens"):
-            exported.numbers(card, *exported.read(text))
-    network = exported.Network(weights, card)
-    (program,) = exported.play(network, card, np.array([context]), np.array([1]))
-    assert program == batch.actions[0, : batch.lengths[0]].tolist()
+    card, _ = exported.load(folder)
+    for text in ("1 F77", "1 F7 F7 F7", "2 F7", "F7", ""):
+        with pytest.raises(ValueError, match="expected a stage, 0 or 1, and then up to 2 of UP"):
+            exported.read(text, card)
+    told = subprocess.run(
+        [sys.executable, "-I", folder / "player.py", "--context", "1 F7"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.stdout == policy.task.vocabulary.text(batch.actions[0, : batch.lengths[0]]) + "\n"
 
 
 @pytest.mark.parametrize(

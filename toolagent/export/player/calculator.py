@@ -4,7 +4,7 @@ FLAG = "--digits"  # 3,4,5 asks for a*b+c; 3,4,5,6 for a*b+c-d; 3,4,5,6,7 for a*
 OPERATIONS = {"MUL": int.__mul__, "ADD": int.__add__, "SUB": int.__sub__}
 
 
-def read(text):
+def read(text, card):
     """The context's tokens and the stage of a problem."""
     digits = [part.strip() for part in text.split(",")]
     if len(digits) not in (3, 4, 5) or any(part not in set("0123456789") for part in digits):

@@ -4,9 +4,13 @@ FLAG = "--context"  # the stage, then the names of the context's tokens: "1 F5"
 answer = None  # is the machine's to tell
 
 
-def read(text):
+def read(text, card):
     """The context's tokens and the stage of a problem."""
     stage, *context = text.split() or [""]
-    if not (stage.isascii() and stage.isdigit()):
-        raise ValueError(f"{FLAG}: expected a stage and the names of tokens, such as '1 A B'")
+    stages, names = card["action_limits"], card["context_vocabulary"]
+    if stage not in stages or len(context) > card["context_length"] or {*context} - {*names}:
+        raise ValueError(
+            f"{FLAG}: expected a stage, {' or '.join(stages)}, and then up to "
+            f"{card['context_length']} of {' '.join(names)}"
+        )
     return context, int(stage)

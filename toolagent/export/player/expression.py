@@ -4,10 +4,9 @@ import re
 
 FLAG = "--expression"  # up to 8 digits with + - * and parentheses
 OPERATIONS = {"MUL": int.__mul__, "ADD": int.__add__, "SUB": int.__sub__}
-TOKENS = {"*": "MUL", "+": "ADD", "-": "SUB"}  # the others are called as they are written
 
 
-def read(text):
+def read(text, card):
     """The context's tokens and the stage, the number of operands, of a problem."""
     text = text.replace(" ", "")
     rest, flat = text, r"[0-9]([-+*][0-9])*"
@@ -16,7 +15,7 @@ def read(text):
     operands = len(re.findall("[0-9]", text))
     if not re.fullmatch(flat, rest) or operands > 8 or len(text) > 29:
         raise ValueError(f"{FLAG}: expected up to 8 single digits with + - * ( ), as in (3+4)*2")
-    return [*(TOKENS.get(character, character) for character in text), "CTX"], operands
+    return [*map({"*": "MUL", "+": "ADD", "-": "SUB"}.get, text, text), "CTX"], operands
 
 
 def answer(context, stage, program):

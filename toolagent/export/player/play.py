@@ -43,27 +43,16 @@ def play(network, card, context, stage):
     return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
 
 
-def numbers(card, context, stage):
-    """The tokens of a context by name, as the network reads them: (L,) integers."""
-    names, room = card["context_vocabulary"], card["context_length"] - len(context)
-    unknown = [name for name in context if name not in names]
-    if unknown:
-        raise ValueError(f"no token '{unknown[0]}'; there is {' '.join(names)}")
-    if room < 0 or str(stage) not in card["action_limits"]:
-        stages = ", ".join(card["action_limits"])
-        raise ValueError(f"expected up to {room + len(context)} tokens and one of stages {stages}")
-    return [*map(names.index, context), *[card["special_tokens"]["pad"]] * room]
-
-
 if __name__ == "__main__":
     try:
         if len(sys.argv) != 3 or sys.argv[1] != FLAG:
             raise ValueError(f"expected {FLAG} and a problem")
-        shown, stage = read(sys.argv[2])
         card, weights = load(Path(__file__).parent)
-        context = numbers(card, shown, stage)
+        shown, stage = read(sys.argv[2], card)
     except (OSError, ValueError) as error:
         sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    context = [card["context_vocabulary"].index(name) for name in shown]
+    context += [card["special_tokens"]["pad"]] * (card["context_length"] - len(shown))
     (written,) = play(Network(weights, card), card, np.array([context]), np.array([stage]))
     program = [card["vocabulary"][token] for token in written]
     print(" ".join(program))
