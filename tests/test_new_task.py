@@ -266,7 +266,7 @@ def trained(tmp_path_factory):
             place,
             *("--config", f"{name}.yaml", "--num-env-runners", 2, "--output-dir", name),
             *("--record-episodes", "records", "--stop-time-s", 200),
-            *("--set", "run.dashboard=false", "--set", "run.stop_when_solved=true"),
+            *("--set", "run.dashboard=false"),
         )
     return place
 
@@ -324,7 +324,8 @@ def test_the_agent_answers_a_file_of_problems(here, capsys):
         ("F3", 3, True),
         ("F8", 8, True),
     ]
-    capsys.readouterr()
+    assert cli.main(COMMANDS["explain"], ["elevator", "--task", ELEVATOR, "--floor", "7"]) == 0
+    assert "answers 7 = F7: right" in capsys.readouterr().out
     arguments = ["secret", "--task", SECRET, "--problems", "problems.csv"]
     refusal(capsys, "evaluate", arguments, ["task 'secret'", "defines no `pose`"], Path("secret"))
 
@@ -350,6 +351,7 @@ def test_a_run_is_begun_from_it_and_resumed(trained):
         trained,
         *("--config", "elevator.yaml", "--init-from", "elevator", "--output-dir", "next"),
         *("--set", "run.stop_when_solved=false", "--stop-env-steps", 20_000),
+        *("--num-env-runners", 0, "--set", "run.dashboard=false"),
     )
     run_command(trained, "--resume", "next", "--stop-env-steps", 40_000)
     summary = summary_of(trained / "next")

@@ -295,6 +295,8 @@ def pose(task: Task, stage: int | None, texts: Mapping[str, str | None]) -> Any:
         stage = task.stages[-1] if stage is None else stage
     if len(task.problem_columns) > 1:
         given = _parse_numbers(flag, given, task, task.stages[-1] if stage is None else stage)
+    elif task.posed_by_numbers:
+        given = _parse_number(flag, given)
     try:
         return task.pose(None if stage is None else np.array([stage]), **{task.posed_by: [given]})
     except ValueError as error:
@@ -371,9 +373,7 @@ def judgement(recorded: Trajectory, plan: tuple[int, ...] | None) -> str:
 def _parse_numbers(flag: str, text: str, task: Task, stage: int) -> list[int]:
     """A number for each of `problem_columns`, 0 for those that the stage does not show."""
     cells = [cell.strip() for cell in text.split(",")]
-    for cell in cells:
-        if not re.fullmatch(r"-?[0-9]{1,9}", cell):
-            raise UserError(f"{flag}: '{cell:.20}' is no number; expected some such as 3,4,5,6,7")
+    numbers = [_parse_number(flag, cell) for cell in cells]
     asked = ", ".join(filter(None, (f"stage {stage}", task.formula(stage))))
     shown, every = len(task.shown_columns(stage)), len(task.problem_columns)
     if len(cells) not in (shown, every):
@@ -381,7 +381,13 @@ def _parse_numbers(flag: str, text: str, task: Task, stage: int) -> list[int]:
             f"{flag}: {len(cells)} numbers; {asked}, shows {shown}"
             + (f" (or give all {every})" if shown != every else "")
         )
-    return [int(cell) for cell in cells] + [0] * (every - len(cells))
+    return numbers + [0] * (every - len(cells))
+
+
+def _parse_number(flag: str, text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,9}", text):
+        raise UserError(f"{flag}: '{text:.20}' is no number; expected a whole one")
+    return int(text)
 
 
 if __name__ == "__main__":

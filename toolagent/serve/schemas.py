@@ -58,7 +58,7 @@ _POSED: dict[str, tuple[Any, str]] = {
 }
 _GIVEN = "Tokens that the program begins with; the agent goes on behind them."
 _NUMBERS = Annotated[list[_Number], Field(max_length=128)]
-_TEXT = Annotated[str, Field(max_length=MAX_TEXT)] | _Number
+_TEXT = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
 class Requests(NamedTuple):
@@ -84,8 +84,9 @@ def requests_of(task: Task, keys: Sequence[str]) -> Requests:
                 f"task '{task.name}': posed_by is '{task.posed_by}', which can't be the key of "
                 "a problem in a request; choose another name"
             )
-        default = (_NUMBERS if len(task.problem_columns) > 1 else _TEXT, "The problem.")
-        kind, description = _POSED.get(key, default)
+        kind = _NUMBERS if len(task.problem_columns) > 1 else _TEXT
+        kind = _Number if kind is _TEXT and task.posed_by_numbers else kind
+        kind, description = _POSED.get(key, (kind, "The problem."))
         fields[key] = (kind | None, Field(None, description=description))
     one = create_model("Posed", __base__=_Stage, **fields)
     given: Any = list[Literal[task.vocabulary.actions]]
