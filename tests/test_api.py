@@ -358,7 +358,7 @@ def test_a_task_that_only_a_notebook_has_is_refused_with_remote_runners(monkeypa
 
 
 TRAINING = """\
-import os, signal, sys, threading, warnings
+import contextlib, os, signal, sys, threading, warnings
 import ray
 import torch
 import toolagent
@@ -373,9 +373,10 @@ def addresses():
     '''Where the processes below this one listen.'''
     import psutil
     for process in psutil.Process().children(recursive=True):
-        for connection in process.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                yield connection.laddr.ip
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    yield connection.laddr.ip
 
 def main():
     torch.set_num_threads(2)
@@ -397,7 +398,7 @@ def main():
     thread.start()
     while thread.is_alive():
         seen |= {*addresses()}
-        thread.join(0.5)
+        thread.join(2)
     assert runs and runs[0].folder.parent.name == "runs" and settings() == before
     assert seen and seen <= {"127.0.0.1", "::1"}, seen
 
