@@ -37,6 +37,14 @@ def test_a_task_of_ones_own_is_trained_certified_explained_and_played(tmp_path):
 
 
 @pytest.mark.full
+def test_the_first_page_s_program_trains_and_plays(tmp_path):
+    program = blocks(ROOT / "README.md", "python")[0]
+    (done,) = run_modules(["-c", program], cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "3*4+5-6*7: " in done.stdout.splitlines()[-2]
+
+
+@pytest.mark.full
 def test_stock_rllib_is_quiet(tmp_path):
     (done,) = run_modules(["-m", "toolagent.examples.stock_rllib", "2"], cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -5,6 +5,7 @@
 It prints the mean return of some iterations, which takes half a minute.
 """
 
+import logging
 import sys
 
 import ray
@@ -19,7 +20,7 @@ from toolagent.models.rl_module import NetworkModule
 def main(iterations: int = 10) -> None:
     """Trains on stage 0, `a*b+c`; a right answer's return is 1.1 or more."""
     quiet()  # Ray's and RLlib's warnings
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     register_with_rllib()  # the ids of all tasks, as Gymnasium knows them
     network = RLModuleSpec(
         module_class=NetworkModule, model_config={"task": "calculator", "max_seq_len": 8}
