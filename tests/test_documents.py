@@ -109,8 +109,11 @@ def test_the_first_page_is_short_and_names_every_command_and_page():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_command_line_is_understood(page):
-    """By the command itself: flags, their values, and how many arguments there are."""
+def test_every_command_line_is_understood(page, monkeypatch):
+    """By the command itself, in the page's folder: flags, their values, and how many arguments
+    there are."""
+    monkeypatch.chdir(page.parent)
+    monkeypatch.syspath_prepend(page.parent)
     for command, arguments in own_commands(page):
         click_command(command).make_context(command, list(arguments), resilient_parsing=False)
     markers = {"full", "slow", "chaos", "scaling"}

@@ -199,9 +199,14 @@ def brief(error: BaseException) -> str:
 
 def console() -> Console:
     """Standard output; text in [brackets] is printed as it is, numbers are not coloured. Where it
-    is no terminal, lines stay whole, however narrow COLUMNS says it is. A notebook is none: in its
-    cells, text is text, not an output of its own for every line."""
-    console = Console(markup=False, highlight=False, force_jupyter=False)
+    is no terminal, lines stay whole, however narrow COLUMNS says it is.
+
+    A notebook is none, though its kernel sets FORCE_COLOR: a cell keeps each picture of a live
+    line. Its text is text, not an output for every line.
+    """
+    console = Console(markup=False, highlight=False)
+    if console.is_jupyter:
+        console = Console(markup=False, highlight=False, force_jupyter=False, force_terminal=False)
     console.soft_wrap = not console.is_terminal
     return console
 

@@ -62,7 +62,8 @@ def quiet() -> None:
         ),
     }.items():
         os.environ.setdefault(name, value)
-    for name in ("ray", "ray.rllib", "ray.tune"):
+    # The last one's own: Ray's import sets the level of all, and tells a notebook what to install.
+    for name in ("ray", "ray.rllib", "ray.tune", "ray.widgets"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

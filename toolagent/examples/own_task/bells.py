@@ -44,8 +44,7 @@ class BellsTask(Task):
         return self.pose(stage, floor=rng.integers(0, np.where(stage == 0, 4, 10)))
 
     def start(self, problems):
-        size = len(problems)
-        return Elevator(steps=np.zeros(size, np.int8), at=np.zeros(size, np.int64))
+        return Elevator(np.zeros(len(problems), np.int8), np.zeros(len(problems), np.int64))
 
     def step(self, problems, registers, actions):
         steps = registers.steps + np.int8(1)
