@@ -31,8 +31,8 @@ def save_two(folder: Path) -> tuple[Path, Path]:
 class Server:
     """`python -m toolagent.serve ... --port 0` in a process of its own."""
 
-    def __init__(self, *arguments: str):
-        self.process = start("toolagent.serve", *arguments, "--port", "0")
+    def __init__(self, *arguments: str, cwd: Path | None = None):
+        self.process = start("toolagent.serve", *arguments, "--port", "0", cwd=cwd)
         self.mark = Path(arguments[0]).parent / "mark"  # there if a planted pickle was opened
         self.out: list[str] = []
         self.err: list[str] = []

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 
 import numpy as np
 import pytest
 import strangers
+from browser import browser, needs_browser
+from playground import Server
+from processes import wait_for
 from pydantic import ValidationError
 from refusals import refusal
 
@@ -15,7 +19,7 @@ from toolagent.serve.agents import Agents, load_agents
 from toolagent.serve.app import build_app
 from toolagent.serve.problems import Refused, example_of, keys_of, question_of
 from toolagent.serve.schemas import requests_of
-from toolagent.tasks import get_task
+from toolagent.tasks import Task, get_task
 
 
 def asked_of(task, **fields):
@@ -97,6 +101,23 @@ def test_a_problem_is_posed_in_the_words_of_its_task():
         asked_of(lifts, goal_floor=2**70)
 
 
+def test_a_drawn_problem_that_cannot_be_said_in_words_is_sent_back_by_its_seed():
+    """A task with `pose` and without `read`: both keys are known, one at a time."""
+
+    class Posed(strangers.Lifts):
+        read = Task.read
+
+    task = Posed()
+    assert keys_of(task) == ("goal_floor", "seed")
+    assert question_of(task, asked_of(task, goal_floor=7)).problem.floor.tolist() == [7]
+    drawn = example_of(task, 1, np.random.default_rng(0))
+    once, again = (question_of(task, asked_of(task, **drawn)).problem for _ in range(2))
+    assert (once.context == again.context).all() and once.stage.tolist() == [1]
+    for fields in ({}, {"goal_floor": 7, "seed": 3}):
+        with pytest.raises(Refused, match="'goal_floor' or 'seed'"):
+            question_of(task, asked_of(task, **fields))
+
+
 def test_what_is_served_is_of_one_task(folder, capfd, monkeypatch):
     """Also where both tasks have the same tokens."""
     for task in ("Bells", "Questions"):
@@ -109,3 +130,38 @@ def test_what_is_served_is_of_one_task(folder, capfd, monkeypatch):
         [*both, "--port", 0],
         ["Questions is a checkpoint of the task 'strangers:Questions', not of 'strangers:Bells'"],
     )
+
+
+@pytest.mark.full
+@needs_browser
+def test_a_real_server_finds_the_task_beside_it_and_the_page_shows_it(tmp_path):
+    """Started from a folder that holds one file of code; the module has moved since training."""
+    from selenium.webdriver.common.by import By
+
+    strangers.save_untrained(tmp_path / "checkpoint", "Questions")
+    shutil.copy(strangers.__file__, tmp_path / "mine.py")
+    server = Server("checkpoint", "--task", "mine:Questions", cwd=tmp_path)
+    try:
+        with browser(log_requests=True) as chrome:
+            chrome.prefer(calm=True)  # it does not play by itself
+            chrome.driver.get(server.url)
+
+            def texts(selector):
+                return [one.text for one in chrome.driver.find_elements(By.CSS_SELECTOR, selector)]
+
+            def click(selector):
+                chrome.driver.find_element(By.CSS_SELECTOR, selector).click()
+
+            wait_for(lambda: texts("#posed-label") == ["Problem number"], "the form")
+            click("#random")
+            wait_for(lambda: texts(".lane"), "the episode")
+            assert texts(".token .name") == ["UP", "LIFT", "RING"]
+            assert texts(".registers dt") == ["answered with"]
+            title = texts("#program-title")
+            click("#problem .primary")  # what was drawn stands in the form, and is played again
+            wait_for(lambda: texts("#program-title") == title, "the same problem")
+            click(".token[aria-pressed=false]")
+            wait_for(lambda: len(texts(".lane")) == 2, "the branch")
+            assert [entry for entry in chrome.console() if entry["level"] == "SEVERE"] == []
+    finally:
+        assert server.end() == 130
