@@ -376,7 +376,7 @@ def addresses():
         with contextlib.suppress(psutil.NoSuchProcess):
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN:
-                    yield connection.laddr.ip
+                    yield connection.laddr.ip.removeprefix('::ffff:')
 
 def main():
     torch.set_num_threads(2)

@@ -30,6 +30,7 @@ ENTRIES = {
     "TemporaryLogFolder",
     "spread_env_runners",
     "learner_backend",
+    "loopback_only",
     "own_sigterm_handler",
     "cpus_that_ray_sees",
     "keep_replicas_on_loopback",
@@ -186,6 +187,18 @@ def test_the_control_service_tells_version_and_nodes(cluster):
 
 
 @pytest.mark.slow
+def test_ray_reads_the_switch_for_clusters_at_its_import(monkeypatch):
+    from ray._private import ray_constants, services, worker
+
+    monkeypatch.setattr(worker, "_global_node", None)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setattr(services, "node_ip_address_from_perspective", lambda _: "192.0.2.1")
+    assert services.get_node_ip_address() == "192.0.2.1"
+    with ray_internals.loopback_only():
+        assert services.get_node_ip_address() in ("127.0.0.1", "::1")
+
+
 def test_ray_offers_the_cpus_that_it_sees_whatever_the_affinity():
     offered = (
         "import ray; ray.init('local', include_dashboard=False, log_to_driver=False); "
