@@ -29,12 +29,28 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tasks_of_this_file_only():
-    """A task that a file's tests register is not there for the next file's."""
+TASKS_OF_FILES = {}  # path of a test file: the tasks there are once it is imported
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A file is imported while it is collected; what it registers is its own."""
+    if not isinstance(collector, pytest.Module):
+        return (yield)
     from toolagent.tasks import TASKS
 
     with mock.patch.dict(TASKS):
+        report = yield
+        TASKS_OF_FILES[collector.path] = dict(TASKS)
+    return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tasks_of_this_file_only(request):
+    """A task that a file's tests register is not there for the next file's."""
+    from toolagent.tasks import TASKS
+
+    with mock.patch.dict(TASKS, TASKS_OF_FILES.get(request.path, {})):
         yield
 
 

@@ -117,7 +117,7 @@ def refusal(capsys, *arguments):
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # as if it were not installed
     policy = Policy(Planner(), EXPRESSION, {}, "checkpoint")
-    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: policy)
+    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_, **__: policy)
     message = refusal(capsys, "checkpoint", "--reasoning-gym", "chain_sum")
     assert "not installed" in message
     assert install_command("reasoning-gym") in message
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused(monkeypatch, capsys, tmp_path):
     message = refusal(capsys, tmp_path, "--reasoning-gym", "chain_sum")
     assert "task 'calculator' is posed by digits" in message
     policy = Policy(Planner(), EXPRESSION, {}, tmp_path)
-    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: policy)
+    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_, **__: policy)
     message = refusal(capsys, tmp_path, "--reasoning-gym", "chain_sums")
     assert "did you mean 'chain_sum'?" in message
 
@@ -173,7 +173,7 @@ def test_the_score_and_the_restriction_are_reported_together(
 
     folder = tmp_path / "checkpoint"
     policy = Policy(Planner(half), EXPRESSION, {"trained_stages": [1, 2, 3]}, folder)
-    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_: policy)
+    monkeypatch.setattr("toolagent.evaluate.__main__.load_policy", lambda *_, **__: policy)
     file = tmp_path / "out.json"
     flags = ["--reasoning-gym", "basic_arithmetic", "--size", "70", "--seed", "3"]
     assert cli.main(command, [str(folder), *flags, "--json", str(file)]) == 0
