@@ -20,7 +20,8 @@ settings.load_profile("here")
 LONGEST_FIRST = (
     *("test_faults", "test_resume", "test_tune", "test_run", "test_cluster_run", "test_monitoring"),
     *("test_offline", "test_algorithm", "test_storage", "test_serve", "test_benchmark_rows"),
-    *("test_new_task", "test_export", "test_playground_page", "test_trackers"),
+    *("test_new_task", "test_examples", "test_responses", "test_api", "test_export"),
+    *("test_outside_networks", "test_playground_page", "test_trackers"),
 )
 
 

@@ -432,7 +432,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_trainings_in_one_program(tmp_path):
     (tmp_path / "program.py").write_text(TRAINING)
     (done,) = run_modules(["program.py"], cwd=tmp_path)
@@ -440,7 +440,7 @@ def test_trainings_in_one_program(tmp_path):
     assert done.stdout.endswith("done\n")
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_run_that_failed_raises_what_was_wrong(tmp_path):
     """As the command's exit code 1: here the disk takes no results."""
     code = (

@@ -345,7 +345,7 @@ def test_a_copy_is_trained_from_its_records(trained):
     assert summary_of(trained / "cloned")["stopped_by"] == "solved"
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_run_is_begun_from_it_and_resumed(trained):
     run_command(
         trained,

@@ -328,13 +328,13 @@ rl_module:
         pytest.param(
             "own_network:Transformer",
             ROOT / "toolagent" / "examples" / "own_network.py",
-            marks=pytest.mark.full,
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "own_networks:LSTM", ROOT / "tests" / "own_networks.py", marks=pytest.mark.slow
         ),
         pytest.param(
-            "own_networks:GRU", ROOT / "tests" / "own_networks.py", marks=pytest.mark.slow
+            "own_networks:GRU", ROOT / "tests" / "own_networks.py", marks=pytest.mark.full
         ),
     ],
 )

@@ -25,7 +25,7 @@ from toolagent.checkpoints.policy import load_policy, save_policy
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.storage import Storage, StorageError, is_uri
 from toolagent.errors import UserError
-from toolagent.run import __main__ as run_command
+from toolagent.run import launch
 from toolagent.run.environment import describe_environment
 
 SUMMARY = {
@@ -388,7 +388,7 @@ def test_storage_that_cannot_be_used_is_refused_before_anything_is_started(
         ("tune", "--output-dir", server.uri("tune"), "a path that all nodes mount"),
     ]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_command, "ray_session", pytest.fail)
+    monkeypatch.setattr(launch, "ray_session", pytest.fail)
     for name, *arguments, named in rows:
         refusal(capfd, name, arguments, [named])
 
@@ -418,7 +418,7 @@ def check_denied(place, capfd):
 @pytest.mark.full
 def test_wrong_keys_are_refused(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_command, "ray_session", pytest.fail)
+    monkeypatch.setattr(launch, "ray_session", pytest.fail)
     with s3_server(INITIAL_NO_AUTH_ACTION_COUNT="1") as strict:
         strict.make_bucket()
         check_denied(strict.uri("x"), capfd)
@@ -427,7 +427,7 @@ def test_wrong_keys_are_refused(tmp_path, monkeypatch, capfd):
 @pytest.mark.full
 def test_missing_keys_are_refused(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_command, "ray_session", pytest.fail)
+    monkeypatch.setattr(launch, "ray_session", pytest.fail)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in KEYS:
         monkeypatch.delenv(name)

@@ -105,7 +105,7 @@ def test_a_limit_does_not_wait_for_the_end_of_an_iteration(tmp_path):
     assert trial["status"] == "env_steps" and 20_000 <= trial["env_steps"] < 25_000
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_failed_trial_is_reported_with_its_cause_and_has_no_score(tmp_path):
     space = {
         "training.explorer_share": {"choice": [0.0, 0.2]},
@@ -160,7 +160,7 @@ def files_in(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_search_that_was_moved_and_copied_goes_on_where_it_is(tmp_path):
     nothing_is_learned = {"training.lr": {"loguniform": [1e-9, 1e-8]}}
     limits = {"max_env_steps": 100_000_000, "max_time_s": 8.0}
