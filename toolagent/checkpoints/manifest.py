@@ -1,6 +1,6 @@
 """`manifest.json`: what a checkpoint consists of, so that a torn one is known before it is read.
 
-    {"format": 2, ..., "files": {"run.json": {"bytes": 93, "sha256": "..."}, ...}, "sha256": "..."}
+    {"format": 3, ..., "files": {"run.json": {"bytes": 93, "sha256": "..."}, ...}, "sha256": "..."}
 
 A folder is whole if it holds exactly the files that are listed, each of the size and sum that is
 written there; the last `sha256` is the manifest's own. This detects the effects of a crash, a full
