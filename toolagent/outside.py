@@ -114,3 +114,30 @@ def _shown(file: str) -> str:
 
 def _condensed(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
+
+
+# Trying out what such a class does ------------------------------------------------------------
+
+
+def called(where: str, method: Any, *arguments: Any) -> Any:
+    """What a method of somebody else's class returns.
+
+    Raises:
+        UserError: whatever it raised, as one line.
+    """
+    try:
+        return method(*arguments)
+    except Exception as error:  # whatever that code raises
+        raise raised(where, method.__name__, error) from error
+
+
+def raised(where: str, what: str, error: Exception) -> UserError:
+    """What somebody else's code raised, as one line."""
+    text = " ".join(str(error).split())[:200]
+    return UserError(f"{where}: {what} raised {type(error).__name__}: {text}")
+
+
+def require(holds: bool, where: str, fault: str) -> None:
+    """Raises UserError unless something holds."""
+    if not holds:
+        raise UserError(f"{where}: {fault}")

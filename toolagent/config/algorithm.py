@@ -18,6 +18,7 @@ from toolagent.config.settings import ALGORITHMS, AUTO, AUTO_KEY, Settings
 from toolagent.config.source import KeyPath, one_line, shown
 from toolagent.config.validation import validated
 from toolagent.errors import UserError
+from toolagent.outside import raised
 from toolagent.tasks import get_task
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _model_config(settings: Settings) -> dict[str, Any]:
     what it refuses. One of another module is then tried out."""
     import torch
 
-    from toolagent.models.check import check_network, raised
+    from toolagent.models.check import check_network
     from toolagent.models.registry import DEFAULT_NETWORK, network_class
     from toolagent.models.rl_module import build_network
     from toolagent.outside import file_of, is_outside

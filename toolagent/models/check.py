@@ -10,7 +10,7 @@ from torch import Tensor
 
 from toolagent.errors import UserError
 from toolagent.models.base import AgentNetwork, Encoding, InitialState
-from toolagent.outside import file_of
+from toolagent.outside import called, file_of, require
 
 _TRIED = 4  # episodes: not as many as steps, so that no shape fits both
 _TOLERANCE = 1e-3  # a state that is left behind changes more than rounding does
@@ -30,7 +30,7 @@ def check_network(chosen: type[AgentNetwork], build: Callable[[], AgentNetwork])
     where = f"{file_of(chosen)}: network {chosen.__name__}"
     with torch.random.fork_rng(devices=[]):  # the run's own weights stay those of its seed
         torch.manual_seed(0)
-        network = _called(where, build)
+        network = called(where, build)
         with torch.no_grad():
             _try(network, where)
 
@@ -57,9 +57,9 @@ def _try(network: AgentNetwork, where: str) -> None:
         given = [tokens[: len(hidden), part], encoding, hidden]
         if responses is not None:
             given.append(responses[: len(hidden), part])
-        result = _called(where, network.unroll, *given)
+        result = called(where, network.unroll, *given)
         size, length = given[0].shape
-        _require(
+        require(
             isinstance(result, tuple) and len(result) == 3,
             where,
             "unroll returns no (logits, values, hidden)",
@@ -75,13 +75,13 @@ def _try(network: AgentNetwork, where: str) -> None:
         *outputs, hidden = unroll(first.encoding, hidden, slice(step, step + 1))
         pieces.append(outputs)
     logits, values = (torch.cat(parts, 1) for parts in zip(*pieces, strict=True))
-    _require(
+    require(
         _equal((logits, values), at_once[:2]),
         where,
         "unroll gives other logits or values step by step than for all steps at once; all that it "
         "remembers must be in `hidden`, and nothing in it random",
     )
-    _require(
+    require(
         _equal([part[:1] for part in at_once], unroll(*one)),
         where,
         "an episode's logits, values or hidden depend on the episodes beside it",
@@ -89,8 +89,8 @@ def _try(network: AgentNetwork, where: str) -> None:
 
 
 def _begin(network: AgentNetwork, where: str, context: Tensor, stage: Tensor) -> InitialState:
-    result = _called(where, network.begin, context, stage)
-    _require(
+    result = called(where, network.begin, context, stage)
+    require(
         isinstance(result, tuple)
         and len(result) == 2
         and isinstance(result[0], tuple)
@@ -115,28 +115,10 @@ def _equal(ours: Any, others: Any) -> bool:
 def _check(where: str, method: str, name: str, value: Any, shape: tuple[int, ...]) -> None:
     if not isinstance(value, Tensor):
         raise UserError(f"{where}: {method} returns {name} that is no tensor")
-    _require(
+    require(
         tuple(value.shape) == shape and value.dtype == torch.float32,
         where,
         f"{method} returns {name} of {str(value.dtype).removeprefix('torch.')}, shape "
         f"{tuple(value.shape)}; expected float32 of shape {shape}",
     )
-    _require(bool(torch.isfinite(value).all()), where, f"{method} returns {name} not finite")
-
-
-def _called(where: str, method: Any, *arguments: Any) -> Any:
-    try:
-        return method(*arguments)
-    except Exception as error:  # whatever the network's own code raises
-        raise raised(where, method.__name__, error) from error
-
-
-def raised(where: str, what: str, error: Exception) -> UserError:
-    """What somebody else's code raised, as one line."""
-    text = " ".join(str(error).split())[:200]
-    return UserError(f"{where}: {what} raised {type(error).__name__}: {text}")
-
-
-def _require(holds: bool, where: str, fault: str) -> None:
-    if not holds:
-        raise UserError(f"{where}: {fault}")
+    require(bool(torch.isfinite(value).all()), where, f"{method} returns {name} not finite")

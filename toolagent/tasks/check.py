@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.errors import UserError
-from toolagent.outside import file_of
+from toolagent.outside import called, file_of, require
 from toolagent.tasks.base import Problems, Registers, Task, Transition
 
 _TRIED = 3  # episodes a stage
@@ -27,20 +27,20 @@ def check_task(task: Task) -> None:
     vocabulary, rng = task.vocabulary, np.random.default_rng(0)
     for stage in task.stages:
         stages = np.full(_TRIED, stage, np.int8)
-        problems = _called(where, task.sample, rng, stages)
+        problems = called(where, task.sample, rng, stages)
         _check_problems(where, "sample", task, problems, stages)
         _check_shown(where, task, problems, stage)
-        registers = _called(where, task.start, problems)
+        registers = called(where, task.start, problems)
         _check_registers(where, "start", registers, _TRIED)
         for _ in range(task.max_actions):
             actions = rng.integers(0, vocabulary.num_actions, len(problems))
             if actions[0] == vocabulary.answer_token:  # one episode that does not answer
                 actions[0] = (actions[0] + 1) % vocabulary.num_actions
             before = copy.deepcopy((problems, registers))
-            transition = _called(where, task.step, problems, registers, actions)
+            transition = called(where, task.step, problems, registers, actions)
             _check_transition(where, task, transition, len(problems))
             unchanged = zip(before, (problems, registers), strict=True)
-            _require(
+            require(
                 all(_equal(old, now) for old, now in unchanged),
                 where,
                 "step changes the problems or registers that it is given; it must return new ones",
@@ -51,7 +51,7 @@ def check_task(task: Task) -> None:
                 break
             problems, registers = problems.take(going), transition.registers.take(going)
         else:
-            _require(
+            require(
                 bool(transition.done.all()),
                 where,
                 f"an episode is not over after max_actions, {task.max_actions}; step must set "
@@ -62,65 +62,65 @@ def check_task(task: Task) -> None:
 def _check_problems(where: str, method: str, task: Task, problems: Any, stages: np.ndarray) -> None:
     """`method` returned problems of these stages, and their targets can be told."""
     size, known = len(stages), len(task.vocabulary)
-    _require(isinstance(problems, Problems), where, f"{method} returns no Problems")
+    require(isinstance(problems, Problems), where, f"{method} returns no Problems")
     _check_lengths(where, method, problems, size)
     _check_column(where, "stage", problems.stage, (size,), "iu")
-    _require((problems.stage == stages).all(), where, f"{method} returns problems of other stages")
+    require((problems.stage == stages).all(), where, f"{method} returns problems of other stages")
     _check_column(where, "context", problems.context, (size, task.context_length), "iu")
-    _require(
+    require(
         bool(((problems.context >= 0) & (problems.context < known)).all()),
         where,
         f"a context has a token outside 0..{known - 1}",
     )
-    _check_column(where, "target", _called(where, task.target, problems), (size,), "iu")
+    _check_column(where, "target", called(where, task.target, problems), (size,), "iu")
 
 
 def _check_shown(where: str, task: Task, problems: Any, stage: int) -> None:
     """What certifying, recording and displays ask of the problems."""
-    _require(isinstance(_called(where, task.formula, stage), str), where, "formula is no text")
-    text = _called(where, task.describe, problems, 0)
-    _require(isinstance(text, str), where, "describe returns no text")
-    read = _called(where, task.read, problems.context)
-    _require(isinstance(read, dict), where, "read returns no dict")
-    total = _called(where, task.num_problems, stage)
+    require(isinstance(called(where, task.formula, stage), str), where, "formula is no text")
+    text = called(where, task.describe, problems, 0)
+    require(isinstance(text, str), where, "describe returns no text")
+    read = called(where, task.read, problems.context)
+    require(isinstance(read, dict), where, "read returns no dict")
+    total = called(where, task.num_problems, stage)
     if total is None:
         return
-    _require(
+    require(
         isinstance(total, (int, np.integer)) and bool(total > 0),
         where,
         f"num_problems returns {total!r}; expected a number above 0, or None",
     )
     last = max(0, total - _TRIED)
-    listed = _called(where, task.problems, stage, last, int(total))
+    listed = called(where, task.problems, stage, last, int(total))
     _check_problems(where, "problems", task, listed, np.full(total - last, stage, np.int8))
 
 
 def _check_status(where: str, task: Task, registers: Any) -> None:
     """What exploration and displays ask of registers."""
     size, most = len(registers), task.num_statuses
-    status = _called(where, task.status, registers)
+    status = called(where, task.status, registers)
     _check_column(where, "status", status, (size,), "iu")
-    _require(
+    require(
         bool(((status >= 0) & (status < most)).all()),
         where,
         f"status is not below num_statuses, {most}",
     )
-    told = _called(where, task.accumulator, registers)
-    _require(isinstance(told, tuple) and len(told) == 2, where, "accumulator returns no two arrays")
+    told = called(where, task.accumulator, registers)
+    require(isinstance(told, tuple) and len(told) == 2, where, "accumulator returns no two arrays")
     for column, kinds in zip(told, ("iu", "b"), strict=True):
         _check_column(where, "accumulator", column, (size,), kinds)
-    _require(isinstance(_called(where, task.show, registers, 0), dict), where, "show is no dict")
+    require(isinstance(called(where, task.show, registers, 0), dict), where, "show is no dict")
 
 
 def _check_registers(where: str, method: str, registers: Any, size: int) -> None:
-    _require(isinstance(registers, Registers), where, f"{method} returns no Registers")
+    require(isinstance(registers, Registers), where, f"{method} returns no Registers")
     _check_lengths(where, method, registers, size)
 
 
 def _check_lengths(where: str, method: str, columns: Any, size: int) -> None:
     """Every column is an array with one entry for each episode."""
     for name, column in columns.columns():
-        _require(
+        require(
             isinstance(column, np.ndarray) and column.shape[:1] == (size,),
             where,
             f"{method} returns no array of {size} rows as {name}",
@@ -133,19 +133,19 @@ def _equal(before: Any, now: Any) -> bool:
 
 
 def _check_transition(where: str, task: Task, transition: Any, size: int) -> None:
-    _require(isinstance(transition, Transition), where, "step returns no Transition")
+    require(isinstance(transition, Transition), where, "step returns no Transition")
     _check_registers(where, "step", transition.registers, size)
     _check_column(where, "rewards", transition.rewards, (size,), "fiub")
     for name in ("terminated", "truncated", "solved"):
         _check_column(where, name, getattr(transition, name), (size,), "b")
     width = task.response_length
     if transition.response is None:
-        _require(not width, where, f"step returns no response; response_length is {width}")
+        require(not width, where, f"step returns no response; response_length is {width}")
         return
     response = transition.response
     _check_column(where, "response", response, (size, width), "iu")
     known = len(task.vocabulary)
-    _require(
+    require(
         bool(((response >= 0) & (response < known)).all()),
         where,
         f"a response has a token outside 0..{known - 1}",
@@ -164,18 +164,3 @@ def _check_column(where: str, name: str, column: Any, shape: tuple[int, ...], ki
 
 
 _KINDS = {"iu": "integers", "b": "bool", "fiub": "numbers"}
-
-
-def _called(where: str, method: Any, *arguments: Any) -> Any:
-    try:
-        return method(*arguments)
-    except Exception as error:  # whatever the task's own code raises
-        text = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{where}: {method.__name__} raised {type(error).__name__}: {text}"
-        ) from error
-
-
-def _require(holds: bool, where: str, fault: str) -> None:
-    if not holds:
-        raise UserError(f"{where}: {fault}")
