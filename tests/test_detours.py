@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.rollouts.detours import FIRST_CHOICES, LONGEST, Detours, draw_detours
+from toolagent.rollouts.explorers import ExplorersStep
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import ANS, NUM_TOKENS
@@ -76,7 +77,11 @@ def test_the_nth_best_token_on_the_detour_and_the_best_elsewhere(seed, step, epi
         torch.tensor([choices for _, choices in episodes]),
     )
     assert len(detours) == len(episodes)
-    assert detours.tokens(logits, step, torch.tensor(rows)).tolist() == [
+    drawn_by = detours.log_probabilities(
+        ExplorersStep(TASK, step, np.array(rows), logits, registers=None, response=None)
+    )
+    assert (drawn_by.exp().sum(1) == 1).all()
+    assert drawn_by.argmax(1).tolist() == [
         expected_token(logits[place], step, *episodes[row]) for place, row in enumerate(rows)
     ]
 

@@ -14,7 +14,7 @@ from toolagent.rollouts import failed_problems
 from toolagent.rollouts.detours import Detours
 from toolagent.rollouts.draw import EXPLORER_KINDS, ProblemDraw
 from toolagent.rollouts.episode_batch import empty_batch
-from toolagent.rollouts.play import Explorers
+from toolagent.rollouts.explorers import TrialExplorers
 from toolagent.tasks.infix import texts_of
 
 STAGE = 4
@@ -76,7 +76,10 @@ def test_explorers_take_whole_groups_and_leave_the_policy_one(kind, count, share
     assert len(drawn.problems) == count
     assert exploring % 8 == 0 and count - exploring == 8 * len(drawn.fresh)
     assert abs(exploring - share * count) <= 8 and exploring <= count - 8
-    assert isinstance(drawn.explorers, Detours if kind == "detours" else Explorers) or not exploring
+    assert (
+        isinstance(drawn.explorers, Detours if kind == "detours" else TrialExplorers)
+        or not exploring
+    )
 
 
 @pytest.mark.parametrize("kind", EXPLORER_KINDS)

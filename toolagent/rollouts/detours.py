@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from toolagent.rollouts.explorers import ExplorersStep, certain
+
 FIRST_CHOICES = 4  # every other detour takes one of the policy's most probable tokens only
 LONGEST = 3  # steps
 
@@ -27,23 +29,15 @@ class Detours:
     def __len__(self) -> int:
         return len(self.start)
 
-    def tokens(self, logits: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
-        """What some of the episodes do at a step.
-
-        Args:
-            logits: (N, A) the policy's.
-            step: 0 is the first.
-            rows: (N,) which of the E episodes they are.
-
-        Returns:
-            (N,) tokens.
-        """
-        since = step - self.start[rows]  # (N,)
+    def log_probabilities(self, step: ExplorersStep) -> torch.Tensor:
+        """(n, A): all on the token that the episode takes (see `Explorers`)."""
+        rows = torch.from_numpy(step.rows)
+        since = step.number - self.start[rows]  # (n,)
         on_detour = (since >= 0) & (since < LONGEST)
         choice = self.choices[rows].gather(1, since.clamp(0, LONGEST - 1).unsqueeze(1))
-        choice = choice * on_detour.unsqueeze(1)  # (N, 1)
-        by_probability = logits.argsort(1, descending=True)  # (N, A)
-        return by_probability.gather(1, choice).squeeze(1)
+        choice = choice * on_detour.unsqueeze(1)  # (n, 1)
+        by_probability = step.logits.argsort(1, descending=True)  # (n, A)
+        return certain(by_probability.gather(1, choice).squeeze(1), step.logits.shape[1])
 
 
 def draw_detours(

@@ -11,8 +11,8 @@ import torch
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.rollouts.detours import Detours, draw_detours
 from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.rollouts.explorers import Explorers, TrialExplorers
 from toolagent.rollouts.failed_problems import FailedProblems
-from toolagent.rollouts.play import Explorers
 
 EXPLORER_KINDS = ("trials", "detours")
 
@@ -24,7 +24,7 @@ class Drawn:
     problems: Any  # (B,) of the task
     group_size: int
     fresh: np.ndarray  # (groups,) bool: the group's problem is not one that was failed before
-    explorers: Explorers | Detours | None
+    explorers: Explorers | None
 
 
 class ProblemDraw:
@@ -82,7 +82,7 @@ class ProblemDraw:
         rows = np.repeat(np.arange(groups), size)
         rows = np.concatenate([rows, np.arange(groups, len(problems))])
         if not detours:
-            explorers = Explorers(exploring, log_weights) if exploring else None
+            explorers = TrialExplorers(exploring, log_weights) if exploring else None
             return Drawn(problems.take(rows), size, fresh, explorers)
         structures = self._worth_a_detour(env, exploring // size)
         variants = env.task.variants(

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from toolagent.models.base import AgentNetwork
-from toolagent.rollouts.detours import Detours
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
+from toolagent.rollouts.explorers import Explorers, ExplorersStep
 from toolagent.tasks import Task, Transition
 from toolagent.tasks.columns import Columns
 
@@ -116,20 +116,6 @@ class PlayDetails(Columns):
             self.answers[rows], self.answered[rows] = answers[answered], True
 
 
-@dataclass(frozen=True)
-class Explorers:
-    """Episodes whose tokens are drawn by machine status from a table, not from the policy.
-
-    `log_weights[status, token]`, (statuses, A) float32: log-probabilities of the tokens.
-    """
-
-    count: int  # of the episodes, the last ones of the batch
-    log_weights: torch.Tensor
-
-    def __len__(self) -> int:
-        return self.count
-
-
 @torch.no_grad()
 def play(
     network: AgentNetwork,
@@ -138,7 +124,7 @@ def play(
     generator: torch.Generator | None = None,
     *,
     random_actions: bool = False,
-    explorers: Explorers | Detours | None = None,
+    explorers: Explorers | None = None,
     chooser: Chooser | None = None,
     times: PlayTimes | None = None,
     observer: Observer | None = None,
@@ -191,14 +177,22 @@ def play(
             log_probabilities = torch.log_softmax(
                 torch.zeros_like(logits) if random_actions else logits, 1
             )
-            # Explorers are the last rows; who leaves the batch changes nothing in the order.
-            if exploring and isinstance(explorers, Explorers):
-                status = torch.from_numpy(task.status(registers)[-exploring:].astype(np.int64))
-                log_probabilities[-exploring:] = explorers.log_weights[status]
-            token = sample_tokens(log_probabilities, generator)
-            if exploring and isinstance(explorers, Detours):
-                mine = torch.from_numpy(live[-exploring:] - first_explorer)
-                token[-exploring:] = explorers.tokens(logits[-exploring:], step, mine)
+            drawn_by = log_probabilities
+            if exploring:
+                # Explorers are the last rows; who leaves the batch changes nothing in the order.
+                theirs = slice(len(live) - exploring, None)
+                chosen = explorers.log_probabilities(
+                    ExplorersStep(
+                        task,
+                        step,
+                        live[theirs] - first_explorer,
+                        logits[theirs],
+                        registers.take(theirs),
+                        None if response is None else response[theirs].numpy(),
+                    )
+                )
+                drawn_by = torch.cat([log_probabilities[:-exploring], chosen])
+            token = sample_tokens(drawn_by, generator)
             log_probability = log_probabilities.gather(1, token[:, None]).squeeze(1)
         actions = token.numpy()
         inference_s += clock() - mark
