@@ -21,7 +21,7 @@ from toolagent.envs.vector import ToolVectorEnv
 from toolagent.models.base import ResponseInput
 from toolagent.models.registry import network_class
 from toolagent.models.rl_module import NetworkModule
-from toolagent.rollouts.play import PlayDetails, play
+from toolagent.rollouts.play import Intervention, PlayDetails, play
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import read_episodes
 from toolagent.rollouts.stock_recorder import batch_of_episodes, finished
@@ -135,6 +135,73 @@ def test_played_episodes_are_those_of_one_env_at_a_time(name):
     looked = (batch.actions == LOOK) & (np.arange(7) < batch.lengths[:, None])
     assert batch.response.dtype == np.int8
     assert looked.any() and np.array_equal((batch.response != NONE).all(2), looked)
+
+
+class Notes(Intervention):
+    """Changes nothing; notes the states by episode and step."""
+
+    def __init__(self):
+        self.states = {}
+
+    def hidden(self, hidden, step, rows):
+        self.states |= {(row, step): hidden[i] for i, row in enumerate(rows.tolist())}
+        return hidden
+
+
+class Replaced(Notes):
+    """Every third episode is told 2 2 where tools answer, and every fourth starts step 2 with a
+    state of its own number."""
+
+    def hidden(self, hidden, step, rows):
+        changed = hidden.clone()
+        if step == 2:
+            changed[rows % 4 == 0] = (rows[rows % 4 == 0] / 100).unsqueeze(1)
+        return super().hidden(changed, step, rows)
+
+    def response(self, response, step, rows):
+        lied = (rows % 3 == 0).unsqueeze(1) & (response != NONE)
+        return torch.where(lied, torch.full_like(response, 2), response)
+
+
+def test_an_intervention_changes_what_is_observed_and_remembered_and_not_the_machine():
+    network, size = make_network("stage_gru"), 200
+    problems = TASK.sample(np.random.default_rng(0), np.arange(size) % 2)
+
+    def played(intervention):
+        generator = torch.Generator().manual_seed(1)
+        return play(network, TASK, problems, generator, intervention=intervention)
+
+    untouched, noted = played(None), played(Notes())
+    assert all(np.array_equal(column, getattr(noted, name)) for name, column in untouched.columns())
+    intervention = Replaced()
+    batch = played(intervention)
+    asked = (batch.actions == LOOK) & (np.arange(7) < batch.lengths[:, None])
+    asked[np.arange(size), batch.lengths - 1] = False  # nobody observes the answer to the last one
+    for row, step in np.argwhere(asked):
+        told = [2, 2] if row % 3 == 0 else problems.digits[row].tolist()
+        assert batch.response[row, step].tolist() == told
+    assert asked[::3].any()
+    lived = {row: state for (row, step), state in intervention.states.items() if step == 2}
+    assert len(lived) > 50 and all(
+        bool((lived[row] == np.float32(row / 100)).all()) for row in lived if row % 4 == 0
+    )
+    registers = TASK.start(problems)
+    for step in range(7):  # the machine by itself, on the same actions
+        transition = TASK.step(problems, registers, batch.actions[:, step])
+        registers = transition.registers
+        now = batch.lengths == step + 1
+        assert np.array_equal(transition.solved[now], batch.solved[now])
+    kept = np.arange(size) % 4 != 0  # the network by itself, on what was observed
+    logits, _ = network.unroll_episodes(
+        *(torch.from_numpy(getattr(batch, name)) for name in ("context", "stage", "actions")),
+        torch.from_numpy(batch.lengths),
+        torch.from_numpy(batch.response),
+    )
+    chosen = torch.from_numpy(batch.actions).long().unsqueeze(2)
+    found = torch.log_softmax(logits, -1).gather(2, chosen)[..., 0].detach().numpy()
+    happened = np.arange(7) < batch.lengths[:, None]
+    close = np.isclose(found, batch.log_probabilities, atol=1e-4) | ~happened
+    assert close[kept].all() and not close[~kept][:, 2:].all()
 
 
 # Networks --------------------------------------------------------------------------------------

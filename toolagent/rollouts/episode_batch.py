@@ -45,8 +45,8 @@ class EpisodeBatch(Columns):
     solved: np.ndarray  # (B,) bool: the answer is exactly right
     explored: np.ndarray  # (B,) bool: played by an explorer, not by the policy
     retried: np.ndarray  # (B,) bool: the problem is one that was failed before
-    # (B, T, R) int8: the tokens that each action was answered with, `pad` after the end; R is 0
-    # where tools answer nothing
+    # (B, T, R) int8: what was observed of the tokens that each action was answered with, `pad`
+    # after the end; R is 0 where tools answer nothing
     response: np.ndarray
     # (B,) float32: the leave-one-out baseline, the mean discounted return of the other episodes of
     # the group (`draw.ProblemDraw`); 0 where there is no other

@@ -69,6 +69,41 @@ class Chooser(Protocol):
         ...
 
 
+class Intervention(Protocol):
+    """Replaces what the network observes or remembers in n live episodes before a step.
+
+    The machine goes on with its own registers. A subclass overrides what it replaces.
+    """
+
+    def response(self, response: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
+        """What is observed of the answer to the action before; the batch holds it, too.
+
+        Called where tools answer.
+
+        Args:
+            response: (n, R) integers, not to be changed.
+            step: 0 is the first, at which nothing has been answered.
+            rows: (n,) int64, the episodes' places in the batch.
+
+        Returns:
+            (n, R) integers.
+        """
+        return response
+
+    def hidden(self, hidden: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
+        """The state that the step goes on from.
+
+        Args:
+            hidden: (n, S), not to be changed.
+            step: 0 is the first.
+            rows: (n,) int64, the episodes' places in the batch.
+
+        Returns:
+            (n, S).
+        """
+        return hidden
+
+
 class GivenTokens:
     """Episodes that take given tokens where there are any, and the most probable one elsewhere.
 
@@ -128,6 +163,7 @@ def play(
     chooser: Chooser | None = None,
     times: PlayTimes | None = None,
     observer: Observer | None = None,
+    intervention: Intervention | None = None,
 ) -> EpisodeBatch:
     """One episode of each problem, from start to end.
 
@@ -144,6 +180,7 @@ def play(
         chooser: chooses all tokens in place of the most probable ones; needs `generator` None.
         times: seconds are added to it.
         observer: is shown every step.
+        intervention: replaces what is observed or remembered before each step.
 
     Returns:
         The B episodes in the order of `problems`.
@@ -166,6 +203,13 @@ def play(
     inference_s, started = 0.0, clock()
     for step in range(task.max_actions):
         mark = clock()
+        if intervention is not None:
+            places = torch.from_numpy(live)
+            hidden = intervention.hidden(hidden, step, places)
+            if response is not None:
+                response = intervention.response(response, step, places)
+                if step:
+                    batch.response[live, step - 1] = response.numpy()
         logits, values, hidden = network.step(table, token, encoding, hidden, response)
         if generator is None:
             if chooser is None:
