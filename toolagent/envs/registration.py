@@ -19,8 +19,9 @@ def env_id(task: str) -> str:
     Args:
         task: its name or reference; a task of another module is imported.
     """
-    words = task_class(task).name.split("_")
-    return f"toolagent/{''.join(word.capitalize() for word in words)}-v0"
+    given = task_class(task)
+    words = "".join(word.capitalize() for word in given.name.split("_"))
+    return f"toolagent/{given.env_name or words}-v0"
 
 
 def register_task(given: type[Task]) -> type[Task]:

@@ -6,10 +6,11 @@ from toolagent.tasks.base import Problems, Registers, Task, Transition
 from toolagent.tasks.calculator import CalculatorTask
 from toolagent.tasks.expression import ExpressionTask
 from toolagent.tasks.registry import TASKS, get_task, register_task, task_class
+from toolagent.tasks.toolcall import ToolCallTask
 from toolagent.tasks.tutorial import TutorialTask
 from toolagent.vocabulary import Vocabulary
 
-for _task in (TutorialTask, CalculatorTask, ExpressionTask):
+for _task in (TutorialTask, CalculatorTask, ExpressionTask, ToolCallTask):
     register_task(_task)
 
 __all__ = [

@@ -65,6 +65,7 @@ class Task(abc.ABC):
     # What training needs --------------------------------------------------------------------
 
     name: ClassVar[str]  # lower case, '_' between words
+    env_name: ClassVar[str] = ""  # in the environment's id: 'ToolCall'; '': made of `name`
     vocabulary: ClassVar[Vocabulary]
     first_stage: ClassVar[int] = 0
     num_stages: ClassVar[int]
@@ -260,6 +261,14 @@ class Task(abc.ABC):
         Here: any of the same stage, for tasks in which one program solves a stage.
         """
         return self.practice(rng, problems.stage)
+
+    def siblings(self, problems: Any, rng: np.random.Generator) -> Any:
+        """Problems to practise with the same contexts and stages, with what no context shows drawn
+        anew.
+
+        Here: the problems themselves, for tasks whose contexts show everything.
+        """
+        return problems
 
     def action_limit(self, stage: np.ndarray) -> np.ndarray:
         """(B,) actions after which an episode of that stage is truncated."""

@@ -62,11 +62,11 @@ def parse(text: str, max_operands: int, max_tokens: int) -> Expression:
     expression = reader.finish()
     if expression.operands > max_operands:
         raise ValueError(
-            f"{_quoted(text)} has {expression.operands} operands; at most {max_operands} are read"
+            f"{quoted(text)} has {expression.operands} operands; at most {max_operands} are read"
         )
     if len(expression.tokens) > max_tokens:
         raise ValueError(
-            f"{_quoted(text)} has {len(expression.tokens)} digits, operators and parentheses; "
+            f"{quoted(text)} has {len(expression.tokens)} digits, operators and parentheses; "
             f"at most {max_tokens} are read"
         )
     return expression
@@ -79,13 +79,13 @@ def _characters(text: str, max_tokens: int) -> tuple[int, ...]:
     # Whoever writes spaces may use some more; a text much longer than that is none of ours.
     if len(text) > 10 * max_tokens:
         raise ValueError(
-            f"{_quoted(text)} has {len(text):,} characters; "
+            f"{quoted(text)} has {len(text):,} characters; "
             f"at most {max_tokens} digits, operators and parentheses are read"
         )
     for place, character in enumerate(text, 1):
         if character not in _TOKENS and character != " ":
             raise ValueError(
-                f"{_quoted(text)}: {character!a} (character {place}) is not understood; {_ACCEPTED}"
+                f"{quoted(text)}: {character!a} (character {place}) is not understood; {_ACCEPTED}"
             )
     return tuple(_TOKENS[character] for character in text if character in _TOKENS)
 
@@ -123,7 +123,7 @@ class _Reader:
         elif token == CLOSE and not self.wants_operand:
             self._apply_down_to(1)
             if not self.waiting:
-                raise ValueError(f"{_quoted(self.text)}: a ')' without its '('")
+                raise ValueError(f"{quoted(self.text)}: a ')' without its '('")
             self.waiting.pop()
         elif token in (MUL, ADD, SUB) and not self.wants_operand:
             self._apply_down_to(_TIGHTNESS[token])
@@ -139,7 +139,7 @@ class _Reader:
             raise ValueError(self._expected("at the end"))
         self._apply_down_to(1)
         if self.waiting:
-            raise ValueError(f"{_quoted(self.text)}: a '(' without its ')'")
+            raise ValueError(f"{quoted(self.text)}: a '(' without its ')'")
         nodes = [self.nodes[place] for place in range(self.operands - 1)]
         return Expression(
             tokens=self.tokens,
@@ -165,7 +165,7 @@ class _Reader:
 
     def _expected(self, where: str) -> str:
         expected = "a digit or '('" if self.wants_operand else "an operator"
-        return f"{_quoted(self.text)}: expected {expected} {where}"
+        return f"{quoted(self.text)}: expected {expected} {where}"
 
 
 def texts_of(contexts: np.ndarray) -> np.ndarray:
@@ -196,6 +196,6 @@ def text_of_postfix(postfix: Iterable[int]) -> str:
     return text
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """The text on one line, not too long, and readable whatever is in it."""
     return ascii(str(text) if len(text) <= _QUOTED else text[: _QUOTED - 3] + "...")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from toolagent.tasks.hashing import hashes
 from toolagent.tasks.tokens import ADD, MUL, SUB
 
 OPERATORS = np.array([MUL, ADD, SUB], np.int8)  # in the order of their numbers, 0..2
@@ -109,19 +110,11 @@ def _shape_indices(operands: int) -> dict[tuple[tuple[int, int], ...], int]:
 def held_out(operands: int) -> np.ndarray:
     """(num_skeletons,) bool by number: the skeleton never occurs in training.
 
-    A fixed fifth of those with 4 or more operands, whatever the seed of a run: drawn by hashing
-    the skeleton's number with SplitMix64's finalizer (Steele et al. 2014, "Fast splittable
-    pseudorandom number generators"), so the choice needs no file.
+    A fixed fifth of those with 4 or more operands, whatever the seed of a run.
     """
     if operands < HELD_OUT_FROM:
         return np.zeros(num_skeletons(operands), bool)
-    with np.errstate(over="ignore"):
-        z = np.arange(num_skeletons(operands), dtype=np.uint64)
-        z += np.uint64(operands + _SALT) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)) * 2.0**-53 < _HELD_OUT_SHARE
+    return hashes(num_skeletons(operands), operands + _SALT) < _HELD_OUT_SHARE
 
 
 @functools.cache
