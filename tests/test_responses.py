@@ -32,7 +32,13 @@ register_task(PeekTask)
 PEEK = "answering:PeekTask"
 TASK = PeekTask()
 WRITE_1, LOOK, SAY, NONE, START = 1, 3, 4, 5, 6
-NETWORKS = ("stage_gru", "encoder_decoder", "toolagent.examples.own_network:Transformer")
+NETWORKS = (
+    "stage_gru",
+    "encoder_decoder",
+    "answer_attention",
+    "recurrent",
+    "toolagent.examples.own_network:Transformer",
+)
 
 
 def make_network(name, seed=0):

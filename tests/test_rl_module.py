@@ -26,6 +26,11 @@ ENCODER_DECODER = {
     "network": "encoder_decoder",
     **{"embedding_size": WIDTH, "num_heads": 3, "num_counters": 2},
 }
+ANSWER_ATTENTION = {
+    "network": "answer_attention",
+    **{"embedding_size": WIDTH, "context_size": 6, "num_heads": 2, "num_answers": 2},
+}
+RECURRENT = {"network": "recurrent", "embedding_size": WIDTH, "context_size": 6, "num_heads": 2}
 TRANSFORMER = {"network": "toolagent.examples.own_network:Transformer", "embedding_size": WIDTH}
 # The task, the model config, and how wide its hidden state is.
 CASES = {
@@ -33,6 +38,9 @@ CASES = {
     "encoder_decoder": (get_task("expression"), ENCODER_DECODER, WIDTH + 3 + 2),
     "stage_gru_answered": (PeekTask(), STAGE_GRU, WIDTH),
     "encoder_decoder_answered": (PeekTask(), ENCODER_DECODER, WIDTH + 3 + 2),
+    "answer_attention": (get_task("expression"), ANSWER_ATTENTION, WIDTH),
+    "answer_attention_answered": (PeekTask(), ANSWER_ATTENTION, WIDTH + 2 * 2 + 1),
+    "recurrent_answered": (PeekTask(), RECURRENT, WIDTH),
     "outside": (get_task("calculator"), TRANSFORMER, 7),
     "outside_answered": (PeekTask(), TRANSFORMER, 7 * 3),
 }

@@ -27,6 +27,21 @@ class InitialState(NamedTuple):
     hidden: Tensor  # (B, S)
 
 
+class AttentionWeights(NamedTuple):
+    """Where H heads look at each of T steps of B episodes, and what of it they copy.
+
+    The weights of a step and head sum to 1 over context places and answer tokens together; they
+    are 0 behind an episode's end and on what is not seen yet.
+    """
+
+    context: Tensor  # (B, T, H, L) weights on the context's tokens
+    answers: Tensor  # (B, T, H, M) weights on the tokens of the answers seen so far
+    gates: Tensor  # (B, T, H) how much what a head finds adds to the logits of those tokens
+    answer_steps: Tensor  # (B, M) int64: the step whose action got that answer, -1: no token
+    answer_places: Tensor  # (B, M) int64: the token's place in the answer, -1: no token
+    answer_tokens: Tensor  # (B, M) int64: the token, -1: none
+
+
 class NoOptions(NamedTuple):
     """The options of a network that has none."""
 
@@ -67,6 +82,14 @@ class AgentNetwork(nn.Module, abc.ABC):
         with torch.no_grad():
             _, hidden = self.begin(context, torch.zeros(1, dtype=torch.int64, device=device))
         return hidden.shape[1]
+
+    @property
+    def state_parts(self) -> dict[str, slice]:
+        """The parts of the state (B, S) by name: all of it, none of it twice.
+
+        Two episodes' parts can be exchanged one by one, to see which of them holds what.
+        """
+        return {"hidden": slice(0, self.hidden_size)}
 
     @property
     def start_token(self) -> int:
@@ -152,6 +175,21 @@ class AgentNetwork(nn.Module, abc.ABC):
         logits, values, _ = self.unroll_observed(previous_tokens, encoding, hidden, observed)
         mask = torch.arange(actions.shape[1], device=actions.device) < lengths.unsqueeze(1)
         return logits.masked_fill(~mask.unsqueeze(-1), 0.0), values.masked_fill(~mask, 0.0)
+
+    def attention_weights(
+        self,
+        context: Tensor,
+        stage: Tensor,
+        actions: Tensor,
+        lengths: Tensor,
+        responses: Tensor | None = None,
+    ) -> AttentionWeights | None:
+        """Where the network looks at each step of whole episodes (arguments of `unroll_episodes`).
+
+        Returns:
+            None: it does not look at single tokens, or does not show it.
+        """
+        return None
 
     def shifted(
         self, actions: Tensor, responses: Tensor | None = None

@@ -22,6 +22,7 @@ from toolagent.models.base import (
     pack,
     unpack,
 )
+from toolagent.models.bidirectional_gru import read_both_ways, shown_tokens
 from toolagent.models.coordinate_attention import CoordinateAttention
 from toolagent.models.packed_gru import PackedGRU
 from toolagent.vocabulary import Interface
@@ -130,36 +131,13 @@ class EncoderDecoderNetwork(AgentNetwork):
             coordinates (P, H, L) and preferences (P, H, L) of the attention. L ends with the
             longest context.
         """
-        shown = context != self.pad_token
-        shown[:, 0] = True  # of a context that shows nothing, one `pad_token` is read
-        lengths = shown.sum(1)  # (P,)
-        length = int(lengths.max())
-        context, shown = context[:, :length].long(), shown[:, :length]
+        context, shown = shown_tokens(context, self.pad_token)
         seen = self._seen(context)
-        packing = pack(lengths, length)
-        # Position j from the end: each context is turned round within its own length.
-        turned = (lengths.unsqueeze(1) - 1 - torch.arange(length, device=context.device)).clamp(0)
-        width = self.options.embedding_size
-        rows = len(context)
-        start = self.encoding.weight.new_zeros(rows, width)
-
-        def run(gru: nn.GRUCell, tokens: Tensor) -> Tensor:
-            packed = PackedGRU.apply(
-                functional.linear(self.context_embedding.weight, gru.weight_ih, gru.bias_ih),
-                gru.weight_hh,
-                gru.bias_hh,
-                start,
-                tokens.reshape(-1)[packing.place].int(),
-                packing.sizes,
-            )
-            return unpack(packed, packing, rows, length)  # (P, L, D)
-
-        forward = run(self.forward_gru, seen)
-        backward = run(self.backward_gru, seen.gather(1, turned))
-        backward = backward.gather(1, turned.unsqueeze(-1).expand(-1, -1, width))
-        encoded = self.encoding(torch.cat([forward, backward], -1))  # (P, L, D)
-        last = forward[torch.arange(rows, device=context.device), lengths - 1]
-        summary = torch.tanh(self.summary(torch.cat([last, backward[:, 0]], 1)))
+        read = read_both_ways(
+            seen, shown, self.context_embedding.weight, self.forward_gru, self.backward_gru
+        )
+        encoded = self.encoding(read.states)  # (P, L, D)
+        summary = torch.tanh(self.summary(read.ends))
         actions = self.interface.num_actions
         named = functional.one_hot(context.clamp(max=actions - 1), actions)
         named = named.to(encoded.dtype) * (context < actions).unsqueeze(-1)

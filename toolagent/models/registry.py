@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from toolagent.errors import UserError, nearest
+from toolagent.models.answer_attention import AnswerAttentionNetwork
 from toolagent.models.base import AgentNetwork
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.models.network import StageGRUNetwork
+from toolagent.models.recurrent import RecurrentNetwork
 from toolagent.outside import file_of, is_outside, load_class, reference_of
 from toolagent.vocabulary import Interface
 
@@ -15,6 +17,8 @@ DEFAULT_NETWORK = "stage_gru"
 NETWORKS: dict[str, type[AgentNetwork]] = {
     "stage_gru": StageGRUNetwork,
     "encoder_decoder": EncoderDecoderNetwork,
+    "answer_attention": AnswerAttentionNetwork,
+    "recurrent": RecurrentNetwork,
 }
 _KINDS = (bool, int, float, str)
 # What model configs and checkpoints hold beside the options.

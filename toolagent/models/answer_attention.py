@@ -1,0 +1,569 @@
+"""A network that looks at its prompt and at the answers it got: for tasks whose tools answer.
+
+Shapes: B episodes (P different contexts), T steps, N steps that count, L context tokens, D the
+width `embedding_size`, H heads, W the width of keys and of values, A actions, V tokens, R tokens
+of a response, K answers that are kept, M tokens of answers in a batch's longest row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolagent.models.base import (
+    AgentNetwork,
+    AttentionWeights,
+    Encoding,
+    InitialState,
+    Packing,
+    ResponseInput,
+    one_of_each_run,
+    pack,
+    unpack,
+)
+from toolagent.models.bidirectional_gru import read_both_ways, shown_tokens
+from toolagent.models.packed_gru import PackedGRU
+from toolagent.vocabulary import Interface
+
+_COPY_SCALE = 2.0  # copying has to be found first, so its gates move faster than other weights
+_KEY_SIZE = 16  # W, of keys and of values
+_UNSEEN = -1e9  # a score that no weight survives
+_NO_TOKEN = -1
+
+
+class AnswerAttentionOptions(NamedTuple):
+    """D, the width of each GRU that reads the context, H, and K.
+
+    When `num_answers` are kept, the next one takes the place of the oldest.
+    """
+
+    embedding_size: int = 128
+    context_size: int = 48
+    num_heads: int = 4
+    num_answers: int = 12
+
+
+class StepTable(NamedTuple):
+    """The constants of a step."""
+
+    input_gates: Tensor  # (previous tokens, 3D): W_ih @ embedding + b_ih of every token
+    recurrent_weight: Tensor  # (D, 3D)
+    recurrent_bias: Tensor  # (3D,)
+    query_weight: Tensor  # (D, H W)
+    query_bias: Tensor  # (H W,)
+    answer_keys: Tensor  # (W, V + R + 2K): of tokens, places, numbers from the newest and first
+    token_values: Tensor  # (V, W + A): the values, and which action the token is
+    place_values: Tensor  # (R, W)
+    state_weight: Tensor  # (D, D): of the read-out
+    found_weight: Tensor  # (H W, D)
+    read_out_bias: Tensor  # (D,)
+    head_weight: Tensor  # (D, A + 1 + H)
+    head_bias: Tensor  # (A + 1 + H,)
+
+
+class _AnswerTokens(NamedTuple):
+    """The tokens of the answers of each episode, in the order in which they were seen."""
+
+    tokens: Tensor  # (B, M)
+    before: Tensor  # (B, M) the token before each in its answer; `_NO_TOKEN` at its first place
+    places: Tensor  # (B, M) in their answer
+    numbers: Tensor  # (B, M) which answer of the episode, 0 is the first; behind the last: huge
+    steps: Tensor  # (B, M) the step at which they are seen first; 0 if before these steps
+    seen: Tensor  # (B, T) how many answers were seen up to each step
+
+
+class AnswerAttentionNetwork(AgentNetwork):
+    """A GRU that writes, and heads that look at the context and at the answers seen so far.
+
+        e_j = [forward GRU_j; backward GRU_j]                        of the context's tokens
+        h_0 = tanh(W_0 [forward GRU_L; backward GRU_1] + b_0)
+        h_t = GRU(embedding(previous token) [+ response], h_{t-1})
+        q_th = W_h h_t + b_h
+        k_j = W_k e_j + c[x_j]                                       of a context token x_j
+        k_i = a[y_i] + p[place in its answer] + f[first, second, ...] + n[newest, one before, ...]
+                                                                     of a token y_i of an answer
+        w_th = softmax over all j and i of (q_th . k + b_h [the token before is the previous token])
+        found_th = sum_j w_thj v_j + sum_i w_thi v_i                 values are made like keys
+        o_t = tanh(W_o [h_t; found_t1; ...; found_tH] + b_o)
+        logits_t = W_pi o_t + b_pi + 2 sum_h g_h(o_t) copy_th,       value_t = w_v . o_t + b_v
+
+    copy_th is the distribution over actions that head h's weights put on the tokens it looks at,
+    and g(o_t) = W_g o_t + b_g how much each head's counts. b_h, one number for context and one for
+    answers, starts at 1: who has copied a token finds the one behind it. Values of answer tokens
+    have no part for an answer's number.
+
+    What is remembered of the answers is their tokens: a response with at least one token that is
+    an action is kept as it is (others hold nothing that can be written). The newest K are there.
+    Nothing that the heads find goes back into the GRU, so over known episodes the GRU runs first
+    and all steps look at once.
+
+    The state is, side by side, "gru": h_t; "answers": K R tokens (`pad_token` where nothing was
+    kept yet; answer number i is at i modulo K) and the number of answers so far, small integers.
+
+    Neighbours in the batch and padding behind the context can't change what is computed. The
+    stage is not looked at.
+
+    Sources: Cho et al. 2014 (GRU); Bahdanau et al. 2015 (attention); See et al. 2017, "Get to the
+    point" (copying by the weights of the attention); Shazeer 2019 (heads share keys and values).
+    """
+
+    Options: Any = AnswerAttentionOptions
+
+    def __init__(self, interface: Interface, options: Any = None):
+        super().__init__(interface, options)
+        for name in self.options._fields:
+            if getattr(self.options, name) < 1:
+                raise ValueError(f"{name} is {getattr(self.options, name)}; it must be at least 1")
+        width, reading, heads = self.options[:3]
+        vocabulary, tokens = interface.vocabulary, interface.context_vocabulary
+        self.num_kept = self._num_answers() if interface.response_length else 0
+        both = 2 * _KEY_SIZE  # keys and values side by side
+        self.context_embedding = nn.Embedding(tokens, reading)
+        self.forward_gru = nn.GRUCell(reading, reading)
+        self.backward_gru = nn.GRUCell(reading, reading)
+        self.summary = nn.Linear(2 * reading, width)
+        self.context_read = nn.Linear(2 * reading, both)
+        self.context_tokens = _table(tokens, both)
+        self.token_embedding = nn.Embedding(vocabulary.num_previous_tokens, width)
+        self.decoder_gru = nn.GRUCell(width, width)
+        self.response_input = ResponseInput(interface, 3 * width)
+        self.query = nn.Linear(width, heads * _KEY_SIZE)
+        self.follows_context = nn.Parameter(torch.ones(heads))
+        self.read_out = nn.Linear(width + heads * _KEY_SIZE, width)
+        self.heads = nn.Linear(width, interface.num_actions + 1 + heads)
+        if self.num_kept:
+            self.follows_answer = nn.Parameter(torch.ones(heads))
+            self.answer_tokens = _table(tokens, both)
+            self.answer_places = _table(interface.response_length, both)
+            self.from_first = _table(self.num_kept, _KEY_SIZE)
+            self.from_newest = _table(self.num_kept, _KEY_SIZE)
+        # Row v: which action token v is; of one that can't be written, none.
+        copied = torch.eye(tokens, interface.num_actions)
+        self.register_buffer("copied", copied, persistent=False)
+
+    copied: Tensor  # (V, A)
+
+    def _num_answers(self) -> int:
+        """K, where tools answer."""
+        return self.options.num_answers
+
+    @property
+    def state_parts(self) -> dict[str, slice]:
+        """(see `AgentNetwork`)"""
+        width = self.options.embedding_size
+        parts = {"gru": slice(0, width)}
+        if self.num_kept:
+            parts["answers"] = slice(width, self.hidden_size)
+        return parts
+
+    # Reading ----------------------------------------------------------------------------------
+
+    def begin(self, context: Tensor, stage: Tensor) -> InitialState:
+        """Reads B problems; equal ones that stand side by side only once (see `AgentNetwork`).
+
+        Returns:
+            The encoding: keys (B, W, L), values with copies (B, L, W + A), the token before each
+            (B, L) and the scores that hide the padding (B, 1, L); L ends with the longest context.
+        """
+        context, repeat = one_of_each_run(context)
+        tokens, shown = shown_tokens(context, self.pad_token)
+        read = read_both_ways(
+            tokens, shown, self.context_embedding.weight, self.forward_gru, self.backward_gru
+        )
+        both = self.context_read(read.states) + functional.embedding(tokens, self.context_tokens)
+        keys, values = both.split(_KEY_SIZE, -1)
+        before = functional.pad(tokens[:, :-1], (1, 0), value=_NO_TOKEN)
+        hidden_scores = values.new_zeros(shown.shape).masked_fill(~shown, _UNSEEN).unsqueeze(1)
+        first = torch.tanh(self.summary(read.ends))
+        parts = (
+            keys.transpose(1, 2),
+            torch.cat([values, self.copied[tokens]], -1),
+            before,
+            hidden_scores,
+            torch.cat([first, self._no_answers(len(first), first)], 1),
+        )
+        if repeat is not None:
+            parts = tuple(part.index_select(0, repeat) for part in parts)
+        return InitialState(parts[:-1], parts[-1])
+
+    def _no_answers(self, rows: int, like: Tensor) -> Tensor:
+        """The part "answers" of the state before the first one, (rows, K R + 1) or (rows, 0)."""
+        if not self.num_kept:
+            return like.new_empty(rows, 0)
+        width = self.num_kept * self.interface.response_length + 1
+        answers = like.new_full((rows, width), self.pad_token)
+        answers[:, -1] = 0.0
+        return answers
+
+    # What is remembered of the answers ----------------------------------------------------------
+
+    def _is_kept(self, responses: Tensor) -> Tensor:
+        """(...) bool, of (..., R) tokens: one of them at least can be written."""
+        can_be_written = (responses < self.interface.num_actions) & (responses != self.pad_token)
+        return can_be_written.any(-1)
+
+    def _remember(self, hidden: Tensor, response: Tensor) -> None:
+        """Puts (B, R) responses into the states (B, S), in place."""
+        rows = self._is_kept(response).nonzero().squeeze(1)
+        if not len(rows):
+            return
+        length, width = self.interface.response_length, self.options.embedding_size
+        number = hidden[rows, -1]  # (k,)
+        first = width + number.long() % self.num_kept * length
+        places = first.unsqueeze(1) + torch.arange(length, device=hidden.device)
+        hidden[rows.unsqueeze(1), places] = response[rows].to(hidden.dtype)
+        hidden[rows, -1] = number + 1
+
+    def _gather_answers(
+        self, hidden: Tensor, responses: Tensor | None, steps: int
+    ) -> _AnswerTokens:
+        """The tokens of the answers in the states (B, S) and of those observed in T steps.
+
+        Args:
+            hidden: before the first step.
+            responses: (B, T, R) observed; None: nothing.
+            steps: T.
+        """
+        rows, length, kept = len(hidden), self.interface.response_length, self.num_kept
+        grid = hidden[:, self.options.embedding_size :].detach().long()
+        number = grid[:, -1:]  # (B, 1) answers before
+        device = hidden.device
+        parts = []
+        if old := int(number.clamp(max=kept).max()):  # the oldest first
+            slots = (number - old + torch.arange(old, device=device)) % kept
+            earlier = grid[:, :-1].view(rows, kept, length)
+            parts.append(earlier.gather(1, slots.unsqueeze(-1).expand(-1, -1, length)))
+        if responses is not None:
+            parts.append(responses.long())
+        answers = torch.cat(parts, 1) if parts else grid.new_empty(rows, 0, length)
+        is_kept = self._is_kept(answers)  # (B, old + T)
+        total = is_kept.cumsum(1)
+        filled = total[:, old - 1 : old] if old else torch.zeros_like(number)
+        numbers = total - 1 + (number - filled)
+        seen = numbers[:, old:] + 1 if responses is not None else number.expand(-1, steps)
+        holds = (is_kept.unsqueeze(-1) & (answers != self.pad_token)).flatten(1)
+        row, cell = holds.nonzero(as_tuple=True)
+        column = (holds.cumsum(1) - 1)[row, cell]
+        most = int(column.max()) + 1 if len(column) else 0
+        when, place = cell // length, cell % length
+        before = functional.pad(answers[..., :-1], (1, 0), value=_NO_TOKEN)
+
+        def compact(values: Tensor, empty: int) -> Tensor:
+            return values.new_full((rows, most), empty).index_put((row, column), values)
+
+        return _AnswerTokens(
+            tokens=compact(answers.flatten(1)[row, cell], self.pad_token),
+            before=compact(before.flatten(1)[row, cell], _NO_TOKEN),
+            places=compact(place, 0),
+            numbers=compact(numbers[row, when], torch.iinfo(torch.int32).max),
+            steps=compact((when - old).clamp(min=0), _NO_TOKEN),
+            seen=seen,
+        )
+
+    # All steps at once --------------------------------------------------------------------------
+
+    def _write(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        hidden: Tensor,
+        responses: Tensor | None,
+    ) -> tuple[Packing, Tensor]:
+        """The packing of the steps, and the GRU's state (N, D) after each."""
+        packing = pack(lengths, tokens.shape[1])
+        extra = None
+        if responses is not None:
+            extra = self.response_input(responses.flatten(0, 1)[packing.place])
+        gru = self.decoder_gru
+        outputs = PackedGRU.apply(
+            functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
+            gru.weight_hh,
+            gru.bias_hh,
+            hidden[packing.order, : self.options.embedding_size],
+            tokens.reshape(-1)[packing.place].int(),
+            packing.sizes,
+            extra,
+        )
+        return packing, outputs
+
+    def _look(
+        self, queries: Tensor, tokens: Tensor, encoding: Encoding, answers: _AnswerTokens | None
+    ) -> tuple[Tensor, Tensor]:
+        """Where all steps look, and what they find.
+
+        Args:
+            queries: (B, T, H W).
+            tokens: (B, T) the previous token of each.
+            encoding: of `begin`.
+            answers: what there is to be looked at besides; None: nothing.
+
+        Returns:
+            weights (B, T H, L + M), and found values with copies (B, T H, W + A).
+        """
+        keys, values, before, hidden_scores = encoding
+        rows, steps = tokens.shape
+        queries = queries.reshape(rows, -1, _KEY_SIZE)  # (B, T H, W)
+
+        def prefer(scores: Tensor, before: Tensor, strength: Tensor) -> Tensor:
+            follows = (before.unsqueeze(1) == tokens.unsqueeze(2)).unsqueeze(2)  # (B, T, 1, L)
+            scores = scores.view(rows, steps, -1, before.shape[1])
+            return torch.addcmul(scores, follows.to(scores.dtype), strength.unsqueeze(1))
+
+        scores = prefer(torch.baddbmm(hidden_scores, queries, keys), before, self.follows_context)
+        if answers is not None and answers.tokens.shape[1]:
+            both = functional.embedding(answers.tokens, self.answer_tokens)
+            both = both + functional.embedding(answers.places, self.answer_places)
+            answer_keys, answer_values = both.split(_KEY_SIZE, -1)  # (B, M, W)
+            first = answers.numbers.clamp(max=self.num_kept - 1)
+            answer_keys = answer_keys + functional.embedding(first, self.from_first)
+            # Behind the numbers from the newest: a score for those that are not there.
+            numbers = functional.pad(self.from_newest, (0, 0, 0, 1))
+            bias = numbers.new_zeros(len(numbers))
+            bias[-1] = _UNSEEN
+            by_number = functional.linear(queries, numbers, bias).view(rows, steps, -1, len(bias))
+            number = answers.seen.unsqueeze(2) - 1 - answers.numbers.unsqueeze(1)  # (B, T, M)
+            number = number.masked_fill((number < 0) | (number >= self.num_kept), self.num_kept)
+            number = number.unsqueeze(2).expand(-1, -1, by_number.shape[2], -1)
+            answer_scores = prefer(
+                torch.bmm(queries, answer_keys.transpose(1, 2)), answers.before, self.follows_answer
+            )
+            scores = torch.cat([scores, answer_scores + by_number.gather(3, number)], -1)
+            copied = self.copied[answers.tokens]
+            values = torch.cat([values, torch.cat([answer_values, copied], -1)], 1)
+        weights = torch.softmax(scores, -1).flatten(1, 2)  # (B, T H, L + M)
+        return weights, torch.bmm(weights, values)
+
+    def _decode(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        responses: Tensor | None,
+    ) -> tuple[Packing, Tensor, Tensor, Tensor, _AnswerTokens | None]:
+        """All steps of known episodes.
+
+        Returns:
+            The packing; packed logits, values and gates (N, A + 1 + H) and the GRU's states
+            (N, D); the weights (B, T H, L + M), and the answers that were looked at.
+        """
+        rows, steps = tokens.shape
+        tokens = tokens.long()
+        packing, outputs = self._write(tokens, lengths, hidden, responses)
+        queries = unpack(self.query(outputs), packing, rows, steps)
+        answers = self._gather_answers(hidden, responses, steps) if self.num_kept else None
+        weights, found = self._look(queries, tokens, encoding, answers)
+        found = found.reshape(rows * steps, -1).index_select(0, packing.place)
+        found = found.view(len(found), self.options.num_heads, -1)
+        values, copies = found.split([_KEY_SIZE, self.interface.num_actions], -1)
+        read = torch.tanh(self.read_out(torch.cat([outputs, values.flatten(1)], 1)))
+        return packing, _combine(self.heads(read), copies), outputs, weights, answers
+
+    def unroll_episodes(
+        self,
+        context: Tensor,
+        stage: Tensor,
+        actions: Tensor,
+        lengths: Tensor,
+        responses: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Reads, then writes all steps (see `AgentNetwork`)."""
+        tokens, observed = self.shifted(actions, responses)
+        encoding, hidden = self.begin(context, stage)
+        packing, heads, *_ = self._decode(tokens, lengths, encoding, hidden, observed)
+        padded = unpack(heads, packing, *tokens.shape)
+        sizes = [self.interface.num_actions, 1, self.options.num_heads]
+        logits, values, _ = padded.split(sizes, -1)
+        return logits, values.squeeze(-1)
+
+    def unroll(
+        self,
+        previous_tokens: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        responses: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Whole sequences (see `AgentNetwork`)."""
+        rows, steps = previous_tokens.shape
+        lengths = torch.full((rows,), steps, device=hidden.device)
+        packing, heads, outputs, *_ = self._decode(
+            previous_tokens, lengths, encoding, hidden, responses
+        )
+        padded = unpack(torch.cat([heads, outputs], 1), packing, rows, steps)
+        sizes = [self.interface.num_actions, 1, self.options.num_heads, outputs.shape[1]]
+        logits, values, _, states = padded.split(sizes, -1)
+        after = torch.cat([states[:, -1], hidden[:, outputs.shape[1] :]], 1)
+        if self.num_kept and responses is not None:
+            with torch.no_grad():
+                remembered = after.detach().clone()
+                for response in responses.unbind(1):
+                    self._remember(remembered, response)
+            after = torch.cat([states[:, -1], remembered[:, outputs.shape[1] :]], 1)
+        return logits, values.squeeze(-1), after
+
+    @torch.no_grad()
+    def attention_weights(
+        self,
+        context: Tensor,
+        stage: Tensor,
+        actions: Tensor,
+        lengths: Tensor,
+        responses: Tensor | None = None,
+    ) -> AttentionWeights:
+        """Where the heads look at each step (see `AgentNetwork`)."""
+        tokens, observed = self.shifted(actions, responses)
+        encoding, hidden = self.read(context, stage)
+        packing, heads, _, weights, answers = self._decode(
+            tokens, lengths, encoding, hidden, observed
+        )
+        rows, steps = tokens.shape
+        gates = unpack(heads, packing, rows, steps)[..., self.interface.num_actions + 1 :]
+        happened = torch.arange(steps, device=tokens.device) < lengths.unsqueeze(1)
+        weights = weights.view(rows, steps, self.options.num_heads, -1)
+        weights = weights * happened[:, :, None, None]
+        read = encoding[0].shape[2]
+        looked = functional.pad(weights[..., :read], (0, context.shape[1] - read))
+        if answers is None:
+            none = actions.new_empty((rows, 0), dtype=torch.int64)
+            return AttentionWeights(looked, weights[..., read:], gates, none, none, none)
+        there = answers.steps != _NO_TOKEN
+        return AttentionWeights(
+            looked,
+            weights[..., read:],
+            gates,
+            torch.where(there, answers.steps - 1, _NO_TOKEN),
+            torch.where(there, answers.places, _NO_TOKEN),
+            torch.where(there, answers.tokens, _NO_TOKEN),
+        )
+
+    # One step -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step_table(self) -> StepTable:
+        """The constants of `step` (see `AgentNetwork`)."""
+        gru, width = self.decoder_gru, self.options.embedding_size
+        empty = self.copied.new_empty(0, _KEY_SIZE)
+        token_keys, token_values, place_keys, place_values = empty, empty, empty, empty
+        numbers = empty
+        if self.num_kept:
+            token_keys, token_values = self.answer_tokens.split(_KEY_SIZE, 1)
+            place_keys, place_values = self.answer_places.split(_KEY_SIZE, 1)
+            numbers = torch.cat([self.from_newest, self.from_first])
+            token_values = torch.cat([token_values, self.copied], 1)
+        state_weight, found_weight = self.read_out.weight.split(
+            [width, self.read_out.in_features - width], 1
+        )
+        return StepTable(
+            input_gates=functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
+            recurrent_weight=gru.weight_hh.t().contiguous(),
+            recurrent_bias=gru.bias_hh.clone(),
+            query_weight=self.query.weight.t().contiguous(),
+            query_bias=self.query.bias.clone(),
+            answer_keys=torch.cat([token_keys, place_keys, numbers]).t().contiguous(),
+            token_values=token_values.clone(),
+            place_values=place_values.clone(),
+            state_weight=state_weight.t().contiguous(),
+            found_weight=found_weight.t().contiguous(),
+            read_out_bias=self.read_out.bias.clone(),
+            head_weight=self.heads.weight.t().contiguous(),
+            head_bias=self.heads.bias.clone(),
+        )
+
+    @torch.no_grad()
+    def step(
+        self,
+        table: StepTable,
+        previous_token: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+        response: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step by table look-up (see `AgentNetwork`)."""
+        width = self.options.embedding_size
+        before = hidden[:, :width]
+        inputs = table.input_gates.index_select(0, previous_token)  # (B, 3D)
+        if response is not None:
+            inputs += self.response_input(response)
+        recurrent = torch.addmm(table.recurrent_bias, before, table.recurrent_weight)
+        gates = torch.sigmoid_(inputs[:, : 2 * width] + recurrent[:, : 2 * width])
+        reset, update = gates[:, :width], gates[:, width:]
+        new = torch.tanh_(torch.addcmul(inputs[:, 2 * width :], reset, recurrent[:, 2 * width :]))
+        state = torch.lerp(new, before, update)
+        hidden = torch.cat([state, hidden[:, width:]], 1)
+        if self.num_kept and response is not None:
+            self._remember(hidden, response)
+        queries = torch.addmm(table.query_bias, state, table.query_weight)
+        found = self._look_once(table, queries, previous_token, encoding, hidden)
+        values, copies = found.split([_KEY_SIZE, self.interface.num_actions], -1)
+        read = torch.addmm(table.read_out_bias, state, table.state_weight)
+        read = torch.tanh_(read.addmm_(values.flatten(1), table.found_weight))
+        heads = _combine(torch.addmm(table.head_bias, read, table.head_weight), copies)
+        actions = self.interface.num_actions
+        return heads[:, :actions], heads[:, actions], hidden
+
+    def _look_once(
+        self,
+        table: StepTable,
+        queries: Tensor,
+        previous_token: Tensor,
+        encoding: Encoding,
+        hidden: Tensor,
+    ) -> Tensor:
+        """What the heads find at one step, (B, H, W + A): `_look` from tables of the tokens."""
+        keys, values, before, hidden_scores = encoding
+        rows, heads = len(queries), self.options.num_heads
+        queries = queries.view(rows, heads, _KEY_SIZE)
+        previous = previous_token.long().unsqueeze(1)  # (B, 1)
+
+        def prefer(follows: Tensor, strength: Tensor) -> Tensor:
+            return follows.unsqueeze(1) * strength.unsqueeze(1)  # (B, H, ...)
+
+        scores = torch.baddbmm(hidden_scores, queries, keys)  # (B, H, L)
+        scores += prefer(before == previous, self.follows_context)
+        most = int(hidden[:, -1].max()) if self.num_kept else 0
+        if not most:
+            return torch.bmm(torch.softmax(scores, -1), values)
+        kept, length = self.num_kept, self.interface.response_length
+        slots, tokens_known = min(most, kept), len(table.token_values)
+        number = hidden[:, -1:].long()  # (B, 1) answers seen
+        start = self.options.embedding_size
+        tokens = hidden[:, start : start + slots * length].long()  # (B, M)
+        by_table = (queries.view(-1, _KEY_SIZE) @ table.answer_keys).view(rows, heads, -1)
+        by_table[..., self.pad_token] = _UNSEEN
+        by_token, by_place, by_newest, by_first = by_table.split(
+            [tokens_known, length, kept, kept], -1
+        )
+        newest = (number - 1 - torch.arange(slots, device=hidden.device)) % kept  # (B, slots)
+        first = (number - 1 - newest).clamp_(0, kept - 1)
+        by_number = by_newest.gather(2, newest.unsqueeze(1).expand(-1, heads, -1))
+        by_number += by_first.gather(2, first.unsqueeze(1).expand(-1, heads, -1))
+        index = tokens.unsqueeze(1).expand(-1, heads, -1)  # (B, H, M)
+        grid = by_token.gather(2, index).view(rows, heads, slots, length)
+        grid += by_number.unsqueeze(3)
+        grid += by_place.unsqueeze(2)
+        shown = tokens.view(rows, slots, length)
+        follows = (shown[..., :-1] == previous.unsqueeze(2)).unsqueeze(1)
+        grid[..., 1:] += follows * self.follows_answer.view(-1, 1, 1)
+        weights = torch.softmax(torch.cat([scores, grid.flatten(2)], -1), -1)
+        read = scores.shape[2]
+        found = torch.bmm(weights[..., :read], values)
+        on_answers = weights[..., read:]
+        by_token = torch.zeros_like(by_token).scatter_add_(2, index, on_answers)
+        found += by_token @ table.token_values
+        on_places = on_answers.unflatten(2, (slots, length)).sum(2)  # (B, H, R)
+        found[..., :_KEY_SIZE] += on_places @ table.place_values
+        return found
+
+
+def _combine(heads: Tensor, copies: Tensor) -> Tensor:
+    """Logits, values and gates (N, A + 1 + H) of N steps, from those without copies."""
+    logits, value, gates = heads.split([copies.shape[2], 1, copies.shape[1]], 1)
+    copied = (gates.unsqueeze(2) * copies).sum(1)  # (N, A)
+    return torch.cat([logits + _COPY_SCALE * copied, value, gates], 1)
+
+
+def _table(rows: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, width) * 0.5)
