@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolagent.tasks import Problems, Registers, Task, Transition, Vocabulary
+from toolagent.tasks import Lies, Problems, Registers, Task, Transition, Vocabulary
 
 
 @dataclass
@@ -18,6 +18,7 @@ class Hidden(Problems):
 class Written(Registers):
     """The digits that were written last, -1 where there was none."""
 
+    stage: np.ndarray  # (B,) int8
     last: np.ndarray  # (B, 2) int8
 
 
@@ -50,9 +51,13 @@ class PeekTask(Task):
         context[one, 1] = self.vocabulary.pad_token
         return Hidden(stage, context, rng.integers(0, 3, (len(stage), 2)).astype(np.int8))
 
+    def siblings(self, problems, rng):
+        digits = rng.integers(0, 3, problems.digits.shape).astype(np.int8)
+        return Hidden(problems.stage, problems.context, digits)
+
     def start(self, problems):
         size = len(problems)
-        return Written(np.zeros(size, np.int8), np.full((size, 2), -1, np.int8))
+        return Written(np.zeros(size, np.int8), problems.stage, np.full((size, 2), -1, np.int8))
 
     def step(self, problems, registers, actions):
         steps, last = registers.steps + np.int8(1), registers.last.copy()
@@ -60,9 +65,10 @@ class PeekTask(Task):
         last[writes, 0] = last[writes, 1]
         last[writes, 1] = actions[writes]
         terminated = actions == 4
-        solved = terminated & (self._value(problems, registers) == self.target(problems))
+        value, _ = self.accumulator(registers)
+        solved = terminated & (value == self.target(problems))
         return Transition(
-            registers=Written(steps, last),
+            registers=Written(steps, registers.stage, last),
             rewards=solved.astype(float),
             terminated=terminated,
             truncated=~terminated & (steps >= self.max_actions),
@@ -71,12 +77,23 @@ class PeekTask(Task):
         )
 
     def target(self, problems):
-        first, second = problems.digits.T.astype(np.int64)
+        return self._asked(problems, problems.digits)
+
+    def accumulator(self, registers):
+        first, second = registers.last.T.astype(np.int64)
+        one = registers.stage == 0
+        return np.where(one, second, 10 * first + second), np.where(one, second, first) >= 0
+
+    def lies(self, problems, actions, lengths, response):
+        """The first LOOK is answered with a second digit that is one too large, 0 for 3."""
+        looked = (actions == 3) & (np.arange(actions.shape[1]) < lengths[:, None])
+        told = problems.digits + np.array([0, 1], np.int8)
+        told[:, 1] %= 3
+        step = np.where(looked.any(1), looked.argmax(1), -1)
+        return Lies(step, told, self._asked(problems, told))
+
+    def _asked(self, problems, digits):
+        """(B,) the right answers if these are the hidden digits."""
+        first, second = digits.T.astype(np.int64)
         one = np.where(problems.context[:, 0] == 0, first, second)
         return np.where(problems.stage == 0, one, 10 * first + second)
-
-    def _value(self, problems, registers):
-        """(B,) what is written, -1 where a digit is missing."""
-        first, second = registers.last.T.astype(np.int64)
-        both = np.where(first < 0, -1, 10 * first + second)
-        return np.where(problems.stage == 0, second, both)

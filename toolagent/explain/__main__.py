@@ -1,7 +1,7 @@
 """Shows what a checkpoint's greedy agent does on one problem, and why it is right or wrong.
 
 python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7 | --expression "(3+4)*2"]
-    [--task MODULE:CLASS] [--probes] [--html FILE] [--parquet FILE] [--json FILE]
+    [--task MODULE:CLASS] [--probes] [--memory] [--html FILE] [--parquet FILE] [--json FILE]
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from toolagent import cli
 from toolagent.checkpoints.policy import Policy, load_policy
 from toolagent.errors import UserError
 from toolagent.explain import views
+from toolagent.explain.memory import MemoryReport, check_memory, run_memory
 from toolagent.explain.microscope import Look, look_at, record
 from toolagent.explain.probes import ProbeReport, check_probes, run_probes
 from toolagent.files import check_writable, write_result
@@ -81,6 +83,7 @@ class ProblemCommand(click.Command):
 @click.option("--stage", type=cli.IntRange(), metavar="S", help="A problem of this stage.")
 @cli.code_options
 @click.option("--probes", is_flag=True, help="Measure what the hidden state holds: some seconds.")
+@click.option("--memory", is_flag=True, help="Exchange inner states, and lie: some seconds.")
 @click.option("--html", "html_file", metavar="FILE", type=cli.PATH, help="Also write it as a page.")
 @click.option(
     "--parquet", "parquet_file", metavar="FILE", type=cli.PATH, help="Also write a row a step."
@@ -92,6 +95,7 @@ def command(
     task: str | None,
     network: str | None,
     probes: bool,
+    memory: bool,
     html_file: str | None,
     parquet_file: str | None,
     json_file: str | None,
@@ -114,7 +118,9 @@ def command(
         policy.check_outside(file)
     if probes:
         check_probes(policy.task)
-    explain(policy, stage, texts, probes, *named.values())
+    if memory:
+        check_memory(policy.task)
+    explain(policy, stage, texts, probes, memory, *named.values())
     if not files:
         cli.check_printed("write it to a file with --json")
 
@@ -124,6 +130,7 @@ def explain(
     stage: int | None,
     texts: Mapping[str, str | None],
     probes: bool,
+    memory: bool,
     html_file: str | None,
     parquet_file: str | None,
     json_file: str | None,
@@ -135,6 +142,7 @@ def explain(
         stage: of the problem, if one is named.
         texts: the problem, by the name of what poses it.
         probes: whether to measure them, too.
+        memory: whether to exchange inner states, too: in all stages, or in the one that is named.
         html_file: to be written, if named; and so on.
     """
     task = policy.task
@@ -153,6 +161,8 @@ def explain(
         told += judgement(recorded, task.plan(problems, 0)).splitlines()
     looks = look_at(policy.network, task, problems, recorded)
     report = run_probes(policy.network, task) if probes else None
+    named = None if stage is None else [stage]
+    remembered = run_memory(policy.network, task, named) if memory else None
     shown = f"task {task.name}, checkpoint {cli.one_line(policy.place)}"
 
     about = {
@@ -163,14 +173,14 @@ def explain(
         "target": recorded.target,
     }
     if html_file is not None:
-        page = views.page(heading, [*notes, *told], looks, report, shown, task)
+        page = views.page(heading, [*notes, *told], looks, report, remembered, shown, task)
         write_result(Path(html_file), page.encode())
     if parquet_file is not None:
         with pa.BufferOutputStream() as stream:
             pq.write_table(step_rows(about, looks, task), stream, compression="zstd")
             write_result(Path(parquet_file), stream.getvalue().to_pybytes())
     if json_file is not None:
-        document = json_document(about, recorded, told, looks, report)
+        document = json_document(about, recorded, told, looks, report, remembered)
         write_result(Path(json_file), (json.dumps(document, indent=1) + "\n").encode())
 
     console = cli.console()
@@ -192,6 +202,21 @@ def explain(
         cli.print_table(console, views.probe_table(report))
         for note in report.notes:
             console.print(note, soft_wrap=True)
+    if remembered is not None:
+        print_memory(console, remembered)
+
+
+def print_memory(console: Console, report: MemoryReport) -> None:
+    """The tables of both experiments."""
+    console.print("\nwhat decides the answer if inner states are exchanged:")
+    cli.print_table(console, views.table_of(views.exchange_rows(report)))
+    for note in report.notes:
+        console.print(note, soft_wrap=True)
+    if report.lies:
+        console.print(
+            "\nwhat is answered if one of the answers of the tools is observed off by one:"
+        )
+        cli.print_table(console, views.table_of(views.lie_rows(report)))
 
 
 def step_rows(about: dict[str, Any], looks: list[Look], task: Task) -> pa.Table:
@@ -239,6 +264,7 @@ def json_document(
     told: list[str],
     looks: list[Look],
     report: ProbeReport | None,
+    remembered: MemoryReport | None,
 ) -> dict[str, Any]:
     """All that is known of the episode; numbers that are not finite are null."""
     document = about | {
@@ -251,6 +277,8 @@ def json_document(
     if report is not None:
         document["probes"] = [vars(probe) for probe in report.probes]
         document["probe_notes"] = report.notes
+    if remembered is not None:
+        document |= remembered.record()
     return _finite(document)
 
 

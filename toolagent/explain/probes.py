@@ -13,6 +13,8 @@ What is a number is scored by R^2 *within* each machine status (which registers 
 has been read): 0 is what one gets who knows the status and no number. What is a kind is scored by
 the share of right guesses; shuffled labels then give the share of the most frequent kind.
 
+A probe can find what the agent does not use; what it uses is seen by exchanging states (`memory`).
+
 Sources: Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes";
 Hewitt & Liang 2019, "Designing and interpreting probes with control tasks".
 """
@@ -37,6 +39,7 @@ PROBLEMS = 3_000  # half of them to fit, half to score
 PENALTIES = 10.0 ** np.arange(-2, 5)  # of the ridge, chosen on a quarter of the fit's rows
 LEAST_ROWS = 200  # of a machine status that is scored
 CLEARLY = 0.1  # more than a control by this much
+WARNING = "a probe can find what the agent does not use; --memory shows what it uses"
 NUMBER, KIND = "R^2", "share right"
 
 Features = dict[str, np.ndarray]  # control: (N, F)
@@ -109,6 +112,7 @@ def run_probes(network: AgentNetwork, task: Task, seed: int = 0) -> ProbeReport:
     notes = [_summary(probes)]
     if not isinstance(task, ExpressionTask):
         notes.append(_order(network, task, fit))
+    notes.append(WARNING)
     return ProbeReport(probes, notes)
 
 

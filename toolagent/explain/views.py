@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from toolagent import cli
+from toolagent.explain.memory import Exchange, Lying, MemoryReport
 from toolagent.explain.microscope import Future, Look, percentages
 from toolagent.explain.probes import ProbeReport
 from toolagent.rollouts.trajectory import probability_text, response_text
@@ -78,11 +79,67 @@ def probe_table(report: ProbeReport) -> Table:
     return table
 
 
+Rows = list[dict[str, str]]  # a row is its cells by column
+
+
+def exchange_rows(report: MemoryReport) -> Rows:
+    """A row for each stage and part, and for all stages together."""
+    stages = list(dict.fromkeys(one.stage for one in report.exchanges))
+    results = [one for one in report.exchanges if one.pairs or one.part == report.parts[0]]
+    if len(stages) > 1:
+        results += [report.of_part(part) for part in report.parts]
+    return [
+        {
+            "stage": _stage(one),
+            "part": one.part,
+            "pairs": f"{one.pairs} of {one.drawn}",
+            **_shares(one.record(), ("follows_state", "follows_machine", "neither", "control")),
+        }
+        for one in results
+    ]
+
+
+def lie_rows(report: MemoryReport) -> Rows:
+    """A row for each stage in which the agent can be lied to, and for all together."""
+    total = report.lying()
+    results = [*report.lies, total] if total is not None and len(report.lies) > 1 else report.lies
+    return [
+        {
+            "stage": _stage(one),
+            "episodes": f"{one.episodes} of {one.drawn}",
+            **_shares(one.record(), ("follows_lie", "follows_truth", "neither", "control")),
+        }
+        for one in results
+    ]
+
+
+def _stage(one: Exchange | Lying) -> str:
+    return "all" if one.stage is None else str(one.stage)
+
+
+def _shares(record: dict[str, Any], names: tuple[str, ...]) -> dict[str, str]:
+    """Shares rounded down, as accuracies are; '-' where nothing counts."""
+    return {
+        cli.words(name): "-" if record[name] is None else probability_text(record[name], 3)
+        for name in names
+    }
+
+
+def table_of(rows: Rows) -> Table:
+    """The rows for a terminal."""
+    columns = list(rows[0])
+    table = cli.table(*columns, right=set(columns) - {"stage", "part"})
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
 def page(
     heading: str,
     verdict: list[str],
     looks: list[Look],
     report: ProbeReport | None,
+    remembered: MemoryReport | None,
     checkpoint: str,
     task: Task,
 ) -> str:
@@ -99,6 +156,9 @@ def page(
         has_oracle=task.defines("continuation"),
         registers=register_names(looks),
         report=report,
+        remembered=remembered,
+        exchanges=exchange_rows(remembered) if remembered else [],
+        lies=lie_rows(remembered) if remembered else [],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolagent.tasks.base import Problems, Registers, Task, Transition
+from toolagent.tasks.base import Lies, Problems, Registers, Task, Transition
 from toolagent.tasks.calculator import CalculatorTask
 from toolagent.tasks.expression import ExpressionTask
 from toolagent.tasks.registry import TASKS, get_task, register_task, task_class
@@ -15,6 +15,7 @@ for _task in (TutorialTask, CalculatorTask, ExpressionTask, ToolCallTask):
 
 __all__ = [
     "TASKS",
+    "Lies",
     "Problems",
     "Registers",
     "Task",

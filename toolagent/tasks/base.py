@@ -54,6 +54,16 @@ class Transition:
         return self.terminated | self.truncated
 
 
+@dataclass
+class Lies(Columns):
+    """An answer in each of B episodes, and what it would be as a lie."""
+
+    step: np.ndarray  # (B,) int64: the action that is answered, -1 where there is nothing to lie of
+    response: np.ndarray  # (B, response_length) int8: the tokens of the lie
+    # (B,) int64: the right answer to the problem if the lie is true and all else as it is
+    answer: np.ndarray
+
+
 class Task(abc.ABC):
     """Problem generator and machine. Stateless: everything travels in the columns.
 
@@ -319,6 +329,22 @@ class Task(abc.ABC):
 
     def computes(self, actions: Sequence[int]) -> str | None:
         """The formula that a program answers with, where it alone determines one: '3*4+5'."""
+        return None
+
+    def lies(
+        self, problems: Any, actions: np.ndarray, lengths: np.ndarray, response: np.ndarray
+    ) -> Lies | None:
+        """How finished episodes could have been lied to: off by one, in the first answer that is
+        calculated and not looked up.
+
+        For explanation only. Here: in no way.
+
+        Args:
+            problems: (B,) of this task.
+            actions: (B, T) integers.
+            lengths: (B,) the actions that count.
+            response: (B, T, response_length) what each action was answered with.
+        """
         return None
 
     # What is observed -----------------------------------------------------------------------

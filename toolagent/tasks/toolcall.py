@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from toolagent.tasks.base import Task, Transition
+from toolagent.tasks.base import Lies, Task, Transition
+from toolagent.tasks.toolcall_lies import lies_of
 from toolagent.tasks.toolcall_machine import (
     ADD,
     ANS,
@@ -201,6 +202,16 @@ class ToolCallTask(Task):
     def status(self, registers: ToolCallRegisters) -> np.ndarray:
         """How far the call is written (`toolcall_machine`), so which tokens are refused."""
         return registers.status
+
+    def lies(
+        self,
+        problems: ToolCallProblems,
+        actions: np.ndarray,
+        lengths: np.ndarray,
+        response: np.ndarray,
+    ) -> Lies:
+        """The first calculation that was answered with a value, see `toolcall_lies`."""
+        return lies_of(self, problems, actions, lengths, response)
 
     # Programs -------------------------------------------------------------------------------
 

@@ -106,6 +106,11 @@ def _answers() -> np.ndarray:
 _ANSWERS = _answers()
 
 
+def answer_tokens(values: np.ndarray) -> np.ndarray:
+    """(B, RESPONSE_LENGTH) int8: what tools answer with for (B,) values up to MOST in size."""
+    return _ANSWERS[values + MOST]
+
+
 @dataclass
 class ToolCallRegisters(Registers):
     """How far the call in each of B episodes is written, and what was answered before."""
@@ -166,7 +171,7 @@ def read_tokens(registers: ToolCallRegisters, actions: np.ndarray, database: np.
     if len(rows):
         result = _results(registers.take(rows), database[rows])
         fits = np.abs(result) <= MOST
-        response[rows[fits]] = _ANSWERS[result[fits] + MOST]
+        response[rows[fits]] = answer_tokens(result[fits])
         response[rows[~fits], 0] = ERR
         answered[rows] += fits
         last[rows] = np.where(fits, result, REFUSED_RESULT)

@@ -138,6 +138,11 @@ def _numbers(operands: np.ndarray, database: np.ndarray) -> np.ndarray:
     return np.where(is_key(operands), values, operands).astype(np.int64)
 
 
+def numbers_of(problems: ToolCallProblems) -> np.ndarray:
+    """(B, 5) int64: the operands' values; those behind a stage's number count for nothing."""
+    return _numbers(problems.context[:, 0::2], problems.database)
+
+
 def _calculate(numbers: np.ndarray, operators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(B,) int64 values, and (B,) bool: every result is at most 9999 in size."""
     total, term = np.zeros(len(numbers), np.int64), numbers[:, 0]  # of finished terms; the last
