@@ -19,6 +19,7 @@ from toolagent.rollouts.certification import (
     is_solved,
     measure,
 )
+from toolagent.rollouts.episode_batch import empty_batch
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import MUL
 
@@ -206,3 +207,26 @@ def test_a_record_of_a_task_that_judges_nothing_has_the_four_figures():
     row = certify_stage(untrained_network(), get_task("calculator"), 0)
     assert list(row.record()) == ["stage", "problems", "solved", "accuracy"]
     assert row.complete
+
+
+def test_of_a_listed_stage_all_problems_count_and_what_is_held_out_is_told_apart(monkeypatch):
+    task = get_task("toolcall")
+
+    def play_right(network, task, problems):
+        """As if all were solved but one problem that is held out."""
+        batch = empty_batch(task, problems.context, problems.stage)
+        batch.lengths[:] = 3
+        first_held_out = np.cumsum(task.split_of(problems) > 0) == 1
+        batch.solved[:] = ~(first_held_out & (task.split_of(problems) > 0))
+        return batch
+
+    monkeypatch.setattr(certification, "play", play_right)
+    row = certify_stage(Planner(), task, 1)
+    assert (row.problems, row.solved, row.complete, row.certified) == (800, 799, True, False)
+    (apart,) = row.other_splits
+    assert (apart.split, apart.problems, apart.solved) == ("held_out_values", 80, 79)
+    assert row.record() == {
+        **{"stage": 1, "problems": 800, "solved": 799, "accuracy": 799 / 800},
+        "held_out_values": {"problems": 80, "solved": 79, "accuracy": 79 / 80},
+    }
+    assert certify_stage(Planner(), task, 0).other_splits == ()

@@ -83,7 +83,20 @@ class SummaryStage(Counts):
     first_solved_env_steps: Count | None = None
     first_solved_s: Seconds | None = None
     mean_reward: Number | None = None
-    held_out: Counts | None = None
+    other_splits: dict[str, Counts] = {}  # by name; in the file beside the fields above
+
+    @model_validator(mode="before")
+    @classmethod
+    def _splits_apart(cls, values: Any) -> Any:
+        """A field that is no other and holds counts, such as `held_out`, is of a split."""
+        if not isinstance(values, dict):
+            return values
+        splits = {
+            name: value
+            for name, value in values.items()
+            if name not in cls.model_fields and isinstance(value, dict) and "problems" in value
+        }
+        return {**values, "other_splits": splits}
 
 
 class Summary(RunFile):

@@ -288,14 +288,17 @@ def stage_notes(stages: Sequence[StageAccuracy], trained: Container[int] | None)
     notes = []
     sampled = [row for row in stages if row.split is not None]
     if sampled:
-        first, *below = (sampled[0], *sampled[0].other_splits)
+        first = sampled[0]
         kind = "of each stage" if first.split == ALL else words(first.split)
         counts = f"{first.problems:,} {kind}"
-        for row in below:
-            counts += f", and below them {row.problems:,} {words(row.split)}"
+        below = {other.split: other for row in sampled for other in row.other_splits}
+        for other in below.values():
+            counts += f", and below them {other.problems:,} {words(other.split)}"
         which = ", ".join(str(row.stage) for row in sampled)
         which = f"stages {which} are" if len(sampled) > 1 else f"stage {which} is"
         notes.append(f"{which} measured on a fixed sample, not on all problems:\n{counts}")
+    if any(row.complete and row.other_splits for row in stages):
+        notes.append("below a stage whose problems were all played: what some of them came to")
     if trained is not None and any(row.stage not in trained for row in stages):
         notes.append("* not trained on")
     return notes

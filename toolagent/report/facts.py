@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from toolagent.checkpoints.run_files import STOPPED_BY, Counts
-from toolagent.cli import accuracy_text
+from toolagent.cli import accuracy_text, words
 from toolagent.report.run_files import RunRecord
 from toolagent.tasks import TASKS, get_task
 from toolagent.tasks.oracle import shortest_programs
@@ -89,16 +89,13 @@ def accuracies(run: RunRecord) -> Table:
     rows, judged = [], any(s.algebraically_valid is not None for s in run.summary.stages)
     for stage in run.summary.stages:
         first = stage.first_solved_env_steps
-        splits: list[tuple[Counts | None, str, str]] = [
+        splits: list[tuple[Counts, str, str]] = [
             (stage, formula(run, stage.stage), "-" if first is None else f"{first:,}"),
-            (stage.held_out, "held out of training", "-"),
+            *((counts, words(name), "-") for name, counts in stage.other_splits.items()),
         ]
         for counts, what, solved_at in splits:
-            if counts is None:
-                continue
-            whole = counts is stage and stage.complete
             cells = [str(stage.stage), what, f"{counts.solved:,}/{counts.problems:,}"]
-            cells += [_solved(counts), "every problem" if whole else "a fixed sample"]
+            cells += [_solved(counts), "every problem" if stage.complete else "a fixed sample"]
             cells += [_share(counts.algebraically_valid, 2)] * judged
             rows.append([*cells, solved_at])
     headings = ["stage", "problem", "solved", "accuracy", "counted on"]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play
 from toolagent.rollouts.programs import Programs, programs_of
 from toolagent.tasks import Task
@@ -37,7 +38,9 @@ class StageAccuracy:
     complete: bool = False  # these were all problems of the stage
     split: str | None = None  # the one that they were drawn from; None: whole, or as they came
     judged: dict[str, int] = field(default_factory=dict)  # name -> programs (`Task.judge`)
-    other_splits: tuple[StageAccuracy, ...] = ()  # counted apart, not in the figures above
+    # Counted apart: of a sample not in the figures above; where these are all problems of the
+    # stage, a part of them.
+    other_splits: tuple[StageAccuracy, ...] = ()
     programs: Programs | None = None  # what was written; `measure` counts them
 
     @property
@@ -94,16 +97,33 @@ def certify(
 def certify_stage(network: AgentNetwork, task: Task, stage: int) -> StageAccuracy:
     """Plays every problem of the stage greedily, or the fixed sample where they can't be listed.
 
-    A listed stage has no splits. In a sample, the figures are those of the first split, which is
-    what training draws from; `other_splits` holds the rest.
+    The figures of a listed stage are those of all its problems; `other_splits` tells of some of
+    them apart: of all splits but the first, which is what training draws from. In a sample, the
+    figures are those of the first split; `other_splits` holds the rest.
     """
+    first, *others = task.splits_of(stage)
     if task.num_problems(stage) is not None:
-        return _count(network, task, stage, _listed(task, stage), complete=True)
-    first, *others = (
-        _count(network, task, stage, fixed_sample(task, stage, split), split=split)
-        for split in task.splits_of(stage)
-    )
-    return replace(first, other_splits=tuple(others))
+        whole, apart = _Count(task), {split: _Count(task) for split in others}
+        for problems in _listed(task, stage):
+            batch, judged = _played(network, task, problems)
+            whole.add(batch, judged)
+            split_of = task.split_of(problems)
+            for split, count in apart.items():
+                rows = split_of == task.splits.index(split)
+                count.add(batch.take(rows), {name: right[rows] for name, right in judged.items()})
+        parts = tuple(
+            count.result(stage, complete=True, split=split)
+            for split, count in apart.items()
+            if count.problems
+        )
+        return whole.result(stage, complete=True, other_splits=parts)
+    counted = []
+    for split in (first, *others):
+        count = _Count(task)
+        for problems in fixed_sample(task, stage, split):
+            count.add(*_played(network, task, problems))
+        counted.append(count.result(stage, split=split))
+    return replace(counted[0], other_splits=tuple(counted[1:]))
 
 
 def is_solved(
@@ -188,25 +208,39 @@ def _listed(task: Task, stage: int) -> Iterator[Any]:
         yield task.problems(stage, start, min(start + CHUNK, total))
 
 
-def _count(
-    network: AgentNetwork, task: Task, stage: int, parts: Iterable[Any], **known: Any
-) -> StageAccuracy:
-    """Plays the problems greedily and counts."""
-    solved_in, returns, total = np.zeros(task.max_actions + 1, np.int64), 0.0, 0
-    judged = dict.fromkeys(task.judgements, 0)
-    for problems in parts:
-        batch = play(network, task, problems)
-        total += len(batch)
-        solved_in += np.bincount(batch.lengths[batch.solved], minlength=len(solved_in))
-        returns += float(batch.returns.sum(dtype=np.float64))
-        for name, right in task.judge(problems, batch.actions, batch.lengths).items():
-            judged[name] += int(right.sum())
-    return StageAccuracy(
-        stage,
-        problems=total,
-        solved=int(solved_in.sum()),
-        mean_return=returns / total,
-        solved_in=tuple(solved_in.tolist()),
-        judged=judged,
-        **known,
-    )
+def _played(
+    network: AgentNetwork, task: Task, problems: Any
+) -> tuple[EpisodeBatch, dict[str, np.ndarray]]:
+    """The problems played greedily, and what is judged of the programs."""
+    batch = play(network, task, problems)
+    return batch, task.judge(problems, batch.actions, batch.lengths)
+
+
+class _Count:
+    """Counts what was solved and what was judged of episodes."""
+
+    def __init__(self, task: Task):
+        self.problems, self.returns = 0, 0.0
+        self.solved_in = np.zeros(task.max_actions + 1, np.int64)
+        self.judged = dict.fromkeys(task.judgements, 0)
+
+    def add(self, batch: EpisodeBatch, judged: Mapping[str, np.ndarray]) -> None:
+        """Counts some more."""
+        self.problems += len(batch)
+        self.returns += float(batch.returns.sum(dtype=np.float64))
+        lengths = batch.lengths[batch.solved]
+        self.solved_in += np.bincount(lengths, minlength=len(self.solved_in))
+        for name, right in judged.items():
+            self.judged[name] += int(right.sum())
+
+    def result(self, stage: int, **known: Any) -> StageAccuracy:
+        """What was counted, all of it of one stage."""
+        return StageAccuracy(
+            stage,
+            problems=self.problems,
+            solved=int(self.solved_in.sum()),
+            mean_return=self.returns / self.problems,
+            solved_in=tuple(self.solved_in.tolist()),
+            judged=self.judged,
+            **known,
+        )
