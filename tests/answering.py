@@ -97,3 +97,35 @@ class PeekTask(Task):
         first, second = digits.T.astype(np.int64)
         one = np.where(problems.context[:, 0] == 0, first, second)
         return np.where(problems.stage == 0, one, 10 * first + second)
+
+
+ASKED = {"first": (0, 5), "second": (1, 5), "both": (0, 1)}  # the contexts; 5 is NONE
+
+
+class PosedPeekTask(PeekTask):
+    """The same, posed by two values: what is asked, and the hidden digits (0 0 if left out)."""
+
+    name = "posed_peek"
+    posed_by = problem_columns = ("asked", "hidden")
+    problem_tells_stage = True
+
+    def pose(self, stage, *, asked, hidden=None):
+        asked = np.atleast_1d(asked)
+        for text in asked:
+            if text not in ASKED:
+                raise ValueError(f"'{text}' can't be asked; expected one of {', '.join(ASKED)}")
+        digits = np.zeros((len(asked), 2), int) if hidden is None else np.atleast_2d(hidden)
+        if digits.shape != (len(asked), 2) or ((digits < 0) | (digits > 2)).any():
+            raise ValueError(f"hidden is {digits.tolist()}; expected two digits 0..2 for each")
+        told = (asked == "both").astype(np.int8)
+        if stage is not None and (self.check_stage(stage) != told).any():
+            raise ValueError("asked is of another stage")
+        context = np.array([ASKED[str(text)] for text in asked], np.int8)
+        return Hidden(told, context, digits.astype(np.int8))
+
+    def read(self, context):
+        texts = np.array(["second", "first", "both"])
+        return {"asked": texts[np.where(context[:, 1] == 1, 2, context[:, 0] == 0)]}
+
+    def unseen(self, problems):
+        return {"hidden": problems.digits}

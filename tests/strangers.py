@@ -92,7 +92,7 @@ class Lifts(Bells):
     )
     formulas = ("below the fourth floor", "anywhere")
     problem_columns = ("floor",)
-    posed_by = "goal_floor"
+    posed_by = ("goal_floor",)
 
     def pose(self, stage, **given):
         floor = np.asarray(given["goal_floor"]).astype(int)

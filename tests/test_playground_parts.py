@@ -152,8 +152,8 @@ def test_who_gave_up_is_not_played():
 @pytest.mark.parametrize(
     "asked, reason",
     [
-        ({"digits": [3, 4]}, "there are 2; expected 3"),
-        ({"stage": 2, "digits": [3, 4, 5]}, "there are 3; stage 2, a*b+c-d*e, shows 5"),
+        ({"digits": [3, 4]}, "2 numbers; expected 3"),
+        ({"stage": 2, "digits": [3, 4, 5]}, "3 numbers; stage 2, a*b+c-d*e, shows 5"),
         ({"stage": 3, "digits": [3, 4, 5]}, "no stage 3; its stages are 0..2"),
         ({}, "'digits' is missing"),
         ({"digits": [1, 2, 3], "given": ["ANS", "1"]}, "'1' comes after ANS"),

@@ -60,7 +60,8 @@ def test_drawn_problems_can_be_sent_back_and_are_played(served):
     app, task = served
     status, told = http(app, "GET", "/api/models")
     assert status == 200 and told["tokens"] == list(task.vocabulary.actions)
-    assert told["posed_by"] == ("goal_floor" if task.name == "lifts" else "seed")
+    name = "goal_floor" if task.name == "lifts" else "seed"
+    assert told["posed_by"] == [{"name": name, "kind": "number", "length": None}]
     status, drawn = http(app, "GET", "/api/example")
     assert status == 200
     for asked in (told["example"], drawn):

@@ -35,7 +35,7 @@ class ElevatorTask(Task):
     context_length = 2
     max_actions = 8
     problem_columns = ("floor",)
-    posed_by = "floor"
+    posed_by = ("floor",)
 
     def sample(self, rng, stage, split="all"):
         return self._rides(stage, rng.integers(0, np.where(np.asarray(stage) == 0, 4, 10)))

@@ -21,6 +21,7 @@ from toolagent.models.base import Encoding, as_responses
 from toolagent.rollouts.play import sample_tokens
 from toolagent.rollouts.trajectory import Trajectory, one_line, trajectory
 from toolagent.tasks import Task
+from toolagent.tasks.posing import pose_one
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class Agent:
         Args:
             stage: of the problem. Default: what the problem tells, or the task's last stage.
             problem: as `reset(options=...)` of the environment takes it: `digits=[3, 4, 5, 6, 7]`
-                (those that the stage does not show may be left out), `expression="(3+4)*2"`.
+                (those that the stage does not show may be left out), `expression="(3+4)*2"`,
+                `expression="3*B+C-7", database=[19, 3, 86, 8, 1, 48, 2, 2]`.
                 None, or a task that can't be given problems: an example that the task draws.
 
         Raises:
@@ -117,13 +119,7 @@ class Agent:
             return task.example(stage)
         if stage is None and not task.problem_tells_stage:
             stage = task.stages[-1]
-        digits, every = problem.get(task.posed_by), len(task.problem_columns)
-        if every > 1 and isinstance(digits, (list, tuple)) and stage is not None:
-            shown = len(task.shown_columns(stage))
-            hidden = every - shown if len(digits) == shown else 0  # they count for nothing
-            problem = problem | {task.posed_by: [*digits, *[0] * hidden]}
-        stages = None if stage is None else np.array([stage])
-        return task.pose(stages, **{name: [value] for name, value in problem.items()})
+        return pose_one(task, stage, problem)
 
     def _episode(self, played: Trajectory) -> Episode:
         names = played.vocabulary.names

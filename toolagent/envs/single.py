@@ -49,7 +49,8 @@ class ToolEnv(gym.Env):
 
     ## Info
     `acc` at every step: what would be answered now, or None. `solved` at the end: the answer is
-    exactly right.
+    exactly right. At the start of an episode, by its name, what a problem has and the agent does
+    not observe (`Task.unseen`).
 
     ## Arguments
     `task`: its name, or 'module:Class'. `stage`: the stage of every episode that
@@ -103,8 +104,9 @@ class ToolEnv(gym.Env):
 
         Args:
             seed: of the stream of problems.
-            options: `stage`; and the problem itself, `digits` or, where the task has expressions,
-                `expression`, from which the stage follows.
+            options: `stage`; and the problem itself, by the names that the task is posed by
+                (`Task.posed_by`): `digits`; `expression`, from which the stage follows;
+                `expression` and `database`.
 
         Raises:
             ValueError: an option that is unknown or out of range, or a stage that is not the
@@ -119,7 +121,10 @@ class ToolEnv(gym.Env):
         self._problem = self.task.sample(self.np_random, stage) if posed is None else posed
         self._registers = self.task.start(self._problem)
         start = self.task.vocabulary.start_token
-        return self._observation(start, self.task.no_response(1)), self._info()
+        info = self._info() | {
+            name: column[0] for name, column in self.task.unseen(self._problem).items()
+        }
+        return self._observation(start, self.task.no_response(1)), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         if self._registers is None:

@@ -37,7 +37,8 @@ class ToolVectorEnv(VectorEnv):
     An episode that ended is replaced at the next step (`AutoresetMode.NEXT_STEP`): that step
     ignores its action, gives reward 0 and the first observation of a fresh problem.
 
-    Info: `acc` (N,) int64 with the mask `_acc` where there is one, at every step; `solved` (N,)
+    Info: `acc` (N,) int64 with the mask `_acc` where there is one, at every step; at the start of
+    episodes, by its name, what problems have and the agent does not observe; `solved` (N,)
     bool with the mask `_solved` where an episode ended.
 
     Problems come from one random stream, `np_random`, unless `reset` is given a list of seeds:
@@ -176,8 +177,9 @@ class ToolVectorEnv(VectorEnv):
                 `reset_mask`, the integer s is short for s, s + 1, ..., s + N - 1, and only the
                 seeds under the mask count.
             options: `stage`, an integer or N of them, which also holds for the episodes that
-                follow until the next call; `digits` (N, 5), or `expression`, N texts, the problems
-                of the first episodes. An expression's stage follows from it. `reset_mask`, (N,)
+                follow until the next call; by the names that the task is posed by, N values each,
+                the problems of the first episodes: `digits` (N, 5), or `expression`, N texts, from
+                which the stages follow. `reset_mask`, (N,)
                 bool: which episodes to start; the others go on as if there had been no call.
 
         Raises:
@@ -205,6 +207,7 @@ class ToolVectorEnv(VectorEnv):
         info = self._info()
         info["acc"] = np.where(mask, info["acc"], 0)
         info["_acc"] = info["_acc"] & mask
+        info |= self._unseen(mask)
         return observe(self._problems, self._previous, self._response), info
 
     def step(
@@ -229,6 +232,8 @@ class ToolVectorEnv(VectorEnv):
                 flags[restarted] = False
             self._start(restarted, self._fixed_stages, {})
         info = self._info()
+        if self._ended.any():
+            info |= self._unseen(self._ended)
         if done.any():
             info["solved"], info["_solved"] = transition.solved & done, done
         self._ended = done
@@ -416,6 +421,13 @@ class ToolVectorEnv(VectorEnv):
     def _info(self) -> dict[str, np.ndarray]:
         value, filled = self.task.accumulator(self._registers)
         return {"acc": value, "_acc": filled}
+
+    def _unseen(self, begun: np.ndarray) -> dict[str, np.ndarray]:
+        """Of the episodes that begin: what the problems have and the agent does not observe."""
+        info = {}
+        for name, column in self.task.unseen(self._problems).items():
+            info[name], info[f"_{name}"] = column.copy(), begun
+        return info
 
 
 def draw_stages(

@@ -3,15 +3,17 @@
 The header is `stage` and the task's `problem_columns`: `stage,a,b,c,d,e` for tasks of several
 numbers (those that a stage does not show may be empty), `stage` and one column where a problem is
 one number, `expression` where the problems are texts that tell their stage (a `stage` column is
-allowed, and must agree).
+allowed, and must agree). A task that is posed by several values has a column for each, a list of
+numbers being written with spaces between them; where it can do without one of them, behind the
+first, the cell may be empty or the column missing.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 
 from toolagent.errors import UserError, nearest
 from toolagent.tasks import Task
+from toolagent.tasks.fields import NUMBER, Field
 
 STAGE = "stage"
 
@@ -29,11 +32,6 @@ def read_problems(file: Path, task: Task) -> Any:
     Raises:
         UserError: the file, or a line of it, is not as it should be.
     """
-    read = _text_of
-    if len(task.problem_columns) > 1:
-        read = _numbers
-    elif task.posed_by_numbers:
-        read = _number
     reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
     if not task.can_be_posed:
         raise UserError(
@@ -42,7 +40,7 @@ def read_problems(file: Path, task: Task) -> Any:
     columns: list[str] | None = None
     lines: list[int] = []
     stages: list[int | None] = []
-    problems: list[Any] = []
+    problems: list[dict[str, Any]] = []
     try:
         for row in reader:
             where = f"{file}, line {reader.line_num}"
@@ -60,7 +58,13 @@ def read_problems(file: Path, task: Task) -> Any:
             stage = _stage(where, named[STAGE], task) if STAGE in named else None
             lines.append(reader.line_num)
             stages.append(stage)
-            problems.append(read(where, named, stage, task))
+            problems.append(
+                {
+                    field.name: value
+                    for field in task.fields
+                    if (value := _value(where, named, stage, field, task)) is not None
+                }
+            )
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: not CSV ({error})") from error
     if columns is None:
@@ -84,32 +88,35 @@ def _posed(
     file: Path,
     lines: Sequence[int],
     stages: Sequence[int | None],
-    problems: Sequence[Any],
+    problems: Sequence[dict[str, Any]],
     task: Task,
 ) -> Any:
     """All problems as one batch; if that fails, the first line that can't be posed is named."""
 
-    def pose(rows: slice) -> Any:
-        stage = None if stages[0] is None else np.array(stages[rows])
-        return task.pose(stage, **{task.posed_by: problems[rows]})
+    def pose(rows: Sequence[int]) -> Any:
+        stage = None if stages[0] is None else np.array([stages[row] for row in rows])
+        names = problems[rows[0]]
+        return task.pose(stage, **{name: [problems[row][name] for row in rows] for name in names})
 
+    alike: dict[tuple[str, ...], list[int]] = {}  # the rows that have the same fields
+    for row, given in enumerate(problems):
+        alike.setdefault(tuple(given), []).append(row)
     try:
-        return pose(slice(None))
+        posed = [pose(rows) for rows in alike.values()]
     except ValueError:
         for row, line in enumerate(lines):
             try:
-                pose(slice(row, row + 1))
+                pose([row])
             except ValueError as error:
                 raise UserError(f"{file}, line {line}: {error}") from None
         raise
+    order = np.argsort(np.concatenate([*alike.values()]))
+    return type(posed[0]).concatenate(posed).take(order)
 
 
-def _required(task: Task) -> tuple[str, ...]:
-    return task.problem_columns if task.problem_tells_stage else (STAGE, *task.problem_columns)
-
-
-def _header(task: Task) -> str:
-    return ",".join(_required(task))
+def _header(task: Task, columns: tuple[str, ...] | None = None) -> str:
+    columns = columns or task.problem_columns
+    return ",".join(columns if task.problem_tells_stage else (STAGE, *columns))
 
 
 def _check_header(where: str, cells: list[str], task: Task) -> list[str]:
@@ -119,7 +126,7 @@ def _check_header(where: str, cells: list[str], task: Task) -> list[str]:
             raise UserError(f"{where}: unknown column '{cell:.40}'; {nearest(cell, known)}")
         if cells.count(cell) > 1:
             raise UserError(f"{where}: column '{cell}' occurs {cells.count(cell)} times")
-    for column in _required(task):
+    for column in _header(task, task.fields[0].columns).split(","):
         if column not in cells:
             raise UserError(f"{where}: no column '{column}'; expected the header {_header(task)}")
     return cells
@@ -137,31 +144,39 @@ def _stage(where: str, cell: str, task: Task) -> int:
 # A line's problem, as `Task.pose` takes it ------------------------------------------------------
 
 
-def _numbers(where: str, named: dict[str, str], stage: int | None, task: Task) -> list[int]:
-    """All numbers, 0 for those left empty."""
-    assert stage is not None
-    shown = task.shown_columns(stage)
-    for column in task.problem_columns:
+def _value(
+    where: str, named: dict[str, str], stage: int | None, field: Field, task: Task
+) -> Any | None:
+    """A field's value; None where it is left out. `Task.pose` knows which values are possible."""
+    if len(field.columns) > 1:
+        assert stage is not None
+        return _numbers(where, named, task.shown_columns(stage), stage, field)
+    column = "".join(field.columns)
+    cell = named.get(column, "")
+    if not cell and field != task.fields[0]:
+        return None
+    return _parsed(where, column, cell, field)
+
+
+def _numbers(
+    where: str, named: dict[str, str], shown: tuple[str, ...], stage: int, field: Field
+) -> list[int]:
+    """A number of each column, 0 for those left empty."""
+    for column in field.columns:
         if named[column] == "" and column in shown:
             raise UserError(f"{where}: {column} is empty; stage {stage} shows {_listed(shown)}")
-    return [_number_in(where, column, named[column] or "0") for column in task.problem_columns]
+    one = replace(field, kind=NUMBER, length=None)
+    return [_parsed(where, column, named[column] or "0", one) for column in field.columns]
 
 
-def _number(where: str, named: dict[str, str], stage: int | None, task: Task) -> int:
-    """The one number."""
-    return _number_in(where, task.problem_columns[0], named[task.problem_columns[0]])
-
-
-def _number_in(where: str, column: str, cell: str) -> int:
-    """A whole number; `Task.pose` knows which are possible."""
-    if not re.fullmatch("-?[0-9]{1,18}", cell, re.ASCII):
-        raise UserError(f"{where}: {column} is '{cell:.20}'; expected a whole number")
-    return int(cell)
-
-
-def _text_of(where: str, named: dict[str, str], stage: int | None, task: Task) -> str:
-    """The text; `Task.pose` reads it."""
-    return named[task.problem_columns[0]]
+def _parsed(where: str, column: str, cell: str, field: Field) -> Any:
+    try:
+        value = field.parse(cell)
+        if field.is_list:
+            field.check_length(value)
+        return value
+    except ValueError as error:
+        raise UserError(f"{where}: {column}: {error}") from None
 
 
 def _listed(words: Iterable[str]) -> str:

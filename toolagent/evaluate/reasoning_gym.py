@@ -130,8 +130,9 @@ def draw(task: Task, name: str, size: int, seed: int) -> Drawn:
         UserError: the task has other problems, the package is missing or asks in other words, or
             no dataset has that name.
     """
-    if task.posed_by != "expression":
-        raise UserError(f"--reasoning-gym: task '{task.name}' is posed by {task.posed_by}")
+    if task.posed_by != ("expression",):
+        names = " and ".join(task.posed_by)
+        raise UserError(f"--reasoning-gym: task '{task.name}' is posed by {names}")
     if name not in DATASETS:
         raise UserError(f"--reasoning-gym: no dataset '{name}'; {nearest(name, DATASETS)}")
     package = _package()

@@ -1,6 +1,7 @@
 """Shows what a checkpoint's greedy agent does on one problem, and why it is right or wrong.
 
-python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7 | --expression "(3+4)*2"]
+python -m toolagent.explain CHECKPOINT [--stage S] [--digits 3,4,5,6,7 | --expression "(3+4)*2"
+    | --expression "3*B+C-7" --database "19 3 86 8 1 48 2 2"]
     [--task MODULE:CLASS] [--probes] [--memory] [--html FILE] [--parquet FILE] [--json FILE]
 """
 
@@ -9,14 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -40,6 +39,7 @@ from toolagent.rollouts.trajectory import (
 )
 from toolagent.tasks import TASKS, Task, task_class
 from toolagent.tasks.oracle import shortest_programs
+from toolagent.tasks.posing import PosingError, pose_one
 from toolagent.tasks.registry import reference_of_task
 
 
@@ -61,16 +61,17 @@ class ProblemCommand(click.Command):
         taken = {other.name for other in others} | {flag[2:] for p in others for flag in p.opts}
         flags: list[click.Parameter] = []
         posed = [task for task in TASKS.values() if task().can_be_posed]
-        for name in dict.fromkeys(task.posed_by for task in posed):
-            tasks = [task for task in posed if task.posed_by == name]
+        for name in dict.fromkeys(name for task in posed for name in task.posed_by):
+            tasks = [task for task in posed if name in task.posed_by]
+            fields = [field for task in tasks for field in task().fields if field.name == name]
             if not name.isidentifier() or name == first.name or name in taken:
                 raise UserError(
-                    f"task {reference_of_task(tasks[0])}: posed_by is '{name}', which can't be "
+                    f"task {reference_of_task(tasks[0])}: posed_by has '{name}', which can't be "
                     "the name of a flag here; choose another"
                 )
             option = click.Option(
                 [f"--{name}"],
-                metavar="A,B,..." if len(tasks[0].problem_columns) > 1 else "TEXT",
+                metavar="A,B,..." if fields[0].is_list else "TEXT",
                 help=f"The problem, for {' or '.join(task.name for task in tasks)}. "
                 "Default: an example, of the stage if one is named.",
             )
@@ -308,27 +309,33 @@ def pose(task: Task, stage: int | None, texts: Mapping[str, str | None]) -> Any:
                 f"{f'--{name}'}: task '{task.name}' can't be given problems: it defines no "
                 "`pose`; --stage chooses an example"
             )
-        if text is not None and name != task.posed_by:
-            raise UserError(f"{f'--{name}'}: task '{task.name}' is posed by {f'--{task.posed_by}'}")
+        if text is not None and name not in task.posed_by:
+            flags = _flags(task.posed_by)
+            raise UserError(f"{f'--{name}'}: task '{task.name}' is posed by {flags}")
     if stage is not None and stage not in task.stages:
         raise UserError(
             f"--stage: task '{task.name}' has no stage {stage}; "
             f"its stages are {task.stages[0]}..{task.stages[-1]}"
         )
-    given: Any = texts.get(task.posed_by)
-    if given is None:
+    given = {}
+    for field in task.fields if task.can_be_posed else ():
+        if (text := texts.get(field.name)) is not None:
+            try:
+                given[field.name] = field.parse(text)
+            except ValueError as error:
+                raise UserError(f"{_flags([field.name])}: {error}") from None
+    if not given:
         return task.example(stage)
-    flag = f"--{task.posed_by}"
-    if not task.problem_tells_stage:
-        stage = task.stages[-1] if stage is None else stage
-    if len(task.problem_columns) > 1:
-        given = _parse_numbers(flag, given, task, task.stages[-1] if stage is None else stage)
-    elif task.posed_by_numbers:
-        given = _parse_number(flag, given)
+    if stage is None and not task.problem_tells_stage:
+        stage = task.stages[-1]
     try:
-        return task.pose(None if stage is None else np.array([stage]), **{task.posed_by: [given]})
-    except ValueError as error:
-        raise UserError(f"{flag}: {error}") from None
+        return pose_one(task, stage, given)
+    except PosingError as error:
+        raise UserError(f"{_flags(error.names)}: {error}") from None
+
+
+def _flags(names: Iterable[str]) -> str:
+    return " and ".join(f"--{name}" for name in names)
 
 
 def untrained(task: Task, problems: Any, trained_stages: list[int] | None) -> list[str]:
@@ -396,26 +403,6 @@ def judgement(recorded: Trajectory, plan: tuple[int, ...] | None) -> str:
     if plan is not None:
         lines.append(f"shortest program: {recorded.vocabulary.text(plan)}")
     return "\n".join(lines)
-
-
-def _parse_numbers(flag: str, text: str, task: Task, stage: int) -> list[int]:
-    """A number for each of `problem_columns`, 0 for those that the stage does not show."""
-    cells = [cell.strip() for cell in text.split(",")]
-    numbers = [_parse_number(flag, cell) for cell in cells]
-    asked = ", ".join(filter(None, (f"stage {stage}", task.formula(stage))))
-    shown, every = len(task.shown_columns(stage)), len(task.problem_columns)
-    if len(cells) not in (shown, every):
-        raise UserError(
-            f"{flag}: {len(cells)} numbers; {asked}, shows {shown}"
-            + (f" (or give all {every})" if shown != every else "")
-        )
-    return numbers + [0] * (every - len(cells))
-
-
-def _parse_number(flag: str, text: str) -> int:
-    if not re.fullmatch(r"-?[0-9]{1,9}", text):
-        raise UserError(f"{flag}: '{text:.20}' is no number; expected a whole one")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ of an episode. This is the only rollout loop: whoever plays episodes calls `play
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,6 @@ from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.rollouts.explorers import Explorers, ExplorersStep
 from toolagent.tasks import Task, Transition
-from toolagent.tasks.columns import Columns
 
 
 @dataclass
@@ -126,12 +126,13 @@ class GivenTokens:
 
 
 @dataclass
-class PlayDetails(Columns):
+class PlayDetails:
     """Columns that are recorded and not learned from: an `Observer` that fills them."""
 
     values: np.ndarray  # (B, T) float32: the value head's before each action, 0 after the end
     answers: np.ndarray  # (B,) int64: what was answered, 0 where there was no answer
     answered: np.ndarray  # (B,) bool: there was one
+    unseen: dict[str, np.ndarray]  # B rows each: of the problems, what `Task.unseen` tells
 
     @classmethod
     def empty(cls, episodes: int, max_actions: int) -> PlayDetails:
@@ -140,10 +141,35 @@ class PlayDetails(Columns):
             np.zeros((episodes, max_actions), np.float32),
             np.zeros(episodes, np.int64),
             np.zeros(episodes, bool),
+            {},
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[PlayDetails]) -> PlayDetails:
+        """The rows of all parts, in order."""
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.answers for part in parts]),
+            np.concatenate([part.answered for part in parts]),
+            {
+                name: np.concatenate([part.unseen[name] for part in parts])
+                for name in parts[0].unseen
+            },
+        )
+
+    def take(self, rows: np.ndarray) -> PlayDetails:
+        """The rows at the given indices, or under a boolean mask."""
+        return PlayDetails(
+            self.values[rows],
+            self.answers[rows],
+            self.answered[rows],
+            {name: column[rows] for name, column in self.unseen.items()},
         )
 
     def observe(self, step: PlayedStep) -> None:
-        """Notes values and answers (see `Observer`)."""
+        """Notes values, answers and what is not seen (see `Observer`)."""
+        if step.number == 0:  # all episodes are live
+            self.unseen = step.task.unseen(step.problems)
         self.values[step.rows, step.number] = step.values.numpy()
         if step.transition.terminated.any():
             answers, answered = step.answers()

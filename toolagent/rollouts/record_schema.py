@@ -42,17 +42,19 @@ _COLUMNS = (
 def record_schema(task: Task) -> pa.Schema:
     """The schema of a task's files.
 
-    It is the same for all tasks, so that a folder with several reads as one table; a task that is
-    posed neither by digits nor by an expression has its own columns behind the others, and one
-    whose tools answer has the responses.
+    It is the same for all tasks, so that a folder with several reads as one table; what else poses
+    a task than digits or an expression has its own columns behind the others, and so have the
+    responses where tools answer.
 
     Raises:
         UserError: one of the task's own columns has the name of another.
     """
     names = {RESPONSE, *(field.name for field in _COLUMNS)}
+    example = task.example()
+    posed = _posed(task, example.context, task.unseen(example))
     own = [
         pa.field(name, column.type, nullable=False)
-        for name, column in _posed(task, task.example().context).items()
+        for name, column in posed.items()
         if name not in _POSING
     ]
     if taken := {field.name for field in own} & names:
@@ -96,7 +98,7 @@ def record_table(
     def ragged(column: np.ndarray) -> pa.Array:
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(column[happened]))
 
-    columns = _posed(task, batch.context) | {
+    columns = _posed(task, batch.context, details.unseen) | {
         "stage": pa.array(batch.stage),
         "actions": ragged(batch.actions),
         "rewards": ragged(batch.rewards),
@@ -126,15 +128,15 @@ def record_table(
 
 
 def read_back(task: Task, context: np.ndarray) -> dict[str, Any]:
-    """What poses the problems of (B, L) contexts again; the contexts of a task that can't be
-    posed."""
+    """What poses the problems of (B, L) contexts again, as far as they show it; the contexts of a
+    task that can't be posed."""
     return task.read(context) if task.can_be_posed else {"context": context}
 
 
-def _posed(task: Task, context: np.ndarray) -> dict[str, Any]:
-    """The same as columns: texts, or one integer or several a problem."""
+def _posed(task: Task, context: np.ndarray, unseen: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What poses problems again as columns: texts, or one integer or several a problem."""
     result = {}
-    for name, column in read_back(task, context).items():
+    for name, column in (read_back(task, context) | unseen).items():
         if column.ndim == 1:
             result[name] = pa.array(column)
             continue

@@ -180,22 +180,23 @@ def _task_of(filesystem: fs.FileSystem, file: str) -> str:
 
 def _read(filesystem: fs.FileSystem, file: str, task: Task) -> RecordedEpisodes | None:
     """The file's episodes; None if it has none."""
-    posed = [*read_back(task, task.example().context)]
+    example = task.example()
+    shown, unseen = [*read_back(task, example.context)], [*task.unseen(example)]
     answered = [RESPONSE] if task.response_length else []
     try:
         with filesystem.open_input_file(file) as stream:
-            table = pq.read_table(stream, columns=[*_READ, *posed, *answered])
+            table = pq.read_table(stream, columns=[*_READ, *shown, *unseen, *answered])
     except _UNREADABLE as error:
         raise UserError(f"{file}: is torn ({_condensed(error)})") from None
     if not len(table):
         return None
     try:
-        return _episodes(table.combine_chunks(), task, posed)
+        return _episodes(table.combine_chunks(), task, shown, unseen)
     except ValueError as error:
         raise UserError(f"{file}: {_condensed(error)}") from None
 
 
-def _episodes(table: pa.Table, task: Task, posed: list[str]) -> RecordedEpisodes:
+def _episodes(table: pa.Table, task: Task, shown: list[str], unseen: list[str]) -> RecordedEpisodes:
     """The table's rows as columns; ValueError where they can be no episodes of the task."""
     stage = table["stage"].to_numpy()
     columns = {name: _flat(table, name) for name in ("actions", "rewards")}
@@ -222,7 +223,7 @@ def _episodes(table: pa.Table, task: Task, posed: list[str]) -> RecordedEpisodes
         response[happened] = _tokens(values, task).reshape(-1, task.response_length)
     return RecordedEpisodes(
         stage=stage,
-        context=_contexts(table, stage, task, posed),
+        context=_contexts(table, stage, task, shown, unseen),
         actions=padded_actions,
         lengths=lengths.astype(np.int8),
         rewards=padded_rewards,
@@ -244,23 +245,26 @@ def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(values), np.concatenate(lengths).astype(np.int64)
 
 
-def _contexts(table: pa.Table, stage: np.ndarray, task: Task, posed: list[str]) -> np.ndarray:
-    """(B, L) what the agent read. Texts are parsed once each: many are played in groups."""
-    if posed == ["context"]:  # a task that can't be posed: recorded as it was read
+def _contexts(
+    table: pa.Table, stage: np.ndarray, task: Task, shown: list[str], unseen: list[str]
+) -> np.ndarray:
+    """(B, L) what the agent read. Where contexts show a text and nothing else, each text is parsed
+    once: many are played in groups."""
+    if shown == ["context"]:  # a task that can't be posed: recorded as it was read
         values, lengths = _flat(table, "context")
         if (lengths != task.context_length).any():
             raise ValueError(f"a context has not {task.context_length} tokens")
         return _tokens(values, task).reshape(-1, task.context_length)
     given: dict[str, Any] = {}
     rows, back = np.arange(len(table)), slice(None)
-    for name in posed:
+    for name in [*shown, *unseen]:
         column = table[name]
         if column.null_count:
             raise ValueError(f"column '{name}' has rows without a value")
         if pa.types.is_string(column.type):
-            texts = column.to_numpy()
-            _, rows, back = np.unique(texts.astype(str), return_index=True, return_inverse=True)
-            given[name] = texts
+            given[name] = texts = column.to_numpy()
+            if shown == [name]:
+                _, rows, back = np.unique(texts.astype(str), return_index=True, return_inverse=True)
         elif not pa.types.is_nested(column.type):  # one number a problem
             given[name] = column.to_numpy()
         else:

@@ -73,6 +73,10 @@ def batch_of_episodes(
         np.array([observation["stage"] for observation in first], np.int8),
     )
     details = PlayDetails.empty(len(batch), task.max_actions)
+    details.unseen = {
+        name: np.array([pieces[0].get_infos(0)[name] for pieces in episodes]).astype(column.dtype)
+        for name, column in task.unseen(task.example()).items()
+    }
     for row, pieces in enumerate(episodes):
         length = sum(map(len, pieces))
         batch.lengths[row] = length

@@ -14,7 +14,7 @@ from toolagent.errors import UserError
 from toolagent.rollouts.trajectory import shown_registers
 from toolagent.serve.batching import Batcher
 from toolagent.serve.player import Answer, Player, Question
-from toolagent.serve.problems import first_example, keys_of
+from toolagent.serve.problems import first_example, main_fields
 from toolagent.serve.schemas import Model, Models, Stage
 from toolagent.tasks import Task
 
@@ -43,11 +43,11 @@ class Agents:
     def info(self) -> Models:
         """The task and the checkpoints, as `GET /api/models` shows them."""
         task = self.task
-        several = task.can_be_posed and len(task.problem_columns) > 1
+        several = task.can_be_posed and len(task.fields[0].columns) > 1
         start = shown_registers(task, task.start(task.example()), 0)
         return Models(
             task=task.name,
-            posed_by=keys_of(task)[0],
+            posed_by=main_fields(task),
             tells_stage=task.problem_tells_stage,
             example=first_example(task),
             tokens=list(task.vocabulary.actions),

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from toolagent.serve.player import Question
-from toolagent.serve.schemas import SEED
+from toolagent.serve.schemas import SEED, PosedBy
 from toolagent.tasks import Task
+from toolagent.tasks.fields import NUMBER
+from toolagent.tasks.posing import PosingError, pose_one
 
 _SEEDS = 1_000_000  # of drawn problems: short enough to be typed
 
@@ -43,7 +45,7 @@ def question_of(task: Task, asked: Any) -> Question:
 
 
 def keys_of(task: Task) -> tuple[str, ...]:
-    """The keys that a problem of the task may be asked by, the main one first.
+    """The keys that a problem of the task may be asked by: what poses it, the main one first.
 
     Where a drawn problem can't be said in the words that pose it, its `seed` is sent back.
     """
@@ -53,9 +55,16 @@ def keys_of(task: Task) -> tuple[str, ...]:
 @functools.cache  # every request asks for it
 def _keys(kind: type[Task]) -> tuple[str, ...]:
     task = kind()
-    posed = (task.posed_by,) if task.can_be_posed else ()
-    told = task.can_be_posed and task.posed_by in task.read(task.example().context)
+    posed = task.posed_by if task.can_be_posed else ()
+    told = bool(posed) and set(posed) <= task.posing(task.example()).keys()
     return posed if told else (*posed, SEED)
+
+
+def main_fields(task: Task) -> list[PosedBy]:
+    """What the page asks for: what poses a problem, or its `seed` where it can only be drawn."""
+    if not task.can_be_posed:
+        return [PosedBy(name=SEED, kind=NUMBER, length=None)]
+    return [PosedBy(name=field.name, kind=field.kind, length=field.length) for field in task.fields]
 
 
 def example_of(task: Task, stage: int | None, rng: np.random.Generator) -> dict[str, Any]:
@@ -82,59 +91,35 @@ def first_example(task: Task) -> dict[str, Any]:
 def asked_as(task: Task, problem: Any) -> dict[str, Any]:
     """The request for one problem, in plain values."""
     stage = int(problem.stage[0])
-    posed: Any = task.read(problem.context)[task.posed_by][0]
-    posed = posed.tolist() if isinstance(posed, (np.ndarray, np.generic)) else posed
-    if len(task.problem_columns) > 1:
-        posed = posed[: len(task.shown_columns(stage))]
-    return {"stage": stage, task.posed_by: posed}
+    told, asked = task.posing(problem), {"stage": stage}
+    for field in task.fields:
+        value: Any = told[field.name][0]
+        value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+        if len(field.columns) > 1:
+            value = value[: len(task.shown_columns(stage))]
+        asked[field.name] = value
+    return asked
 
 
 def _problem(task: Task, asked: Any) -> Any:
     given = {key: getattr(asked, key) for key in keys_of(task)}
     given = {key: value for key, value in given.items() if value is not None}
-    if len(given) != 1:
-        keys = "' or '".join(keys_of(task))
-        fault = "can't be given together" if given else f"is missing: task '{task.name}' is posed"
-        raise Refused(f"'{keys}' {fault}" + ("" if given else " by it"))
-    ((key, posed),) = given.items()
+    first, seed = keys_of(task)[0], given.pop(SEED, None)
+    if seed is None and first not in given:
+        keys = first if SEED not in keys_of(task) or first == SEED else f"{first}' or '{SEED}"
+        raise Refused(f"'{keys}' is missing: task '{task.name}' is posed by it")
+    if seed is not None and given:
+        raise Refused(f"'{next(iter(given))}' or '{SEED}' can't be given together")
     stage = asked.stage
     if stage is not None:
         _check_stage(task, stage)
-    if key == SEED:
+    if seed is not None:
         stage = task.stages[-1] if stage is None else stage
-        return task.sample(np.random.default_rng(posed), np.array([stage], np.int8))
-    if len(task.problem_columns) > 1:
-        stage, posed = _all_numbers(task, stage, posed)
-    elif not task.problem_tells_stage:
-        stage = task.stages[-1] if stage is None else stage
+        return task.sample(np.random.default_rng(seed), np.array([stage], np.int8))
     try:
-        return task.pose(None if stage is None else np.array([stage]), **{key: [posed]})
-    except ValueError as error:
-        raise Refused(f"{key}: {error}") from None
-
-
-def _all_numbers(task: Task, stage: int | None, numbers: list[int]) -> tuple[int, list[int]]:
-    """The stage, and a number for every column: 0 for those that it does not show."""
-    shown, every = _shown(type(task)), len(task.problem_columns)
-    stages = [number for number, count in shown.items() if count == len(numbers)]
-    if stage is None:
-        if not stages:
-            counts = ", ".join(f"{count} (stage {number})" for number, count in shown.items())
-            raise Refused(f"{task.posed_by}: there are {len(numbers)}; expected {counts}")
-        stage = stages[-1]
-    elif len(numbers) not in (shown[stage], every):
-        also = f" (or all {every})" if shown[stage] != every else ""
-        asked = ", ".join(filter(None, (f"stage {stage}", task.formula(stage))))
-        raise Refused(
-            f"{task.posed_by}: there are {len(numbers)}; {asked}, shows {shown[stage]}{also}"
-        )
-    return stage, [*numbers, *[0] * (every - len(numbers))]
-
-
-@functools.cache
-def _shown(task: type[Task]) -> dict[int, int]:
-    """How many columns each stage shows."""
-    return {stage: len(task().shown_columns(stage)) for stage in task().stages}
+        return pose_one(task, stage, given)
+    except PosingError as error:
+        raise Refused(f"{' and '.join(error.names)}: {error}") from None
 
 
 def _check_stage(task: Task, stage: int) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from toolagent.errors import UserError
 from toolagent.tasks import Task
+from toolagent.tasks.fields import DIGITS, NUMBER, NUMBERS, TEXT, Kind
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROBLEMS = 256  # in one request to `/api/play/batch`
@@ -40,25 +41,23 @@ class _Model(_Strict):
     )
 
 
-# What poses a problem, by the key (`Task.posed_by`); each may be left out of a request.
+# What poses a problem, by its kind; each may be left out of a request.
 _Number = Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
-_POSED: dict[str, tuple[Any, str]] = {
-    "digits": (
-        Annotated[list[Annotated[int, Field(ge=0, le=9)]], Field(max_length=16)],
-        "Those that the stage shows, or all five.",
-    ),
-    "expression": (
-        Annotated[str, Field(max_length=MAX_TEXT)],
-        "Single digits, + - * and parentheses.",
-    ),
-    SEED: (
-        Annotated[int, Field(ge=0, le=MAX_NUMBER)],
-        "Draws a problem of the stage; the same number always draws the same.",
+_Digit = Annotated[int, Field(ge=0, le=9)]
+_KINDS: dict[str, tuple[Any, str]] = {
+    TEXT: (Annotated[str, Field(max_length=MAX_TEXT)], "A text such as {example!r}."),
+    NUMBER: (_Number, "A number such as {example}."),
+    NUMBERS: (Annotated[list[_Number], Field(max_length=128)], "{length} numbers."),
+    DIGITS: (
+        Annotated[list[_Digit], Field(max_length=16)],
+        "Those that the stage shows, or all {length}.",
     ),
 }
+_SEED: tuple[Any, str] = (
+    Annotated[int, Field(ge=0, le=MAX_NUMBER)],
+    "Draws a problem of the stage; the same number always draws the same.",
+)
 _GIVEN = "Tokens that the program begins with; the agent goes on behind them."
-_NUMBERS = Annotated[list[_Number], Field(max_length=128)]
-_TEXT = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
 class Requests(NamedTuple):
@@ -76,18 +75,23 @@ def requests_of(task: Task, keys: Sequence[str]) -> Requests:
     Raises:
         UserError: a key of the task's own is that of something else.
     """
-    fields: dict[str, Any] = {}
-    for key in keys:
-        known = key in ("stage", "given", "model") or task.posed_by == SEED
-        if known or not key.isidentifier() or key.startswith("_"):
+    posed: dict[str, tuple[Any, str]] = {}
+    told = task.posing(task.example()) if task.can_be_posed else {}
+    for field in task.fields if task.can_be_posed else ():
+        known = field.name in ("stage", "given", "model", SEED)
+        if known or not field.name.isidentifier() or field.name.startswith("_"):
             raise UserError(
-                f"task '{task.name}': posed_by is '{task.posed_by}', which can't be the key of "
+                f"task '{task.name}': posed_by has '{field.name}', which can't be the key of "
                 "a problem in a request; choose another name"
             )
-        kind = _NUMBERS if len(task.problem_columns) > 1 else _TEXT
-        kind = _Number if kind is _TEXT and task.posed_by_numbers else kind
-        kind, description = _POSED.get(key, (kind, "The problem."))
-        fields[key] = (kind | None, Field(None, description=description))
+        kind, description = _KINDS[field.kind]
+        example = told[field.name][0] if field.name in told else ""
+        posed[field.name] = kind, description.format(example=example, length=field.length)
+    if SEED in keys:
+        posed[SEED] = _SEED
+    fields: dict[str, Any] = {
+        key: (kind | None, Field(None, description=text)) for key, (kind, text) in posed.items()
+    }
     one = create_model("Posed", __base__=_Stage, **fields)
     given: Any = list[Literal[task.vocabulary.actions]]
     problem = create_model(
@@ -187,13 +191,20 @@ class Model(BaseModel):
     accuracies: list[dict[str, object]] = Field(description="As measured when it was written.")
 
 
+class PosedBy(BaseModel):
+    """A key of a problem, such as 'digits' or 'expression'."""
+
+    name: str
+    kind: Kind
+    length: int | None = Field(description="Of a list of numbers: how many there are.")
+
+
 class Models(BaseModel):
     """The task, and the agents that play it here."""
 
     task: str
-    posed_by: str = Field(
-        description="The key of a problem, such as 'digits' or 'expression'; 'seed' where problems "
-        "can only be drawn."
+    posed_by: list[PosedBy] = Field(
+        description="What problems are posed by; 'seed' where they can only be drawn."
     )
     tells_stage: bool = Field(description="Whether a problem tells its stage.")
     example: dict[str, object] = Field(description="A problem to begin with, to be sent back.")

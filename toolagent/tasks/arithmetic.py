@@ -56,7 +56,7 @@ class ArithmeticTask(Task):
     max_actions = 7
     one_plan_a_stage = True
     problem_columns = tuple("abcde")
-    posed_by = "digits"
+    posed_by = ("digits",)
 
     def sample(
         self, rng: np.random.Generator, stage: np.ndarray, split: str = "all"

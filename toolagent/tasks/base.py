@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from toolagent.tasks.columns import Columns
+from toolagent.tasks.fields import Field, fields_of
 from toolagent.vocabulary import Interface, Vocabulary
 
 ALL = "all"  # the split of a task that has one only
@@ -93,10 +94,11 @@ class Task(abc.ABC):
     rewards_target: ClassVar[bool] = True
     # One program, played without reading, may solve a whole stage (`oracle.shortest_programs`).
     one_plan_a_stage: ClassVar[bool] = False
-    # What a file of problems has, besides `stage`: one column for a problem that is a text or a
-    # number (`read` tells which), or one for each of its digits.
+    # The arguments of `pose`, which are the flags of `explain` and the keys of requests, too.
+    posed_by: ClassVar[tuple[str, ...]] = ("problem",)
+    # What a file of problems has, besides `stage`: a column for each of `posed_by`. Where that is
+    # one list of numbers, it may be a column for each number.
     problem_columns: ClassVar[tuple[str, ...]] = ("problem",)
-    posed_by: ClassVar[str] = "problem"  # the argument of `pose`, and the flag of `explain`
     problem_tells_stage: ClassVar[bool] = False  # so `pose` needs no stage
     text_registers: ClassVar[tuple[str, ...]] = ()  # of `show`, those that hold text
     tools: ClassVar[tuple[str, ...]] = ()  # actions whose use is counted; none: every action
@@ -159,10 +161,9 @@ class Task(abc.ABC):
         return self.problem_columns
 
     @property
-    def posed_by_numbers(self) -> bool:
-        """Whether `pose` takes whole numbers, as `read` returns them; else texts."""
-        given = self.read(self.example().context).get(self.posed_by)
-        return given is not None and np.asarray(given).dtype.kind in "iu"
+    def fields(self) -> tuple[Field, ...]:
+        """What problems are posed by, and of what kind each value is."""
+        return fields_of(type(self))
 
     @property
     def can_be_posed(self) -> bool:
@@ -210,12 +211,21 @@ class Task(abc.ABC):
         return f"{text.replace(' = ', '=')} = {target}"
 
     def read(self, context: np.ndarray) -> dict[str, Any]:
-        """What `pose` needs besides the stage, read back from (B, L) contexts.
+        """What `pose` needs besides the stage, as far as (B, L) contexts show it.
 
-        What a stage does not show can't be read, and counts for nothing in the problem. Here: the
-        contexts themselves, which are recorded in place of what `pose` needs.
+        What is shown in no context is told by `unseen`. Here: the contexts themselves, which are
+        recorded in place of what `pose` needs.
         """
         return {"context": context}
+
+    def unseen(self, problems: Any) -> dict[str, np.ndarray]:
+        """What `pose` needs and no context shows, such as what tools are asked for: arrays with B
+        rows, by name. The context of a problem does not depend on it. Here: nothing."""
+        return {}
+
+    def posing(self, problems: Any) -> dict[str, Any]:
+        """What `pose` needs to make these problems again, besides the stage."""
+        return self.read(problems.context) | self.unseen(problems)
 
     # Machine ------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ class ExpressionTask(Task):
     splits = ("seen", "held_out")
     judgements = ("algebraically_valid", "shortest")
     problem_columns = ("expression",)
-    posed_by = "expression"
+    posed_by = ("expression",)
     problem_tells_stage = True
 
     # Problems -------------------------------------------------------------------------------

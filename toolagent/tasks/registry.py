@@ -8,6 +8,7 @@ import re
 from toolagent.errors import UserError, nearest
 from toolagent.outside import file_of, is_outside, load_class, reference_of
 from toolagent.tasks.base import Task
+from toolagent.tasks.fields import check_posed_by
 from toolagent.vocabulary import Vocabulary
 
 # Every task in use, by its reference: the name of one of this package's own, 'module:Class' of
@@ -104,6 +105,8 @@ def _check_members(given: type[Task]) -> None:
             f"{where} has {len(given.formulas)} formulas; expected one for each of its "
             f"{given.num_stages} stages"
         )
+    if (fault := check_posed_by(given)) is not None:
+        raise UserError(f"{where}: {fault}")
     if inspect.signature(given).parameters:
         raise UserError(f"{where}: its constructor has parameters; a task is made without any")
 

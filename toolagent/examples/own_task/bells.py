@@ -38,7 +38,7 @@ class BellsTask(Task):
     num_stages = 2
     context_length = 1
     max_actions = 8
-    posed_by, problem_columns = "floor", ("floor",)
+    posed_by = problem_columns = ("floor",)
 
     def sample(self, rng, stage, split="all"):
         return self.pose(stage, floor=rng.integers(0, np.where(stage == 0, 4, 10)))

@@ -10,6 +10,7 @@ const short = new Intl.NumberFormat("en", { notation: "compact" });
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 let info; // the server's `Models`
+let inputs = []; // {name, kind, length, input, hint}: what poses a problem
 let lanes = []; // Lane; `origin` is the lane that a branch left
 let at = 0; // the step shown
 let timer = null;
@@ -20,11 +21,8 @@ let problem = null; // as it was asked
 
 async function start() {
   info = await about();
-  const key = info.posed_by;
   $("about").textContent = `Task ${info.task}. Watch a small network write a program, token by token.`;
-  const words = key === "seed" ? "problem number" : key.replaceAll("_", " ");
-  $("posed-label").textContent = words[0].toUpperCase() + words.slice(1);
-  $("posed").inputMode = typeof info.example[key] === "string" ? "text" : "numeric";
+  inputs = info.posed_by.map(field);
   for (const { name, env_steps } of info.models) {
     const label = env_steps === null ? name : `${name}, ${short.format(env_steps)} steps`;
     $("model").append(make("option", { value: name }, label));
@@ -46,39 +44,71 @@ async function start() {
   hint();
 }
 
+/** The form's input for one of `posed_by`: the first is in the page, others are copies of it. */
+function field(posed, index) {
+  let element = $("posed-field");
+  if (index) {
+    const last = [...document.querySelectorAll("#problem .posed")].at(-1).closest(".field");
+    last.after((element = element.cloneNode(true)));
+    element.removeAttribute("id");
+  }
+  const [label, input, hint] = ["label", "input", "small"].map((tag) => element.querySelector(tag));
+  if (index) {
+    [input.id, hint.id] = [`posed-${posed.name}`, `posed-${posed.name}-hint`];
+    label.htmlFor = input.id;
+    input.setAttribute("aria-describedby", `${hint.id} fault`);
+  }
+  const words = posed.name === "seed" ? "problem number" : posed.name.replaceAll("_", " ");
+  label.textContent = words[0].toUpperCase() + words.slice(1);
+  input.inputMode = posed.kind === "text" ? "text" : "numeric";
+  return { ...posed, input, hint };
+}
+
 /** Writes a problem into the form. */
 function fill(asked) {
-  const value = asked[info.posed_by];
-  if (value !== undefined) $("posed").value = Array.isArray(value) ? value.join(" ") : value;
-  else $("posed").value = "";
+  for (const { name, input } of inputs) input.value = [asked[name] ?? ""].flat().join(" ");
 }
 
-/** How many numbers a problem of the chosen stage shows; null where it is one text or number. */
-const shown = () =>
-  info.stages.find(({ stage }) => info.tells_stage || stage === Number($("stage").value)).digits;
-const numbers = () => (info.posed_by === "digits" ? `${shown()} digits, 0 to 9` : `${shown()} numbers`);
+/** How many numbers a list has in the chosen stage. */
+const count = ({ length }) =>
+  info.stages.find(({ stage }) => info.tells_stage || stage === Number($("stage").value)).digits ??
+  length;
+const isList = ({ length }) => length !== null;
+const numbers = (posed) =>
+  posed.kind === "digits" ? `${count(posed)} digits, 0 to 9` : `${count(posed)} numbers`;
 
 function hint() {
-  const example = info.example[info.posed_by];
-  if (info.posed_by === "seed") $("posed-hint").textContent = "any number draws a problem";
-  else if (shown() !== null) $("posed-hint").textContent = numbers();
-  else $("posed-hint").textContent = example === undefined ? "" : `such as ${example}`;
+  for (const posed of inputs) {
+    const example = info.example[posed.name];
+    if (posed.name === "seed") posed.hint.textContent = "any number draws a problem";
+    else if (isList(posed)) posed.hint.textContent = numbers(posed);
+    else posed.hint.textContent = example === undefined ? "" : `such as ${example}`;
+  }
 }
 
-/** The problem in the form, as the API takes it. Faults in it are the server's to find. */
+/** The problem in the form, as the API takes it. Faults in it are the server's to find; what is
+ * left empty, behind the first input, is left out. */
 function posed() {
-  const text = $("posed").value.trim();
   const asked = info.tells_stage ? {} : { stage: Number($("stage").value) };
-  if (shown() === null) {
-    const number = typeof info.example[info.posed_by] === "number" && /^-?\d{1,15}$/.test(text);
-    return { ...asked, [info.posed_by]: number ? Number(text) : text };
+  for (const [index, one] of inputs.entries()) {
+    const text = one.input.value.trim();
+    if (text || !index) asked[one.name] = read(one, text);
   }
-  const digits = info.posed_by === "digits" && /^\d+$/.test(text);
+  return asked;
+}
+
+function read(posed, text) {
+  if (!isList(posed)) {
+    return posed.kind === "number" && /^-?\d{1,15}$/.test(text) ? Number(text) : text;
+  }
+  const digits = posed.kind === "digits" && /^\d+$/.test(text);
   const parts = digits ? [...text] : text.split(/[\s,;]+/).filter(Boolean);
   const odd = parts.find((part) => !/^-?\d+$/.test(part));
-  const kind = info.posed_by === "digits" ? "digit" : "number";
-  if (odd !== undefined) throw new Refused(`'${odd}' is no ${kind}; expected ${numbers()}.`);
-  return { ...asked, [info.posed_by]: parts.map(Number) };
+  const kind = posed.kind === "digits" ? "digit" : "number";
+  if (odd !== undefined) {
+    throw new Refused(`${posed.name}: '${odd}' is no ${kind}; expected ${numbers(posed)}.`);
+  }
+  return parts.map(Number);
 }
 
 /** Plays a problem; by default the one in the form. */
@@ -111,7 +141,12 @@ async function submit(drawn) {
 function fail(error) {
   if (error && !(error instanceof Refused)) throw error;
   $("fault").textContent = error ? error.message : "";
-  $("posed").setAttribute("aria-invalid", String(Boolean(error)));
+  // A refusal begins with what it is about: 'database: ...', 'expression and database: ...'.
+  const about = error ? error.message.split(":")[0].split(" and ") : [];
+  const named = inputs.some(({ name }) => about.includes(name));
+  for (const { name, input } of inputs) {
+    input.setAttribute("aria-invalid", String(Boolean(error) && (!named || about.includes(name))));
+  }
 }
 
 // The lanes ----------------------------------------------------------------------------------
