@@ -268,7 +268,7 @@ def test_a_screen_reader_is_told_each_step(page):
 @pytest.mark.parametrize(
     "digits, reason",
     [
-        ("3 4", "there are 2"),
+        ("3 4", "2 numbers"),
         ("3 4 x 6 7", "'x' is no digit"),
         ("3 4 5 6 77", "less than or equal"),
     ],
