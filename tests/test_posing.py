@@ -5,7 +5,6 @@ import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from answering import PosedPeekTask
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -23,7 +22,7 @@ from toolagent.evaluate.problem_files import read_problems
 from toolagent.learning.offline import OfflineBCConfig
 from toolagent.learning.recorded_data import RecordedEpisodesData
 from toolagent.models.rl_module import NetworkModule
-from toolagent.rollouts.play import PlayDetails, play
+from toolagent.rollouts.play import GivenTokens, PlayDetails, play
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.stock_recorder import batch_of_episodes, finished
 from toolagent.serve.agents import Agents
@@ -35,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 register_task(PosedPeekTask)
 POSED = "answering:PosedPeekTask"
 TASK = get_task(POSED)
+HIDDEN = {POSED: "digits", "toolcall": "database"}  # the columns of problems
 COLUMNS = ("stage", "context", "actions", "lengths", "rewards", "response")
 
 
@@ -45,31 +45,40 @@ def policy(tmp_path_factory):
     return load_policy(folder, task=POSED)
 
 
-def recorded(folder, count=60, share=1.0):
-    """The episodes that were played, of which a share was recorded in two batches."""
+def recorded(folder, task=TASK, count=100, share=1.0):
+    """Episodes that were played, and their problems; a share was recorded, in two batches.
+
+    In every other episode the agent writes the task's own plan, where it has one.
+    """
     rng = np.random.default_rng(0)
-    problems = TASK.sample(rng, rng.integers(0, 2, count))
-    details = PlayDetails.empty(count, TASK.max_actions)
-    generator = torch.Generator().manual_seed(0)
-    batch = play(make_network("stage_gru"), TASK, problems, generator, observer=details)
-    recorder = EpisodeRecorder(Recording(str(folder), "run-1", share=share), TASK, seed=0)
+    problems = task.sample(rng, np.arange(count) % task.num_stages)
+    given = np.full((count, task.max_actions), GivenTokens.FREE)
+    for row in range(0, count, 2):
+        plan = task.plan(problems, row) or ()
+        given[row, : len(plan)] = plan
+    details = PlayDetails.empty(count, task.max_actions)
+    network = make_network("stage_gru", task=task)
+    batch = play(network, task, problems, chooser=GivenTokens(given), observer=details)
+    recorder = EpisodeRecorder(Recording(str(folder), "run-1", share=share), task, seed=0)
     for rows in np.split(np.arange(count), 2):
         recorder.add(batch.take(rows), details.take(rows), 1)
     recorder.flush()
     return batch, problems
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_a_recorded_episode_can_be_played_again_exactly(tmp_path, share):
-    _, problems = recorded(tmp_path, share=share)
+@pytest.mark.parametrize(("name", "share"), [(POSED, 1.0), (POSED, 0.5), ("toolcall", 1.0)])
+def test_a_recorded_episode_can_be_played_again_exactly(tmp_path, name, share):
+    task = get_task(name)
+    _, problems = recorded(tmp_path, task, share=share)
     (file,) = tmp_path.rglob("*.parquet")
     rows = pq.read_table(file, partitioning=None).to_pylist()
-    assert len(rows) == 60 if share == 1 else 10 < len(rows) < 50
+    assert len(rows) == 100 if share == 1 else 20 < len(rows) < 80
+    (unseen,) = task.unseen(problems)
     if share == 1:
-        assert [row["hidden"] for row in rows] == problems.digits.tolist()
-    env = gym.make(env_id(POSED)).unwrapped
+        assert [row[unseen] for row in rows] == getattr(problems, HIDDEN[name]).tolist()
+    env = gym.make(env_id(name)).unwrapped
     for row in rows:
-        env.reset(options={"asked": row["asked"], "hidden": row["hidden"]})
+        env.reset(options={key: row[key] for key in ("stage", *task.posed_by)})
         done = False
         for action, reward, response in zip(
             row["actions"], row["rewards"], row["response"], strict=True
@@ -79,21 +88,27 @@ def test_a_recorded_episode_can_be_played_again_exactly(tmp_path, share):
             assert (found, observation["response"].tolist()) == (reward, response)
             done = terminated or truncated
         assert done and info["solved"] == row["solved"]
+    assert name != "toolcall" or sum(row["solved"] for row in rows) > 40
 
 
-def test_cloning_learns_from_what_was_played(tmp_path):
-    batch, _ = recorded(tmp_path)
-    config = OfflineBCConfig().environment(env_config={"task": POSED})
+@pytest.mark.parametrize("name", [POSED, "toolcall"])
+def test_cloning_learns_from_what_was_played(tmp_path, name):
+    batch, _ = recorded(tmp_path, get_task(name))
+    config = OfflineBCConfig().environment(env_config={"task": name})
     config.debugging(seed=0).offline_data(input_=str(tmp_path)).training(solved_only=False)
     data = RecordedEpisodesData(config)
-    for name in COLUMNS:
-        assert np.array_equal(getattr(data.episodes, name), getattr(batch, name)), name
+    for column in COLUMNS:
+        assert np.array_equal(getattr(data.episodes, column), getattr(batch, column)), column
     (drawn,) = data.sample(len(batch))
     columns = drawn[DEFAULT_MODULE_ID]
-    order = np.lexsort(batch.actions.T), np.lexsort(np.asarray(columns["actions"]).T)
-    for name in ("actions", "lengths"):
-        assert np.array_equal(getattr(batch, name)[order[0]], np.asarray(columns[name])[order[1]])
-    assert np.asarray(columns["response"]).any()
+    width = int(batch.lengths.max())
+
+    def sorted_rows(columns):
+        parts = [columns["context"], columns["actions"][:, :width]]
+        parts.append(columns["response"][:, :width].reshape(len(batch), -1))
+        return sorted(np.concatenate([np.asarray(part) for part in parts], 1).tolist())
+
+    assert sorted_rows(columns) == sorted_rows(dict(batch.columns()))
 
 
 @pytest.mark.parametrize("vectorize_mode", ["vector_entry_point", "sync"])

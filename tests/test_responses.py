@@ -41,9 +41,9 @@ NETWORKS = (
 )
 
 
-def make_network(name, seed=0):
+def make_network(name, seed=0, task=TASK):
     torch.manual_seed(seed)
-    network = network_class(name)(TASK.interface)
+    network = network_class(name)(task.interface)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)

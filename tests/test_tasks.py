@@ -142,13 +142,7 @@ def test_what_each_task_tells_about_its_stages(name):
         assert set(task.shown_columns(stage)) <= set(task.problem_columns)
         problems = task.sample(np.random.default_rng(0), np.full(100, stage, np.int8))
         assert not task.split_of(problems).any()  # by default of the first split
-        # What no context shows, a problem has in a column of that name.
-        hidden = {name: getattr(problems, name, None) for name in task.problem_columns}
-        posed_again = task.pose(
-            None if task.problem_tells_stage else problems.stage,
-            **{name: column for name, column in hidden.items() if column is not None},
-            **task.read(problems.context),
-        )
+        posed_again = task.pose(problems.stage, **task.posing(problems))
         assert np.array_equal(posed_again.context, problems.context)
         assert np.array_equal(task.target(posed_again), task.target(problems))
         assert len(task.vocabulary) > problems.context.max()

@@ -248,8 +248,8 @@ def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _contexts(
     table: pa.Table, stage: np.ndarray, task: Task, shown: list[str], unseen: list[str]
 ) -> np.ndarray:
-    """(B, L) what the agent read. Where contexts show a text and nothing else, each text is parsed
-    once: many are played in groups."""
+    """(B, L) what the agent read. Where contexts show one text and nothing else, each text of
+    a stage is parsed once: many are played in groups."""
     if shown == ["context"]:  # a task that can't be posed: recorded as it was read
         values, lengths = _flat(table, "context")
         if (lengths != task.context_length).any():
@@ -263,8 +263,11 @@ def _contexts(
             raise ValueError(f"column '{name}' has rows without a value")
         if pa.types.is_string(column.type):
             given[name] = texts = column.to_numpy()
-            if shown == [name]:
-                _, rows, back = np.unique(texts.astype(str), return_index=True, return_inverse=True)
+            if shown == [name]:  # some texts are of several stages
+                _, number = np.unique(texts.astype(str), return_inverse=True)
+                _, rows, back = np.unique(
+                    number * task.stages.stop + stage, return_index=True, return_inverse=True
+                )
         elif not pa.types.is_nested(column.type):  # one number a problem
             given[name] = column.to_numpy()
         else:

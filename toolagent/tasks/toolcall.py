@@ -89,8 +89,7 @@ class ToolCallTask(Task):
     splits = SPLITS
     tools = ("GET", "ADD", "SUB", "MUL", "ANS")
     text_registers = ("call", "last")
-    problem_columns = ("expression", "database")
-    posed_by = "expression"
+    posed_by = problem_columns = ("expression", "database")
     problem_tells_stage = True
     num_statuses = NUM_STATUSES
 
@@ -148,6 +147,9 @@ class ToolCallTask(Task):
 
     def read(self, context: np.ndarray) -> dict[str, Any]:
         return {"expression": texts_of(context)}
+
+    def unseen(self, problems: ToolCallProblems) -> dict[str, np.ndarray]:
+        return {"database": problems.database}
 
     def describe(self, problems: ToolCallProblems, row: int) -> str:
         """'3*B+C-7 = 3*19+3-7 = 53'; without the middle where the prompt has no key."""
