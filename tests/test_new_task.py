@@ -99,6 +99,11 @@ SAMPLE = "return self._rides(stage, rng.integers(0, np.where(np.asarray(stage) =
         ("min(stop, self.num_problems(stage))", "stop + 1", "problems returns no array of"),
         ("return 4 if stage == 0 else 10", "return 0", "num_problems returns 0; expected a number"),
         ("return registers.at, np", "return np", "accumulator returns no two arrays"),
+        (
+            "    max_actions = 8\n",
+            "    max_actions = 8\n    siblings = lambda self, p, r: self.practice(r, p.stage)\n",
+            "siblings returns problems with other contexts",
+        ),
         ('return {"floor": context[:, 0] -', "return (context[:, 0] -", "elevator"),
     ],
 )  # fmt: skip

@@ -40,7 +40,7 @@ analysis"; Geiger et al. 2021, "Causal abstractions of neural networks" (interch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ class MemoryReport:
     parts: tuple[str, ...]  # `ALL` first
     exchanges: list[Exchange]
     lies: list[Lying]  # of stages in which an episode can be lied to
-    notes: list[str]
+    example: str | None  # of a pair that counts: what is written before the exchange
 
     def of_part(self, part: str, stage: int | None = None) -> Exchange:
         """The exchange of one part in one stage; by default in all together."""
@@ -130,6 +130,11 @@ class MemoryReport:
             return None
         names = ("drawn", "episodes", "lie", "truth", "controls")
         return Lying(None, *(sum(getattr(one, name) for one in self.lies) for name in names))
+
+    @property
+    def notes(self) -> list[str]:
+        """What was exchanged, what the result means, an example, and whether nobody lied."""
+        return [_WHAT[self.hides], _meaning(self), *_others(self)]
 
     def record(self) -> dict[str, Any]:
         """As JSON: by part, and in it by stage; the lie apart."""
@@ -181,7 +186,7 @@ def run_memory(
     parts = parts_of(network)
     exchanges: list[Exchange] = []
     lies: list[Lying] = []
-    examples: list[str] = []
+    example = None
     for stage in task.stages if stages is None else stages:
         key = (0x3E304E, stage)
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
@@ -189,14 +194,11 @@ def run_memory(
         pairs = draw_pairs(network, task, own, rng)
         exchanges += exchange(network, task, stage, pairs, parts)
         if pairs.example is not None:
-            examples.append(f"stage {stage}: {pairs.example}")
+            example = f"stage {stage}: {pairs.example}"
         lying = lie(network, task, stage, pairs)
         if lying is not None:
             lies.append(lying)
-    hides = _hides(task)
-    report = MemoryReport(hides, tuple(parts), exchanges, lies, [])
-    report.notes.extend([*_notes(report), *_example(examples)])
-    return report
+    return MemoryReport(_hides(task), tuple(parts), exchanges, lies, example)
 
 
 def parts_of(network: AgentNetwork) -> dict[str, slice]:
@@ -407,7 +409,7 @@ def _share(count: int, of: int) -> float | None:
 
 
 def _written(task: Task, problems: Any, batch: EpisodeBatch, row: int, point: int) -> str:
-    """'GET B = (8 6) ADD | exchanged before step 5'."""
+    """'B+3 = 86+3 = 89: GET B = (8 6) ADD, exchanged before step 5'."""
     parts = []
     for token, response in zip(batch.actions[row, :point], batch.response[row], strict=False):
         told = response_text(task.vocabulary, response.tolist())
@@ -416,45 +418,51 @@ def _written(task: Task, problems: Any, batch: EpisodeBatch, row: int, point: in
     return f"{task.describe(problems, row)}: {' '.join(parts)}, exchanged before step {point + 1}"
 
 
-def _example(examples: Sequence[str]) -> list[str]:
-    return [f"for example, {examples[-1]}"] if examples else []
+# By whether pairs differ in what the context does not show only.
+_WHAT = {
+    True: (
+        "exchanged: the inner states of two episodes with the same context and other hidden data, "
+        "one own token after the last answer that depends on them was seen"
+    ),
+    False: (
+        "exchanged: the inner states of two problems of one structure with other numbers, in the "
+        "middle of the program; context and registers stay with the machine"
+    ),
+}
+_FOLLOWS_STATE = {
+    True: "what was told is remembered in the network's state",
+    False: "what is written next comes from numbers in the network's state",
+}
+_FOLLOWS_MACHINE = {
+    True: (
+        "the answer does not come from the network's state: the agent asked again, or the machine "
+        "holds what matters"
+    ),
+    False: (
+        "the answer's numbers come from the context and the machine's registers, not from the "
+        "network's state"
+    ),
+}
 
 
-def _notes(report: MemoryReport) -> list[str]:
-    """What was exchanged, and what the result means."""
-    if report.hides:
-        what = (
-            "exchanged: the inner states of two episodes with the same context and other hidden "
-            "data, one own token after the last answer that depends on them was seen"
-        )
-    else:
-        what = (
-            "exchanged: the inner states of two problems of one structure with other numbers, in "
-            "the middle of the program; context and registers stay with the machine"
-        )
-    notes = [what]
-    whole = report.of_part(ALL)
+def _meaning(report: MemoryReport) -> str:
+    whole, parts = report.of_part(ALL), [report.of_part(part) for part in report.parts[1:]]
     if not whole.pairs:
-        return [*notes, "no pair counts: nothing is hidden here, or the agent does not solve it"]
-    shares = {part: report.of_part(part).record() for part in report.parts}
-    if shares[ALL]["follows_state"] >= CLEARLY:
-        meaning = (
-            "what was told is remembered in the network's state"
-            if report.hides
-            else "what is written next comes from numbers in the network's state"
-        )
-        carrying = [p for p in report.parts[1:] if shares[p]["follows_state"] >= CLEARLY]
-        unused = [p for p in report.parts[1:] if shares[p]["follows_machine"] >= CLEARLY]
-        meaning += f"; alone it is carried by: {', '.join(carrying)}" if carrying else ""
-        meaning += f"; not used for it: {', '.join(unused)}" if unused else ""
-    elif shares[ALL]["follows_machine"] >= CLEARLY:
-        meaning = (
-            "the answer does not depend on a memory in the network: it asked again, or the machine "
-            "holds what matters"
-            if report.hides
-            else "the answer's numbers come from the context and the machine's registers, not from "
-            "the network's state, which holds at most the place in the program"
-        )
-    else:
-        meaning = "neither the state nor the machine alone determines the answer"
-    return [*notes, meaning]
+        return "no pair counts: nothing that matters is hidden here, or the agent does not solve it"
+    if whole.machine >= CLEARLY * 2 * whole.pairs:
+        return _FOLLOWS_MACHINE[report.hides]
+    if whole.state < CLEARLY * 2 * whole.pairs:
+        return "neither the state nor the machine alone decides the answer"
+    carrying = [one.part for one in parts if one.state >= CLEARLY * 2 * one.pairs]
+    unused = [one.part for one in parts if one.machine >= CLEARLY * 2 * one.pairs]
+    told = [_FOLLOWS_STATE[report.hides]]
+    if carrying:
+        told.append(f"alone it is carried by: {', '.join(carrying)}")
+    if unused:
+        told.append(f"not used for it: {', '.join(unused)}")
+    return "; ".join(told)
+
+
+def _others(report: MemoryReport) -> list[str]:
+    told = [] if report.example is None else [f"for example, {report.example}"]
+    return told if report.lies else [*told, "no lie: no tool calculates something and answers it"]

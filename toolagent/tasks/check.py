@@ -30,6 +30,13 @@ def check_task(task: Task) -> None:
         problems = called(where, task.sample, rng, stages)
         _check_problems(where, "sample", task, problems, stages)
         _check_shown(where, task, problems, stage)
+        siblings = called(where, task.siblings, problems, rng)
+        _check_problems(where, "siblings", task, siblings, stages)
+        require(
+            np.array_equal(siblings.context, problems.context),
+            where,
+            "siblings returns problems with other contexts",
+        )
         registers = called(where, task.start, problems)
         _check_registers(where, "start", registers, _TRIED)
         for _ in range(task.max_actions):
