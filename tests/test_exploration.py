@@ -14,7 +14,7 @@ from toolagent.learning.success_replay import SuccessReplay, program_keys
 from toolagent.learning.trials import TrialTable
 from toolagent.models.network import StageGRUNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
-from toolagent.rollouts.explorers import TrialExplorers
+from toolagent.rollouts.explorers import ExplorerTables, TrialExplorers
 from toolagent.rollouts.play import play
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
@@ -79,7 +79,7 @@ def test_spellings_with_useless_tokens_are_one_program():
     batch = episodes(
         [(MUL, ADD, ANS), (7, MUL, 0, ADD, RCL, ANS), (MUL, SUB, ANS), (MUL, ADD)], digits
     )
-    keys = program_keys(batch, ANS)
+    keys = program_keys(batch, TASK)
     assert keys[0] == keys[1]
     assert len(set(keys.tolist())) == 3
 
@@ -121,7 +121,7 @@ def keys_of(spelt):
         for step, (token, did) in enumerate(program):
             status = (status + did) % 7
             batch.actions[row, step], batch.status[row, step] = token, status
-    return program_keys(batch, ANS)
+    return program_keys(batch, TASK)
 
 
 @settings(max_examples=300, deadline=None)
@@ -140,7 +140,7 @@ def test_programs_of_one_token_repeated_differ_by_their_length(token):
 
 
 def test_weights_count_successes_against_all_attempts():
-    store = SuccessReplay(slots=8, examples=4, answer_token=ANS, rng=np.random.default_rng(0))
+    store = SuccessReplay(slots=8, examples=4, task=TASK, rng=np.random.default_rng(0))
     lucky = (MUL, ADD, ANS)
     # d*e = 0 makes a*b+c the right answer: once in four here.
     digits = [[3, 4, 5, 0, 7]] + [[3, 4, 5, 6, 7]] * 4
@@ -156,7 +156,7 @@ def test_weights_count_successes_against_all_attempts():
 
 
 def test_samples_are_solved_episodes_by_weight_and_examples_rotate():
-    store = SuccessReplay(slots=4, examples=3, answer_token=ANS, rng=np.random.default_rng(0))
+    store = SuccessReplay(slots=4, examples=3, task=TASK, rng=np.random.default_rng(0))
     assert store.sample(5) is None
     rng = np.random.default_rng(1)
     batches = [episodes([PLAN], rng.integers(0, 10, (1, 5))) for _ in range(10)]
@@ -170,14 +170,14 @@ def test_samples_are_solved_episodes_by_weight_and_examples_rotate():
 
 
 def test_a_full_store_lets_the_least_weight_go():
-    store = SuccessReplay(slots=2, examples=2, answer_token=ANS, rng=np.random.default_rng(0))
+    store = SuccessReplay(slots=2, examples=2, task=TASK, rng=np.random.default_rng(0))
     zeros = [[0, 0, 0, 0, 0]]
     store.add(episodes([PLAN] * 6, [[3, 4, 5, 6, 7]] * 6))
     store.add(episodes([(MUL, ADD, ANS)], zeros))
     store.add(episodes([(MUL, SUB, ANS)], zeros))
     keys = set(store.keys.tolist())
-    assert program_keys(episodes([PLAN], zeros), ANS)[0] in keys
-    assert program_keys(episodes([(MUL, SUB, ANS)], zeros), ANS)[0] in keys
+    assert program_keys(episodes([PLAN], zeros), TASK)[0] in keys
+    assert program_keys(episodes([(MUL, SUB, ANS)], zeros), TASK)[0] in keys
 
 
 # Explorers -----------------------------------------------------------------------------------
@@ -185,9 +185,9 @@ def test_a_full_store_lets_the_least_weight_go():
 
 def explore(rounds: int, count: int) -> tuple[TrialTable, list[EpisodeBatch]]:
     """Explorers alone, round by round, each by the table of all rounds before."""
-    table, played = TrialTable(TASK.num_statuses, TASK.vocabulary, min_tries=20), []
+    table, played = TrialTable(TASK, min_tries=20), []
     for seed in range(rounds):
-        weights = torch.from_numpy(table.log_weights())
+        weights = table.for_explorers()
         played.append(random_play(count, seed=seed, explorers=TrialExplorers(count, weights)))
         table.add(played[-1])
     return table, played
@@ -195,7 +195,7 @@ def explore(rounds: int, count: int) -> tuple[TrialTable, list[EpisodeBatch]]:
 
 def test_the_table_learns_what_does_something():
     table, _ = explore(rounds=60, count=500)
-    weights = np.exp(table.log_weights())
+    weights = np.exp(table.for_explorers().log_weights)
     np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
     # At the beginning only MUL (two digits) and ANS (the end) do anything.
     assert set(np.flatnonzero(weights[0])) == {MUL, ANS}
@@ -206,10 +206,11 @@ def test_the_table_learns_what_does_something():
 
 
 def test_explorers_play_by_the_table_and_policy_rows_are_untouched():
-    weights = torch.full((TASK.num_statuses, 18), -torch.inf)
+    weights = np.full((TASK.num_statuses, 18), -np.inf, np.float32)
     weights[:, ANS] = 0.0
     torch.manual_seed(0)
-    explored = random_play(50, explorers=TrialExplorers(20, weights))
+    tables = ExplorerTables(weights, np.zeros(18, bool))
+    explored = random_play(50, explorers=TrialExplorers(20, tables))
     assert explored.explored.sum() == 20 and explored.explored[-20:].all()
     assert (explored.lengths[-20:] == 1).all() and (explored.actions[-20:, 0] == ANS).all()
     # What the policy thinks of the token, not the certainty with which it was drawn.
@@ -221,8 +222,8 @@ def test_explorers_find_the_only_plan_of_stage_two():
     """By chance alone the seven tokens come up once in 18^7, 612 million, episodes."""
     _, played = explore(rounds=60, count=500)
     found = EpisodeBatch.concatenate(played)
-    plan = program_keys(episodes([PLAN], [[3, 4, 5, 6, 7]]), ANS)[0]
-    hits = program_keys(found, ANS) == plan
+    plan = program_keys(episodes([PLAN], [[3, 4, 5, 6, 7]]), TASK)[0]
+    hits = program_keys(found, TASK) == plan
     assert hits.sum() >= 2
     assert found.solved[hits].all()
 
@@ -380,7 +381,8 @@ def test_state_round_trip(kind):
         if side is second:
             side.set_state(state)  # the first has gone on meanwhile
         outcomes.append([side.learner_columns(warm) for _ in range(3)])
-        outcomes[-1].append(dict(zip(("share", "table"), side.for_runners(), strict=True)))
+        share, tables = side.for_runners()
+        outcomes[-1].append({"share": share, **tables._asdict()})
     for one, two in zip(*outcomes, strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], two[name])

@@ -17,6 +17,7 @@ from toolagent.rollouts.certification import StageAccuracy, measure
 from toolagent.tasks import Task, get_task
 
 CURRICULUM = "curriculum"  # where its figures stand in a result
+LEAST_WEIGHT = 0.02  # of an earlier stage of which nothing is forgotten
 _MEASURE_STREAM = 0x6D656173  # 'meas': keeps the measured problems apart from any runner's
 
 
@@ -87,6 +88,8 @@ class CurriculumCallback(RLlibCallback):
             if fresh
             else None,
         )
+        if fresh:
+            self._weigh_earlier_stages(algorithm)
         if decision.state.level != self.state.level:
             self.state, reason = decision.state, decision.reason
             self._send_stage(algorithm)
@@ -145,7 +148,16 @@ class CurriculumCallback(RLlibCallback):
         self.state = restored
         self._rng.bit_generator.state = state["measure_stream"]
         self.measured = [StageAccuracy.from_dict(row) for row in state["measured"]]
+        self._weigh_earlier_stages(algorithm)
         self._send_stage(algorithm)
+
+    def _weigh_earlier_stages(self, algorithm: Any) -> None:
+        """Notes how much of each stage is forgotten; runners learn of it with the next weights."""
+        if self.settings.earlier_stages == "forgotten" and self.measured:
+            weights = np.zeros(self.task.num_stages)
+            for row in self.measured:
+                weights[row.stage - self.task.first_stage] = LEAST_WEIGHT + 1 - row.accuracy
+            algorithm.env_runner_group.local_env_runner.env.earlier_stage_weights = weights
 
     def _send_stage(self, algorithm: Any) -> None:
         for group in (algorithm.env_runner_group, algorithm.eval_env_runner_group):

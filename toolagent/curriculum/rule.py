@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -48,6 +48,10 @@ class CurriculumSettings(BaseModel):
     levels: tuple[LevelSettings, ...] = Field(default=(LevelSettings(stage=0),), strict=False)
     earlier_stage_share: float = Field(
         default=0.0, ge=0, le=1, description="share of episodes drawn from earlier stages"
+    )
+    earlier_stages: Literal["evenly", "forgotten"] = Field(
+        default="evenly",
+        description="which of them: all alike, or the more often the lower its measured accuracy",
     )
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1, description="one-sided confidence of the accuracy bounds"

@@ -80,6 +80,7 @@ class ToolVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.task = get_task(task)
         self.earlier_stage_share = earlier_stage_share
+        self.earlier_stage_weights = None
         self.limit_terminates = limit_terminates
         self.single_observation_space = observation_space(self.task)
         self.single_action_space = action_space(self.task)
@@ -122,6 +123,21 @@ class ToolVectorEnv(VectorEnv):
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"earlier_stage_share is {share}; it must be in 0..1")
         self._earlier_stage_share = share
+
+    @property
+    def earlier_stage_weights(self) -> np.ndarray | None:
+        """(num_stages,) float: how often an earlier stage is drawn, relative to the others; None
+        for evenly. Setting it raises ValueError for any other shape, or for negative numbers."""
+        return self._earlier_stage_weights
+
+    @earlier_stage_weights.setter
+    def earlier_stage_weights(self, weights: np.ndarray | None) -> None:
+        if weights is not None and (len(weights) != self.task.num_stages or min(weights) < 0):
+            raise ValueError(
+                f"earlier_stage_weights is {weights}; expected {self.task.num_stages} numbers that "
+                "are not negative"
+            )
+        self._earlier_stage_weights = weights
 
     @property
     def np_random(self) -> np.random.Generator:
@@ -415,7 +431,12 @@ class ToolVectorEnv(VectorEnv):
 
     def _draw_stages(self, stream: np.random.Generator, count: int) -> np.ndarray:
         return draw_stages(
-            stream, count, self.stage, self.earlier_stage_share, self.task.first_stage
+            stream,
+            count,
+            self.stage,
+            self.earlier_stage_share,
+            self.task.first_stage,
+            self.earlier_stage_weights,
         )
 
     def _info(self) -> dict[str, np.ndarray]:
@@ -436,10 +457,21 @@ def draw_stages(
     stage: int,
     earlier_stage_share: float,
     first_stage: int = 0,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(size,) int8: `stage`, but for a share drawn evenly from those from `first_stage` to it."""
+    """(size,) int8: `stage`, but for a share drawn from those from `first_stage` to it.
+
+    Evenly, or by `weights`, a number for each stage of the task; evenly too if all of them are 0.
+    """
     stages = np.full(size, stage, np.int8)
     if stage > first_stage and earlier_stage_share > 0:
         earlier = rng.random(size) < earlier_stage_share
-        stages[earlier] = rng.integers(first_stage, stage, size=int(earlier.sum()), dtype=np.int8)
+        count = int(earlier.sum())
+        known = None if weights is None else weights[: stage - first_stage]
+        if known is None or not known.any():
+            stages[earlier] = rng.integers(first_stage, stage, size=count, dtype=np.int8)
+        else:
+            stages[earlier] = first_stage + rng.choice(
+                len(known), size=count, p=known / known.sum()
+            )
     return stages

@@ -53,7 +53,7 @@ from toolagent.learning.pipeline_state import (
 )
 from toolagent.learning.sampling import SamplingAlgorithm
 from toolagent.models.rl_module import NetworkModule
-from toolagent.rollouts.env_runner import EXPLORERS, BatchedEnvRunner
+from toolagent.rollouts.env_runner import EARLIER_STAGES, EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
 _CONNECTORS = "episodes are columns from end to end, and no connector sees them"
@@ -270,6 +270,7 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
             EXPLORERS: self._exploration.for_runners(),
             # Ray may have put a new process in a runner's place that nobody told the stage.
             "stage": self._published_stage,
+            EARLIER_STAGES: self.env_runner_group.local_env_runner.env.earlier_stage_weights,
         }
         remote = self.env_runner_group.num_remote_env_runners() > 0
         self._weights = ray.put(state) if remote else state

@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 
 from toolagent.learning.batches import STEP_COLUMNS
+from toolagent.learning.dataflow_replay import DataflowReplay
 from toolagent.learning.success_replay import SuccessReplay
 from toolagent.learning.trials import TrialTable
 from toolagent.learning.verified_replay import VerifiedReplay
 from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.rollouts.explorers import ExplorerTables
 from toolagent.tasks import Task
 
 _EPISODE_COLUMNS = ("stage", "context", "lengths", "baseline")
 
 REPLAY_SLOTS = 256  # programs; a stage's coincidences are about a hundred
 REPLAY_EXAMPLES = 64  # solved problems of each
+DATAFLOW_SLOTS = 1024  # programs of all kinds of problems
+DATAFLOW_EXAMPLES = 8
 MIN_TRIES = 20  # of a token in a status before it counts as having no effect
+SELDOM_REFUSED = 0.5  # explorers that copy write tokens that did something more often than that
 RATE = 0.05  # of all moving shares, per update
 
 
@@ -48,29 +53,25 @@ class Exploration:
         self.replay_episodes = config.replay_episodes if config.replay_coeff > 0 else 0
         self.stage = 0  # the highest seen
         self.solved_share = np.zeros(task.stages.stop)
-        self.table = TrialTable(task.num_statuses, task.vocabulary, MIN_TRIES)
+        self.copies = config.explorer_kind == "copies"
+        self.table = TrialTable(task, MIN_TRIES, SELDOM_REFUSED if self.copies else 0.0)
         seed = None if config.seed is None else (int(config.seed), 0x7265706C)  # 'repl'
         streams = np.random.SeedSequence(seed).spawn(task.stages.stop)
         self.trials = config.explorer_kind == "trials"
+        self.counts_tokens = config.explorer_kind != "detours"
+        # Programs of all stages stand in one store where they are told apart by their kinds.
         self.replay: list[SuccessReplay | VerifiedReplay] = [
-            SuccessReplay(
-                REPLAY_SLOTS,
-                REPLAY_EXAMPLES,
-                task.vocabulary.answer_token,
-                np.random.default_rng(stream),
-            )
-            if self.trials
-            else VerifiedReplay(np.random.default_rng(stream), config.gamma)
-            for stream in streams
+            _replay(config, task, np.random.default_rng(stream))
+            for stream in (streams[:1] if self.copies else streams)
         ]
 
-    def for_runners(self) -> tuple[float, np.ndarray]:
-        """What env runners need: the share of explorers, and their log-weights."""
+    def for_runners(self) -> tuple[float, ExplorerTables]:
+        """What env runners need: the share of explorers, and what they know."""
         solved = self.solved_share[self.stage]
         share = self.explorer_share if solved < self.until_solved else 0.0
         if self.trials:  # fewer on the way; on detours the last missing plans are the rarest
             share *= 1 - solved
-        return share, self.table.log_weights()
+        return share, self.table.for_explorers()
 
     def learner_columns(self, batch: EpisodeBatch) -> dict[str, np.ndarray]:
         """The columns of an update: what the policy played, and replayed episodes behind it.
@@ -85,7 +86,9 @@ class Exploration:
             batch = batch.take(~batch.explored)
         played = len(batch)
         replayed = None
-        if self.replay_episodes and self.solved_share[self.stage] < self.until_solved:
+        if self.replay_episodes and self.copies:
+            replayed = self.replay[0].sample(self.replay_episodes)
+        elif self.replay_episodes and self.solved_share[self.stage] < self.until_solved:
             replayed = self.replay[self.stage].sample(self.replay_episodes)
         if replayed is not None:
             batch = EpisodeBatch.concatenate([batch, replayed])
@@ -109,10 +112,12 @@ class Exploration:
         return np.maximum(batch.baseline, least).astype(np.float32)
 
     def _count(self, batch: EpisodeBatch) -> None:
-        if self.explorer_share > 0 and self.trials:
+        if self.explorer_share > 0 and self.counts_tokens:
             self.table.add(batch)
         here = batch.stage == self.stage
-        if self.replay_episodes:
+        if self.replay_episodes and self.copies:
+            self.replay[0].add(batch)
+        elif self.replay_episodes:
             self.replay[self.stage].add(batch.take(here))
         # Problems that were failed before say nothing of how much of the stage is solved.
         by_policy = batch.solved[here & ~batch.explored & ~batch.retried]
@@ -139,3 +144,12 @@ class Exploration:
         self.table.set_state(state["table"])
         for store, saved in zip(self.replay, state["replay"], strict=True):
             store.set_state(saved)
+
+
+def _replay(config: Any, task: Task, rng: np.random.Generator) -> SuccessReplay | VerifiedReplay:
+    """The store of one stage that goes with the kind of explorers."""
+    if config.explorer_kind == "detours":
+        return VerifiedReplay(rng, config.gamma)
+    if config.explorer_kind == "copies":
+        return DataflowReplay(DATAFLOW_SLOTS, DATAFLOW_EXAMPLES, task, rng)
+    return SuccessReplay(REPLAY_SLOTS, REPLAY_EXAMPLES, task, rng)

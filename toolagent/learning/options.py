@@ -66,9 +66,10 @@ class PipelineOptions(UpdateOptions):
     strictly on-policy (sampling waits for the learner)."""
     explorer_share: ShareBelowOne = 0.0
     """Share of the episodes that explorers play (`Exploration`); 0: none."""
-    explorer_kind: Literal["trials", "detours"] = "trials"
-    """"trials" of tokens that are known to do something (`TrialTable`), or "detours" from the
-    policy's own way (`Detours`); then group_size is at least 2."""
+    explorer_kind: Literal["trials", "detours", "copies"] = "trials"
+    """"trials" of tokens that are known to do something (`TrialTable`), "detours" from the
+    policy's own way (`Detours`; then group_size is at least 2), or "copies" of what was read, in
+    calls that are seldom refused (`CopyingExplorers`; for tasks that define `dataflow`)."""
     explore_until_solved: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Explorers and replay end for a stage once the policy solves this share of its training
     episodes: there is nothing left to find."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.tasks import Task
 
 _EMPTY = -1  # the key of a slot that holds no program
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, with bits all over
@@ -28,12 +29,12 @@ class SuccessReplay:
     Args:
         slots: programs kept; the one of least weight is replaced.
         examples: solved episodes kept of each.
-        answer_token: of the task's vocabulary.
+        task: of the episodes.
         rng: draws what is replayed.
     """
 
-    def __init__(self, slots: int, examples: int, answer_token: int, rng: np.random.Generator):
-        self.examples, self.answer_token, self.rng = examples, answer_token, rng
+    def __init__(self, slots: int, examples: int, task: Task, rng: np.random.Generator):
+        self.examples, self.task, self.rng = examples, task, rng
         self.keys = np.full(slots, _EMPTY, np.int64)
         self.successes = np.zeros(slots)
         self.attempts = np.zeros(slots)
@@ -57,7 +58,8 @@ class SuccessReplay:
         if self.store is None:
             rows = np.zeros(len(self.keys) * self.examples, np.int64)
             self.store = batch.take(rows)
-        unique, group = np.unique(program_keys(batch, self.answer_token), return_inverse=True)
+        keys, batch = self._programs(batch)
+        unique, group = np.unique(keys, return_inverse=True)
         attempts = np.bincount(group, minlength=len(unique))
         successes = np.bincount(group, weights=batch.solved, minlength=len(unique))
         order = np.argsort(self.keys)
@@ -70,6 +72,7 @@ class SuccessReplay:
         solved_rows = np.flatnonzero(batch.solved)
         latest = np.full(len(unique), _EMPTY)
         latest[group[solved_rows]] = solved_rows
+        written = []
         for index in np.flatnonzero(latest != _EMPTY):
             slot = int(slots[index])
             if slot == _EMPTY:
@@ -77,14 +80,23 @@ class SuccessReplay:
                 self.keys[slot] = unique[index]
                 self.successes[slot], self.attempts[slot] = successes[index], attempts[index]
                 self.kept[slot] = 0
+                self._replace(slot, latest[index])
                 slots[slots == slot] = _EMPTY  # the replaced program is unknown from now on
-            row = slot * self.examples + self.kept[slot] % self.examples
-            self.store.put(np.array([row]), batch.take(latest[index : index + 1]))
+            written.append(slot * self.examples + self.kept[slot] % self.examples)
             self.kept[slot] += 1
+        # Where a slot was replaced twice, the last one counts.
+        self.store.put(np.array(written, np.int64), batch.take(latest[latest != _EMPTY]))
+
+    def _programs(self, batch: EpisodeBatch) -> tuple[np.ndarray, EpisodeBatch]:
+        """(B,) int64 keys of the programs, and the episodes as they are kept."""
+        return program_keys(batch, self.task), batch
+
+    def _replace(self, slot: int, row: int) -> None:
+        """Called when the program of the batch's episode `row` takes a slot."""
 
     def sample(self, count: int) -> EpisodeBatch | None:
-        """`count` solved episodes, drawn by weight; None if none is known."""
-        slots = np.flatnonzero(self.keys != _EMPTY)
+        """`count` solved episodes, drawn by weight; None if none is worth it."""
+        slots = np.flatnonzero((self.keys != _EMPTY) & (self.weights > 0))
         if self.store is None or not len(slots) or not count:
             return None
         weights = self.weights[slots]
@@ -111,7 +123,7 @@ class SuccessReplay:
         self.rng.bit_generator.state = state["stream"]
 
 
-def program_keys(batch: EpisodeBatch, answer_token: int) -> np.ndarray:
+def program_keys(batch: EpisodeBatch, task: Task) -> np.ndarray:
     """(B,) int64: equal for episodes whose actions *that did something* are the same, in order.
 
     Programs that differ only in no-op tokens count as one: actions that leave the machine's status
@@ -121,7 +133,7 @@ def program_keys(batch: EpisodeBatch, answer_token: int) -> np.ndarray:
     A key is the upper 63 bits of a polynomial in those actions, modulo 2^64: of two different
     programs one in about 10^18 is taken for the other.
     """
-    did = batch.effective(answer_token)
+    did = batch.effective(task)
     # The n-th effective action is the n-th coefficient.
     power = np.maximum(np.cumsum(did, axis=1) - 1, 0)
     with np.errstate(over="ignore"):

@@ -35,7 +35,11 @@ _NO_TOKEN = -1
 
 
 class AnswerAttentionOptions(NamedTuple):
-    """D, the width of each GRU that reads the context, H, and K.
+    """D, the width of each GRU that reads the context, H, what the network is told, and K.
+
+    Without `sees_digits` all digits of a context, and all that were written, look the same: what
+    is done follows from the structure of the prompt, and which digit it is matters only where it
+    is copied. Those of answers are seen.
 
     When `num_answers` are kept, the next one takes the place of the oldest.
     """
@@ -43,6 +47,7 @@ class AnswerAttentionOptions(NamedTuple):
     embedding_size: int = 128
     context_size: int = 48
     num_heads: int = 4
+    sees_digits: bool = False
     num_answers: int = 12
 
 
@@ -115,9 +120,9 @@ class AnswerAttentionNetwork(AgentNetwork):
     def __init__(self, interface: Interface, options: Any = None):
         super().__init__(interface, options)
         for name in self.options._fields:
-            if getattr(self.options, name) < 1:
+            if name != "sees_digits" and getattr(self.options, name) < 1:
                 raise ValueError(f"{name} is {getattr(self.options, name)}; it must be at least 1")
-        width, reading, heads = self.options[:3]
+        width, reading, heads, sees_digits = self.options[:4]
         vocabulary, tokens = interface.vocabulary, interface.context_vocabulary
         self.num_kept = self._num_answers() if interface.response_length else 0
         both = 2 * _KEY_SIZE  # keys and values side by side
@@ -140,11 +145,28 @@ class AnswerAttentionNetwork(AgentNetwork):
             self.answer_places = _table(interface.response_length, both)
             self.from_first = _table(self.num_kept, _KEY_SIZE)
             self.from_newest = _table(self.num_kept, _KEY_SIZE)
+        # Which token each looks like.
+        names = vocabulary.names
+        digits = [token for token, name in enumerate(names) if name.isdigit()]
+        looks_like = torch.arange(tokens)
+        if digits and not sees_digits:
+            looks_like[digits] = digits[0]
+        self.register_buffer("looks_like", looks_like, persistent=False)
         # Row v: which action token v is; of one that can't be written, none.
         copied = torch.eye(tokens, interface.num_actions)
         self.register_buffer("copied", copied, persistent=False)
 
     copied: Tensor  # (V, A)
+    looks_like: Tensor  # (V,) int64
+
+    def _context_tables(self) -> tuple[Tensor, Tensor]:
+        """The embeddings (V, ...) of a context's tokens, and what each adds to key and value."""
+        return self.context_embedding.weight[self.looks_like], self.context_tokens[self.looks_like]
+
+    def _token_table(self) -> Tensor:
+        """(previous tokens, D): the embeddings of what was written."""
+        written = self.looks_like[: self.token_embedding.num_embeddings]
+        return self.token_embedding.weight[written]
 
     def _num_answers(self) -> int:
         """K, where tools answer."""
@@ -170,10 +192,9 @@ class AnswerAttentionNetwork(AgentNetwork):
         """
         context, repeat = one_of_each_run(context)
         tokens, shown = shown_tokens(context, self.pad_token)
-        read = read_both_ways(
-            tokens, shown, self.context_embedding.weight, self.forward_gru, self.backward_gru
-        )
-        both = self.context_read(read.states) + functional.embedding(tokens, self.context_tokens)
+        embedding, added = self._context_tables()
+        read = read_both_ways(tokens, shown, embedding, self.forward_gru, self.backward_gru)
+        both = self.context_read(read.states) + functional.embedding(tokens, added)
         keys, values = both.split(_KEY_SIZE, -1)
         before = functional.pad(tokens[:, :-1], (1, 0), value=_NO_TOKEN)
         hidden_scores = values.new_zeros(shown.shape).masked_fill(~shown, _UNSEEN).unsqueeze(1)
@@ -279,7 +300,7 @@ class AnswerAttentionNetwork(AgentNetwork):
             extra = self.response_input(responses.flatten(0, 1)[packing.place])
         gru = self.decoder_gru
         outputs = PackedGRU.apply(
-            functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
+            functional.linear(self._token_table(), gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,
             hidden[packing.order, : self.options.embedding_size],
@@ -457,7 +478,7 @@ class AnswerAttentionNetwork(AgentNetwork):
             [width, self.read_out.in_features - width], 1
         )
         return StepTable(
-            input_gates=functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
+            input_gates=functional.linear(self._token_table(), gru.weight_ih, gru.bias_ih),
             recurrent_weight=gru.weight_hh.t().contiguous(),
             recurrent_bias=gru.bias_hh.clone(),
             query_weight=self.query.weight.t().contiguous(),

@@ -8,11 +8,13 @@ from toolagent.models.answer_attention import AnswerAttentionNetwork
 
 
 class RecurrentOptions(NamedTuple):
-    """D, the width of each GRU that reads the context, and H."""
+    """D, the width of each GRU that reads the context, H, and what the network is told (see
+    `AnswerAttentionOptions`)."""
 
     embedding_size: int = 160
     context_size: int = 48
     num_heads: int = 4
+    sees_digits: bool = False
 
 
 class RecurrentNetwork(AnswerAttentionNetwork):

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from toolagent.envs.vector import ToolVectorEnv
+from toolagent.rollouts.copying import CopyingExplorers
 from toolagent.rollouts.detours import Detours, draw_detours
 from toolagent.rollouts.episode_batch import EpisodeBatch
-from toolagent.rollouts.explorers import Explorers, TrialExplorers
+from toolagent.rollouts.explorers import Explorers, ExplorerTables, TrialExplorers
 from toolagent.rollouts.failed_problems import FailedProblems
 
-EXPLORER_KINDS = ("trials", "detours")
+EXPLORER_KINDS = ("trials", "detours", "copies")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class ProblemDraw:
     """Draws problems from the environment's stream, and from those that were failed.
 
     A *group* is `group_size` episodes of one problem, side by side (1: every episode has a
-    problem of its own). Explorers that try tokens have problems of their own; explorers on
-    detours come in groups of one structure with different numbers, mostly of failed problems.
+    problem of its own), each with what the problem hides drawn anew (`Task.siblings`). Explorers
+    that try tokens have problems of their own, as have those that copy; explorers on detours come
+    in groups of one structure with different numbers. The last two mostly have failed problems.
 
     Args:
         group_size: of the policy's episodes, and of detours.
@@ -56,7 +57,7 @@ class ProblemDraw:
         self.failed = FailedProblems()
 
     def draw(
-        self, env: ToolVectorEnv, count: int, explorer_share: float, log_weights: torch.Tensor
+        self, env: ToolVectorEnv, count: int, explorer_share: float, tables: ExplorerTables | None
     ) -> Drawn:
         """Problems for `count` episodes.
 
@@ -65,14 +66,14 @@ class ProblemDraw:
             count: of episodes, explorers included; a number that is no multiple of the group's
                 size is played without groups.
             explorer_share: of the count; at least one group is the policy's.
-            log_weights: for explorers that try tokens, see `Explorers`.
+            tables: what explorers know.
         """
         size = self.group_size if count % self.group_size == 0 else 1
         exploring = size * min(round(count * explorer_share / size), count // size - 1)
         groups = (count - exploring) // size
-        detours = exploring > 0 and self.explorer_kind == "detours"
-        own = 0 if detours else exploring  # explorers' problems behind the policy's
-        problems = env.fresh_problems(groups + own, current=own, practice=self.practice)
+        # The problems of explorers that try tokens come from the policy's stream, behind its own.
+        trials = exploring if self.explorer_kind == "trials" else 0
+        problems = env.fresh_problems(groups + trials, current=trials, practice=self.practice)
         fresh = np.ones(groups, bool)
         if self.failed_share > 0:
             fresh = self.failed.mix_in(
@@ -80,25 +81,33 @@ class ProblemDraw:
             )
         # Each group's problem `size` times, then the explorers' once each.
         rows = np.repeat(np.arange(groups), size)
-        rows = np.concatenate([rows, np.arange(groups, len(problems))])
-        if not detours:
-            explorers = TrialExplorers(exploring, log_weights) if exploring else None
-            return Drawn(problems.take(rows), size, fresh, explorers)
-        structures = self._worth_a_detour(env, exploring // size)
-        variants = env.task.variants(
-            structures.take(np.repeat(np.arange(len(structures)), size)), env.np_random
-        )
-        taken = draw_detours(
-            env.np_random,
-            env.task.action_limit(structures.stage),
-            size,
-            env.task.vocabulary.num_actions,
-        )
-        every = problems.take(np.concatenate([rows, np.zeros(exploring, np.int64)]))
-        every.put(np.arange(len(rows), len(rows) + exploring), variants)
-        return Drawn(every, size, fresh, taken)
+        every = problems.take(np.concatenate([rows, np.arange(groups, len(problems))]))
+        if size > 1:
+            every = env.task.siblings(every, env.np_random)
+        if not exploring:
+            return Drawn(every, size, fresh, None)
+        if trials:
+            assert tables is not None
+            return Drawn(every, size, fresh, TrialExplorers(exploring, tables))
+        if self.explorer_kind == "copies":
+            assert tables is not None
+            theirs = self._worth_exploring(env, exploring)
+            own = np.random.default_rng(int(env.np_random.integers(2**63)))
+            explorers: Explorers = CopyingExplorers(own, env.task, theirs.context, tables)
+        else:
+            structures = self._worth_exploring(env, exploring // size)
+            theirs = env.task.variants(
+                structures.take(np.repeat(np.arange(len(structures)), size)), env.np_random
+            )
+            explorers = draw_detours(
+                env.np_random,
+                env.task.action_limit(structures.stage),
+                size,
+                env.task.vocabulary.num_actions,
+            )
+        return Drawn(type(every).concatenate([every, theirs]), size, fresh, explorers)
 
-    def _worth_a_detour(self, env: ToolVectorEnv, count: int) -> Any:
+    def _worth_exploring(self, env: ToolVectorEnv, count: int) -> Any:
         """Failed problems, or as long as there are few of them, fresh ones of the stage."""
         drawn = self.failed.sample(count, env.stage, env.np_random)
         if drawn is None:

@@ -48,10 +48,12 @@ from toolagent.envs.registration import create_for_rllib, task_of_env_id
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.rollouts.draw import ProblemDraw
 from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.rollouts.explorers import ExplorerTables
 from toolagent.rollouts.play import PlayDetails, PlayTimes, play
 from toolagent.rollouts.recorder import EpisodeRecorder, recorder_of
 
-EXPLORERS = "explorers"  # in a state: (share of the episodes, their table of log-weights)
+EARLIER_STAGES = "earlier_stage_weights"  # in a state: of the environment
+EXPLORERS = "explorers"  # in a state: (share of the episodes, their `ExplorerTables`)
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Fragment:
 class BatchedEnvRunner(EnvRunner, Checkpointable):
     """An EnvRunner whose `sample` plays B complete episodes at once (`rollouts.play`).
 
-    Some of them may be explorers' (`Explorers`, `Detours`); the algorithm says how many with the
+    Some of them may be explorers' (`Explorers`); the algorithm says how many with the
     weights. Their steps are counted, their returns are not: those are the policy's. The others
     may come in groups that play one problem, some of the problems from those that this runner
     failed before (`ProblemDraw`).
@@ -103,7 +105,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self._process = _process_number()
         self._generator = torch.Generator()
         self._explorer_share = 0.0
-        self._explorer_weights = torch.zeros(0)
+        self._explorer_tables: ExplorerTables | None = None
         self._draw = ProblemDraw(  # stock algorithms have no such settings
             int(getattr(config, "group_size", 1)),
             float(getattr(config, "failed_problem_share", 0.0)),
@@ -206,7 +208,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         # what is played to evaluate is drawn as the stage has it.
         learning = explore and not random_actions and not self.config.in_evaluation
         drawn = (self._draw if learning else ProblemDraw()).draw(
-            self.env, count, self._explorer_share if learning else 0.0, self._explorer_weights
+            self.env, count, self._explorer_share if learning else 0.0, self._explorer_tables
         )
         recording = self.recorder is not None and self.recorder.active
         details = PlayDetails.empty(count, self.env.task.max_actions) if recording else None
@@ -299,7 +301,10 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         **kwargs: Any,
     ) -> dict[str, Any]:
         assert self.env is not None
-        state = self.get_streams() | {"stage": self.env.stage}
+        state = self.get_streams() | {
+            "stage": self.env.stage,
+            EARLIER_STAGES: self.env.earlier_stage_weights,
+        }
         if self._check_component(COMPONENT_RL_MODULE, components, not_components):
             state[COMPONENT_RL_MODULE] = self.module.get_state(**kwargs)
             state[WEIGHTS_SEQ_NO] = self._weights_seq_no
@@ -333,12 +338,13 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
                 if weights_seq_no:
                     self._weights_seq_no = weights_seq_no
         if EXPLORERS in state:
-            self._explorer_share, log_weights = state[EXPLORERS]
-            self._explorer_weights = torch.from_numpy(np.array(log_weights))
+            self._explorer_share, self._explorer_tables = state[EXPLORERS]
         if NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
             self.num_env_steps_sampled_lifetime = state[NUM_ENV_STEPS_SAMPLED_LIFETIME]
         if "stage" in state:
             self.env.set_stage(state["stage"])
+        if EARLIER_STAGES in state:
+            self.env.earlier_stage_weights = state[EARLIER_STAGES]
         # A state may come from another runner (RLlib brings a recreated one up to date with the
         # local one's): then its random streams are not for this one.
         if "problem_stream" in state and state.get("worker_index") == self.worker_index:

@@ -67,12 +67,16 @@ class EpisodeBatch(Columns):
         """Actions taken in live episodes."""
         return int(self.lengths.sum(dtype=np.int64))
 
-    def effective(self, answer_token: int) -> np.ndarray:
-        """(B, T) bool: actions that changed the machine's status, and answers."""
+    def effective(self, task: Task) -> np.ndarray:
+        """(B, T) bool: actions that were not refused; where the task refuses none, those that
+        changed the machine's status, and answers.
+        """
+        happened = np.arange(self.actions.shape[1]) < self.lengths[:, None]
+        if task.refusal_token is not None:
+            return happened & (self.response[:, :, 0] != task.refusal_token)
         before = np.zeros_like(self.status)  # the status before the first action is 0
         before[:, 1:] = self.status[:, :-1]
-        happened = np.arange(self.actions.shape[1]) < self.lengths[:, None]
-        return happened & ((self.status != before) | (self.actions == answer_token))
+        return happened & ((self.status != before) | (self.actions == task.vocabulary.answer_token))
 
     @property
     def returns(self) -> np.ndarray:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from toolagent.tasks import Task
+
+
+class ExplorerTables(NamedTuple):
+    """What explorers know from all episodes before (`learning.trials.TrialTable`)."""
+
+    log_weights: np.ndarray  # (statuses, A) float32: log-probabilities; -inf: nothing is done by it
+    seen: np.ndarray  # (A,) bool: the action has been seen in a context or in an answer
 
 
 @dataclass(frozen=True)
@@ -41,20 +48,17 @@ class Explorers(Protocol):
 
 @dataclass(frozen=True)
 class TrialExplorers:
-    """Explorers that draw tokens by machine status, from a table.
-
-    `log_weights[status, token]`, (statuses, A) float32: log-probabilities of the tokens.
-    """
+    """Explorers that draw tokens by machine status, from a table."""
 
     count: int
-    log_weights: torch.Tensor
+    tables: ExplorerTables
 
     def __len__(self) -> int:
         return self.count
 
     def log_probabilities(self, step: ExplorersStep) -> torch.Tensor:
         """(n, A) (see `Explorers`)."""
-        return self.log_weights[torch.from_numpy(step.status())]
+        return torch.from_numpy(self.tables.log_weights[step.status()])
 
 
 def certain(tokens: torch.Tensor, num_actions: int) -> torch.Tensor:

@@ -83,6 +83,8 @@ class Task(abc.ABC):
     context_length: ClassVar[int]
     max_actions: ClassVar[int]  # at most 127; no episode is longer, some may be truncated earlier
     response_length: ClassVar[int] = 0  # tokens that an action is answered with
+    # The token that answers, alone, an action that is refused; None: no action is.
+    refusal: ClassVar[str | None] = None
     # Kinds of problems that are sampled and measured apart; training draws from the first only.
     splits: ClassVar[tuple[str, ...]] = (ALL,)
 
@@ -357,7 +359,41 @@ class Task(abc.ABC):
         """
         return None
 
+    # For exploration only; the agent never observes any of it.
+
+    def kinds(self, context: np.ndarray) -> np.ndarray:
+        """(B,) int64: equal for problems, given by (B, L) contexts, that the same plan solves.
+
+        Here: one kind.
+        """
+        return np.zeros(len(context), np.int64)
+
+    def dataflow(
+        self, context: np.ndarray, actions: np.ndarray, lengths: np.ndarray, response: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What finished programs did, and which of their actions it needed.
+
+        Args:
+            context: (B, L) of the problems.
+            actions: (B, T).
+            lengths: (B,) the actions that count.
+            response: (B, T, R).
+
+        Returns:
+            (B,) int64: equal for programs that compute the same from the same places of a problem;
+            and (B, T) bool: without the other actions the program does the same.
+
+        Raises:
+            NotImplementedError: here; only exploration by copying asks.
+        """
+        raise NotImplementedError(f"task '{self.name}' does not define `dataflow`")
+
     # What is observed -----------------------------------------------------------------------
+
+    @property
+    def refusal_token(self) -> int | None:
+        """The number of `refusal`."""
+        return None if self.refusal is None else self.vocabulary.token(self.refusal)
 
     def no_response(self, size: int) -> np.ndarray | None:
         """(size, response_length) int8: what is observed where no action was answered; None where

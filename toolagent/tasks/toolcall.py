@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from toolagent.tasks import toolcall_dataflow
 from toolagent.tasks.base import Lies, Task, Transition
 from toolagent.tasks.toolcall_lies import lies_of
 from toolagent.tasks.toolcall_machine import (
@@ -86,6 +87,7 @@ class ToolCallTask(Task):
     context_length = CONTEXT_LENGTH
     max_actions = int(LIMITS[-1])
     response_length = RESPONSE_LENGTH
+    refusal = "ERR"
     splits = SPLITS
     tools = ("GET", "ADD", "SUB", "MUL", "ANS")
     text_registers = ("call", "last")
@@ -214,6 +216,14 @@ class ToolCallTask(Task):
     ) -> Lies:
         """The first calculation that was answered with a value, see `toolcall_lies`."""
         return lies_of(self, problems, actions, lengths, response)
+
+    def kinds(self, context: np.ndarray) -> np.ndarray:
+        return toolcall_dataflow.kinds(context)
+
+    def dataflow(
+        self, context: np.ndarray, actions: np.ndarray, lengths: np.ndarray, response: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return toolcall_dataflow.dataflow(context, actions, lengths, response)
 
     # Programs -------------------------------------------------------------------------------
 
