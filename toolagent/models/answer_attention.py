@@ -25,7 +25,7 @@ from toolagent.models.base import (
     unpack,
 )
 from toolagent.models.bidirectional_gru import read_both_ways, shown_tokens
-from toolagent.models.packed_gru import PackedGRU
+from toolagent.models.packed_gru import GRUTable, PackedGRU, gru_step, gru_table, tanh_
 from toolagent.vocabulary import Interface
 
 _COPY_SCALE = 2.0  # copying has to be found first, so its gates move faster than other weights
@@ -54,9 +54,8 @@ class AnswerAttentionOptions(NamedTuple):
 class StepTable(NamedTuple):
     """The constants of a step."""
 
-    input_gates: Tensor  # (previous tokens, 3D): W_ih @ embedding + b_ih of every token
-    recurrent_weight: Tensor  # (D, 3D)
-    recurrent_bias: Tensor  # (3D,)
+    gru: GRUTable
+    responses: Tensor | None  # of `ResponseInput.table`, where tools answer
     query_weight: Tensor  # (D, H W)
     query_bias: Tensor  # (H W,)
     answer_keys: Tensor  # (W, V + R + 2K): of tokens, places, numbers from the newest and first
@@ -295,9 +294,6 @@ class AnswerAttentionNetwork(AgentNetwork):
     ) -> tuple[Packing, Tensor]:
         """The packing of the steps, and the GRU's state (N, D) after each."""
         packing = pack(lengths, tokens.shape[1])
-        extra = None
-        if responses is not None:
-            extra = self.response_input(responses.flatten(0, 1)[packing.place])
         gru = self.decoder_gru
         outputs = PackedGRU.apply(
             functional.linear(self._token_table(), gru.weight_ih, gru.bias_ih),
@@ -306,7 +302,7 @@ class AnswerAttentionNetwork(AgentNetwork):
             hidden[packing.order, : self.options.embedding_size],
             tokens.reshape(-1)[packing.place].int(),
             packing.sizes,
-            extra,
+            *self.response_input.packed(responses, packing),
         )
         return packing, outputs
 
@@ -465,7 +461,7 @@ class AnswerAttentionNetwork(AgentNetwork):
     @torch.no_grad()
     def step_table(self) -> StepTable:
         """The constants of `step` (see `AgentNetwork`)."""
-        gru, width = self.decoder_gru, self.options.embedding_size
+        width = self.options.embedding_size
         empty = self.copied.new_empty(0, _KEY_SIZE)
         token_keys, token_values, place_keys, place_values = empty, empty, empty, empty
         numbers = empty
@@ -478,9 +474,8 @@ class AnswerAttentionNetwork(AgentNetwork):
             [width, self.read_out.in_features - width], 1
         )
         return StepTable(
-            input_gates=functional.linear(self._token_table(), gru.weight_ih, gru.bias_ih),
-            recurrent_weight=gru.weight_hh.t().contiguous(),
-            recurrent_bias=gru.bias_hh.clone(),
+            gru=gru_table(self._token_table(), self.decoder_gru),
+            responses=self.response_input.step_table(),
             query_weight=self.query.weight.t().contiguous(),
             query_bias=self.query.bias.clone(),
             answer_keys=torch.cat([token_keys, place_keys, numbers]).t().contiguous(),
@@ -504,15 +499,10 @@ class AnswerAttentionNetwork(AgentNetwork):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step by table look-up (see `AgentNetwork`)."""
         width = self.options.embedding_size
-        before = hidden[:, :width]
-        inputs = table.input_gates.index_select(0, previous_token)  # (B, 3D)
+        inputs = table.gru.inputs.index_select(0, previous_token)  # (B, 3D)
         if response is not None:
-            inputs += self.response_input(response)
-        recurrent = torch.addmm(table.recurrent_bias, before, table.recurrent_weight)
-        gates = torch.sigmoid_(inputs[:, : 2 * width] + recurrent[:, : 2 * width])
-        reset, update = gates[:, :width], gates[:, width:]
-        new = torch.tanh_(torch.addcmul(inputs[:, 2 * width :], reset, recurrent[:, 2 * width :]))
-        state = torch.lerp(new, before, update)
+            self.response_input.add_to(inputs, table.responses, response)
+        state = gru_step(table.gru, inputs, hidden[:, :width])
         hidden = torch.cat([state, hidden[:, width:]], 1)
         if self.num_kept and response is not None:
             self._remember(hidden, response)
@@ -520,7 +510,7 @@ class AnswerAttentionNetwork(AgentNetwork):
         found = self._look_once(table, queries, previous_token, encoding, hidden)
         values, copies = found.split([_KEY_SIZE, self.interface.num_actions], -1)
         read = torch.addmm(table.read_out_bias, state, table.state_weight)
-        read = torch.tanh_(read.addmm_(values.flatten(1), table.found_weight))
+        read = tanh_(read.addmm_(values.flatten(1), table.found_weight))
         heads = _combine(torch.addmm(table.head_bias, read, table.head_weight), copies)
         actions = self.interface.num_actions
         return heads[:, :actions], heads[:, actions], hidden

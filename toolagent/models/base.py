@@ -261,34 +261,6 @@ def as_responses(column: np.ndarray | Tensor | None) -> Tensor | None:
     return column if isinstance(column, Tensor) else torch.from_numpy(column)
 
 
-class ResponseInput(nn.Module):
-    """What the tokens of a response add to a layer's input: a vector for each token and place.
-
-        x = sum over r of V[r, response_r],  0 for a token that is `pad`
-
-    Args:
-        interface: of the task; without a response there are no weights.
-        width: W, of the input.
-    """
-
-    def __init__(self, interface: Interface, width: int):
-        super().__init__()
-        self.pad_token = interface.vocabulary.pad_token
-        shape = (interface.response_length, interface.context_vocabulary, width)
-        self.vectors = nn.Parameter(torch.randn(shape) * 0.1) if shape[0] else None
-
-    def forward(self, responses: Tensor) -> Tensor:
-        """(..., R) integers to (..., W)."""
-        assert self.vectors is not None
-        places, tokens, width = self.vectors.shape
-        counts = torch.arange(tokens, device=responses.device) != self.pad_token
-        table = (self.vectors * counts.unsqueeze(1)).view(places * tokens, width)
-        rows = responses.long() + tokens * torch.arange(places, device=responses.device)
-        # In one pass: the vectors of all places, (..., R, W), are never written down.
-        summed = functional.embedding_bag(rows.view(-1, places), table, mode="sum")
-        return summed.view(*responses.shape[:-1], width)
-
-
 class Packing(NamedTuple):
     """Where the steps of B sequences of different lengths stand when they are *packed*:
 
@@ -309,6 +281,76 @@ def pack(lengths: Tensor, steps: int) -> Packing:
     sizes = [size for size in alive.sum(0).tolist() if size]
     place = (order * steps + step.unsqueeze(1))[alive.t()]  # (N,)
     return Packing(order, place, sizes)
+
+
+class ResponseInput(nn.Module):
+    """What the tokens of a response add to a layer's input: a vector for each token and place.
+
+        x = sum over r of V[r, response_r],  0 for a token that is `pad`
+
+    Args:
+        interface: of the task; without a response there are no weights.
+        width: W, of the input.
+    """
+
+    def __init__(self, interface: Interface, width: int):
+        super().__init__()
+        self.pad_token = interface.vocabulary.pad_token
+        shape = (interface.response_length, interface.context_vocabulary, width)
+        self.vectors = nn.Parameter(torch.randn(shape) * 0.1) if shape[0] else None
+
+    def table(self) -> Tensor:
+        """(R V, W): the vectors of all places and tokens, 0 for `pad`."""
+        assert self.vectors is not None, "a task without responses"
+        places, tokens, width = self.vectors.shape
+        counts = torch.arange(tokens, device=self.vectors.device) != self.pad_token
+        return (self.vectors * counts.unsqueeze(1)).view(places * tokens, width)
+
+    def of_answered(self, table: Tensor, responses: Tensor) -> tuple[Tensor, Tensor]:
+        """What responses add where there are any: most steps have none.
+
+        Args:
+            table: of `table`.
+            responses: (N, R) integers.
+
+        Returns:
+            (K,) int64, the rows that are not all `pad`, and (K, W).
+        """
+        places = responses.shape[1]
+        rows = (responses != self.pad_token).any(1).nonzero().squeeze(1)
+        first = torch.arange(0, len(table), len(table) // places, device=responses.device)
+        # In one pass: the vectors of all places, (K, R, W), are never written down.
+        indices = responses.index_select(0, rows).long() + first
+        return rows, functional.embedding_bag(indices, table, mode="sum")
+
+    def forward(self, responses: Tensor) -> Tensor:
+        """(..., R) integers to (..., W)."""
+        table = self.table()
+        rows, vectors = self.of_answered(table, responses.flatten(0, -2))
+        added = table.new_zeros(responses[..., 0].numel(), table.shape[1])
+        return added.index_copy(0, rows, vectors).view(*responses.shape[:-1], -1)
+
+    def packed(
+        self, responses: Tensor | None, packing: Packing
+    ) -> tuple[Tensor, Tensor] | tuple[()]:
+        """What `PackedGRU` takes of (B, T, R) responses: vectors, and the steps that have one."""
+        if responses is None:
+            return ()
+        observed = responses.flatten(0, 1).index_select(0, packing.place)  # (N, R)
+        steps, vectors = self.of_answered(self.table(), observed)
+        return vectors, steps
+
+    @torch.no_grad()
+    def step_table(self) -> Tensor | None:
+        """`table` for `add_to`; None where tools answer nothing."""
+        return None if self.vectors is None else self.table()
+
+    @torch.no_grad()
+    def add_to(self, inputs: Tensor, table: Tensor | None, response: Tensor) -> None:
+        """Adds to (B, W) inputs, in place, what (B, R) responses add."""
+        assert table is not None, "a task without responses"
+        rows, vectors = self.of_answered(table, response)
+        inputs.index_add_(0, rows, vectors)
 
 
 def unpack(packed: Tensor, packing: Packing, rows: int, steps: int) -> Tensor:

@@ -24,7 +24,7 @@ from toolagent.models.base import (
 )
 from toolagent.models.bidirectional_gru import read_both_ways, shown_tokens
 from toolagent.models.coordinate_attention import CoordinateAttention
-from toolagent.models.packed_gru import PackedGRU
+from toolagent.models.packed_gru import GRUTable, PackedGRU, gru_step, gru_table
 from toolagent.vocabulary import Interface
 
 READINGS = ("learned", "operands")
@@ -51,10 +51,9 @@ class EncoderDecoderOptions(NamedTuple):
 class DecoderTable(NamedTuple):
     """The constants of a decoder's step."""
 
-    input_gates: Tensor  # (previous tokens, 3D): W_ih @ embedding + b_ih of every token
+    gru: GRUTable
+    responses: Tensor | None  # of `ResponseInput.table`, where tools answer
     read_weight: Tensor  # (H D + H + K, 3D)
-    recurrent_weight: Tensor  # (D, 3D)
-    recurrent_bias: Tensor  # (3D,)
     head_weight: Tensor  # (D, A + 1 + H)
     head_bias: Tensor  # (A + 1 + H,)
 
@@ -236,12 +235,10 @@ class EncoderDecoderNetwork(AgentNetwork):
     @torch.no_grad()
     def step_table(self) -> DecoderTable:
         """The decoder's constants (see `AgentNetwork`)."""
-        gru = self.decoder_gru
         return DecoderTable(
-            input_gates=functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
+            gru=gru_table(self.token_embedding.weight, self.decoder_gru),
+            responses=self.response_input.step_table(),
             read_weight=self.read_input.weight.t().contiguous(),
-            recurrent_weight=gru.weight_hh.t().contiguous(),
-            recurrent_bias=gru.bias_hh.clone(),
             head_weight=self.heads.weight.t().contiguous(),
             head_bias=self.heads.bias.clone(),
         )
@@ -261,15 +258,11 @@ class EncoderDecoderNetwork(AgentNetwork):
         places = hidden[:, width:] + self.attention.write_steps[previous_token]  # (B, H + K)
         read, copies = self._take_in(self._look(places.unsqueeze(1), encoding)[:, 0], places)
         inputs = torch.addmm(
-            table.input_gates.index_select(0, previous_token), read, table.read_weight
+            table.gru.inputs.index_select(0, previous_token), read, table.read_weight
         )  # (B, 3D)
         if response is not None:
-            inputs += self.response_input(response)
-        recurrent = torch.addmm(table.recurrent_bias, hidden[:, :width], table.recurrent_weight)
-        gates = torch.sigmoid_(inputs[:, : 2 * width] + recurrent[:, : 2 * width])
-        reset, update = gates[:, :width], gates[:, width:]
-        new = torch.tanh_(torch.addcmul(inputs[:, 2 * width :], reset, recurrent[:, 2 * width :]))
-        state = torch.lerp(new, hidden[:, :width], update)
+            self.response_input.add_to(inputs, table.responses, response)
+        state = gru_step(table.gru, inputs, hidden[:, :width])
         heads = torch.addmm(table.head_bias, state, table.head_weight)  # (B, A + 1 + H)
         heads = _combine(heads, copies)
         return heads[:, :-1], heads[:, -1], torch.cat([state, places], 1)

@@ -20,27 +20,17 @@ from toolagent.models.base import (
     pack,
     unpack,
 )
-from toolagent.models.packed_gru import PackedGRU
+from toolagent.models.packed_gru import GRUTable, GRUWeights, PackedGRU, gru_step, gru_table
 from toolagent.vocabulary import Interface
 
 
 class StepTable(NamedTuple):
     """What rollouts compute once per set of weights instead of once per step (`step_table`)."""
 
-    input_gates: Tensor  # (previous tokens, 3D): W_ih @ embedding + b_ih of every token
-    recurrent_weight: Tensor  # (D, 3D): W_hh transposed
-    recurrent_bias: Tensor  # (3D,)
+    gru: GRUTable
+    responses: Tensor | None  # of `ResponseInput.table`, where tools answer
     head_weight: Tensor  # (D, A + 1): policy and value heads side by side
     head_bias: Tensor  # (A + 1,)
-
-
-class GRUWeights(NamedTuple):
-    """The weights of a one-layer `nn.GRU`."""
-
-    weight_ih: Tensor  # (3D, D)
-    bias_ih: Tensor  # (3D,)
-    weight_hh: Tensor  # (3D, D)
-    bias_hh: Tensor  # (3D,)
 
 
 class StageGRUNetwork(AgentNetwork):
@@ -134,9 +124,7 @@ class StageGRUNetwork(AgentNetwork):
     ) -> tuple[Packing, Tensor]:
         """The packing of the steps, and the hidden state (N, D) after each."""
         packing = pack(lengths, tokens.shape[1])
-        extra = None
-        if responses is not None:
-            extra = self.response_input(responses.flatten(0, 1)[packing.place])
+        read = self.response_input.packed(responses, packing)
         gru = self.gru_weights
         outputs = PackedGRU.apply(
             functional.linear(self._read_embedding(), gru.weight_ih, gru.bias_ih),
@@ -145,7 +133,7 @@ class StageGRUNetwork(AgentNetwork):
             hidden[packing.order],
             tokens.reshape(-1)[packing.place].int(),
             packing.sizes,
-            extra,
+            *read,
         )
         return packing, outputs
 
@@ -170,12 +158,10 @@ class StageGRUNetwork(AgentNetwork):
     @torch.no_grad()
     def step_table(self) -> StepTable:
         """The constants of `step` for the current weights; make a new one when they change."""
-        gru = self.gru_weights
         weight = torch.cat([self.policy_head.weight, self.value_head.weight])  # (A + 1, D)
         return StepTable(
-            input_gates=functional.linear(self._read_embedding(), gru.weight_ih, gru.bias_ih),
-            recurrent_weight=gru.weight_hh.t().contiguous(),
-            recurrent_bias=gru.bias_hh.clone(),
+            gru=gru_table(self._read_embedding(), self.gru_weights),
+            responses=self.response_input.step_table(),
             head_weight=weight.t().contiguous(),
             head_bias=torch.cat([self.policy_head.bias, self.value_head.bias]),
         )
@@ -189,19 +175,10 @@ class StageGRUNetwork(AgentNetwork):
         hidden: Tensor,
         response: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of the same GRU by table look-up (see `AgentNetwork`).
-
-        r, z, n are the gates in torch's order (`torch.nn.GRU`):
-        n = tanh(i_n + r * h_n);  h' = n + z * (h - n).
-        """
-        width = hidden.shape[1]
-        inputs = table.input_gates.index_select(0, previous_token)  # (B, 3D)
+        """One step of the same GRU by table look-up (see `AgentNetwork`)."""
+        inputs = table.gru.inputs.index_select(0, previous_token)  # (B, 3D)
         if response is not None:
-            inputs += self.response_input(response)
-        recurrent = torch.addmm(table.recurrent_bias, hidden, table.recurrent_weight)  # (B, 3D)
-        gates = torch.sigmoid_(inputs[:, : 2 * width] + recurrent[:, : 2 * width])
-        reset, update = gates[:, :width], gates[:, width:]
-        new = torch.tanh_(torch.addcmul(inputs[:, 2 * width :], reset, recurrent[:, 2 * width :]))
-        hidden = torch.lerp(new, hidden, update)
+            self.response_input.add_to(inputs, table.responses, response)
+        hidden = gru_step(table.gru, inputs, hidden)
         heads = torch.addmm(table.head_bias, hidden, table.head_weight)  # (B, A + 1)
         return heads[:, :-1], heads[:, -1], hidden
