@@ -1,4 +1,4 @@
-"""The encoder-decoder: against loops over single tokens, and nothing depends on neighbours."""
+"""The encoder-decoder: against loops over single tokens; what it copies and what it plans by."""
 
 import copy
 import dataclasses
@@ -9,14 +9,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_forms import (
+    CLOSE,
+    FORMS,
+    INTERFACE,
+    OPEN,
+    Batch,
+    as_episodes,
+    close,
+    make_batch,
+    perturbed,
+    unrolled,
+)
 
 from toolagent.models.base import one_of_each_run, pack, unpack
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
 from toolagent.tasks import get_task
-from toolagent.tasks.tokens import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS, SUB
+from toolagent.tasks.tokens import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS
 
-OPEN, CLOSE = 18, 19
-INTERFACE = get_task("expression").interface
 SMALL = EncoderDecoderOptions(embedding_size=6, num_heads=3, num_counters=2)
 VARIANTS = [
     SMALL,
@@ -29,56 +39,9 @@ VARIANTS = [
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@dataclasses.dataclass
-class Batch:
-    """B episodes."""
-
-    context: torch.Tensor  # (B, L)
-    stage: torch.Tensor  # (B,)
-    tokens: torch.Tensor  # (B, T) the token before each step
-    lengths: torch.Tensor  # (B,) the steps that count
-
-    @property
-    def actions(self):
-        """(B, T), `EOS` after the end."""
-        actions = torch.cat([self.tokens[:, 1:], torch.full_like(self.tokens[:, :1], ANS)], 1)
-        return torch.where(self.alive, actions, torch.tensor(EOS)).to(torch.int8)
-
-    @property
-    def alive(self):
-        """(B, T) bool."""
-        return torch.arange(self.tokens.shape[1]) < self.lengths.unsqueeze(1)
-
-    def take(self, rows):
-        return Batch(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
-
-
 def make_network(seed=0, options=SMALL):
     torch.manual_seed(seed)
-    network = EncoderDecoderNetwork(INTERFACE, options)
-    with torch.no_grad():  # torch starts biases near 0, where a forgotten one would not be seen
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return network
-
-
-def make_batch(seed, size, steps=6, group=1):
-    """Contexts of random tokens, `CTX` behind them; `group` equal ones side by side."""
-    rng = np.random.default_rng(seed)
-    context = np.full((size, 9), EOS)
-    for row in range(size):
-        shown = rng.integers(0, 9)
-        context[row, :shown] = rng.choice([*range(10), MUL, ADD, SUB, OPEN, CLOSE], shown)
-        context[row, shown] = CTX
-        context[row] = context[row - row % group]
-    tokens = rng.integers(0, NUM_TOKENS, (size, steps))
-    tokens[:, 0] = CTX
-    return Batch(
-        torch.tensor(context, dtype=torch.int8),
-        torch.tensor(rng.integers(1, 9, size)),
-        torch.tensor(tokens),
-        torch.tensor(rng.integers(1, steps + 1, size)),
-    )
+    return perturbed(EncoderDecoderNetwork(INTERFACE, options))
 
 
 # The oracle: the equations of the docstrings, one episode and one token at a time, in float64 ---
@@ -158,57 +121,6 @@ def by_hand(network, context, tokens):
     return np.array(logits), np.array(values), np.array(states)
 
 
-# The network's forms: logits (B, T, 18), values (B, T), the hidden state after the last step ----
-
-
-@torch.no_grad()
-def unrolled(network, batch, cuts=()):
-    """In one piece, or in several with the hidden state carried on."""
-    encoding, hidden = network.begin(batch.context, batch.stage)
-    logits, values = [], []
-    for start, stop in itertools.pairwise([0, *cuts, batch.tokens.shape[1]]):
-        piece = batch.tokens[:, start:stop]
-        piece_logits, piece_values, hidden = network.unroll(piece, encoding, hidden)
-        logits.append(piece_logits)
-        values.append(piece_values)
-    return torch.cat(logits, 1), torch.cat(values, 1), hidden
-
-
-def in_pieces(network, batch):
-    return unrolled(network, batch, cuts=[cut for cut in (1, 4) if cut < batch.tokens.shape[1]])
-
-
-@torch.no_grad()
-def stepped(network, batch):
-    table = network.step_table()
-    encoding, hidden = network.begin(batch.context, batch.stage)
-    logits, values = [], []
-    for column in batch.tokens.t():
-        step_logits, step_values, hidden = network.step(table, column.int(), encoding, hidden)
-        logits.append(step_logits)
-        values.append(step_values)
-    return torch.stack(logits, 1), torch.stack(values, 1), hidden
-
-
-@torch.no_grad()
-def as_episodes(network, batch):
-    """Without a hidden state at the end; 0 at and after an episode's end."""
-    return network.unroll_episodes(batch.context, batch.stage, batch.actions, batch.lengths)
-
-
-FORMS = [unrolled, in_pieces, stepped, as_episodes]
-
-
-def counted(form, network, batch):
-    """Logits and values, where nothing counts after the end: all forms alike."""
-    logits, values, *_ = form(network, batch)
-    return logits * batch.alive.unsqueeze(-1), values * batch.alive
-
-
-def close(one, other):
-    torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
-
-
 def equal(one, other):
     assert torch.equal(one, other)
 
@@ -233,24 +145,6 @@ def test_every_form_is_the_equations_worked_out_by_hand(form, options):
             np.testing.assert_allclose(state[row], expected[2][-1], atol=5e-5)
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 2**20),
-    size=st.integers(1, 8),
-    steps=st.integers(5, 9),
-    group=st.integers(1, 3),
-    options=st.sampled_from(VARIANTS),
-)
-def test_all_forms_agree(seed, size, steps, group, options):
-    network, batch = make_network(seed, options), make_batch(seed, size, steps, group)
-    expected = counted(unrolled, network, batch)
-    for form in FORMS[1:]:
-        for one, other in zip(counted(form, network, batch), expected, strict=True):
-            close(one, other)
-    for form in (in_pieces, stepped):
-        close(form(network, batch)[2], unrolled(network, batch)[2])
-
-
 @pytest.mark.full
 @pytest.mark.parametrize("reading", ["learned", "operands"])
 def test_gradients_are_right_by_finite_differences(reading):
@@ -264,100 +158,11 @@ def test_gradients_are_right_by_finite_differences(reading):
     assert torch.autograd.gradcheck(forward, tuple(network.parameters()))
 
 
-@pytest.mark.parametrize("options", VARIANTS)
-def test_the_learner_trains_every_parameter(options):
-    network, batch = make_network(0, options), make_batch(2, 64)
-    logits, values = network.unroll_episodes(
-        batch.context, batch.stage, batch.actions, batch.lengths
-    )
-    (logits.pow(2).mean() + values.pow(2).mean()).backward()
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-    attended = [name for name, _ in network.named_parameters() if name.startswith("attention.")]
-    assert bool(attended) == (options.reading == "learned")
-
-
-# Nothing but the episode itself ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 1000), padding=st.integers(1, 20))
-def test_more_padding_changes_nothing(form, seed, padding):
-    network, batch = make_network(), make_batch(seed, 5)
-    tail = torch.full((5, padding), EOS, dtype=torch.int8)
-    longer = dataclasses.replace(batch, context=torch.cat([batch.context, tail], 1))
-    for one, other in zip(form(network, batch), form(network, longer), strict=True):
-        assert torch.equal(one, other)
-
-
-def alone_as_with_neighbours(form, options=SMALL):
-    network, batch = make_network(0, options), make_batch(1, 12, group=2)
-    together = form(network, batch)
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    shuffled = form(network, batch.take(order))
-    for one, other in zip(together, shuffled, strict=True):
-        close(one[order], other)
-    for row in range(12):
-        for one, alone in zip(together, form(network, batch.take([row])), strict=True):
-            close(one[row : row + 1], alone)
-
-
-@pytest.mark.parametrize("options", VARIANTS)
-@pytest.mark.parametrize("form", FORMS)
-def test_an_episode_is_the_same_alone_and_with_any_neighbours_in_any_order(form, options):
-    alone_as_with_neighbours(form, options)
-
-
-def test_groups_of_equal_contexts_train_as_the_same_episodes_apart():
-    batch = make_batch(5, 12, group=4)
-    apart = torch.arange(12).view(3, 4).t().flatten()  # no two equal contexts side by side
-    assert one_of_each_run(batch.take(apart).context)[1] is None
-    upstream = torch.randn(12, 6, NUM_TOKENS, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for order in (torch.arange(12), apart):
-        network, episodes = make_network(), batch.take(order)
-        logits, values = network.unroll_episodes(
-            episodes.context, episodes.stage, episodes.actions, episodes.lengths
-        )
-        ((logits * upstream[order]).sum() + values.sum()).backward()
-        gradients.append({name: p.grad for name, p in network.named_parameters()})
-    for name in gradients[0]:
-        torch.testing.assert_close(*(g[name] for g in gradients), atol=1e-4, rtol=1e-4)
-
-
-def test_what_stands_after_the_end_changes_nothing():
-    network, batch = make_network(), make_batch(2, 8)
-    other = torch.where(batch.alive, batch.actions, torch.tensor(7, dtype=torch.int8))
-    changed = network.unroll_episodes(batch.context, batch.stage, other, batch.lengths)
-    for one, two in zip(as_episodes(network, batch), changed, strict=True):
-        assert torch.equal(one, two)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_the_stage_changes_nothing(form):
-    """Stages of longer expressions than any in training are no news to it."""
-    network, batch = make_network(), make_batch(4, 6)
-    other = dataclasses.replace(batch, stage=batch.stage.flip(0) + 100)
-    for one, two in zip(form(network, batch), form(network, other), strict=True):
-        assert torch.equal(one, two)
-
-
-@pytest.mark.parametrize("options", VARIANTS)
-@pytest.mark.parametrize("row", [[], [CTX], [7, CTX], [CLOSE, CTX]])
-def test_the_shortest_contexts_give_finite_numbers_and_gradients(row, options):
-    network = make_network(0, options)
-    context = torch.full((2, 30), EOS, dtype=torch.int8)
-    context[0, : len(row)] = torch.tensor(row)
-    context[1] = CTX  # a neighbour as long as can be
-    tokens = torch.tensor([[CTX, 7, ANS]]).repeat(2, 1)
-    batch = Batch(context, torch.tensor([1, 1]), tokens, torch.tensor([3, 2]))
-    for form in FORMS:
-        assert all(torch.isfinite(part).all() for part in form(network, batch))
-    logits, values = network.unroll_episodes(context, batch.stage, batch.actions, batch.lengths)
-    (logits.sum() + values.sum()).backward()
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+def test_a_given_reading_order_has_nothing_to_train():
+    for options in VARIANTS:
+        names = [name for name, _ in make_network(0, options).named_parameters()]
+        attended = any(name.startswith("attention.") for name in names)
+        assert attended == (options.reading == "learned")
 
 
 # What it is for ----------------------------------------------------------------------------------

@@ -128,8 +128,9 @@ def test_extra_input_is_not_written_into():
     assert torch.equal(extra, torch.ones(3, 6)) and torch.equal(table, torch.zeros(1, 6))
 
 
-@pytest.mark.parametrize("with_extra", [False, True])
-def test_gradients_are_right_by_finite_differences(with_extra):
+@pytest.mark.parametrize("steps", [None, "all", [6, 0, 3]])
+def test_gradients_are_right_by_finite_differences(steps):
+    """With extra input of no step, of all and of some, in any order."""
     torch.manual_seed(0)
     width, lengths = 3, [4, 2, 1]
     tokens = torch.randint(0, 5, (sum(lengths),))
@@ -138,11 +139,23 @@ def test_gradients_are_right_by_finite_differences(with_extra):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
     inputs = [leaf(5, 3 * width), leaf(3 * width, width), leaf(3 * width), leaf(3, width)]
-    if with_extra:
-        inputs.append(leaf(sum(lengths), 3 * width))
+    if steps:
+        inputs.append(leaf(sum(lengths) if steps == "all" else len(steps), 3 * width))
+    some = [torch.tensor(steps)] if isinstance(steps, list) else []
     assert torch.autograd.gradcheck(
-        lambda *a: PackedGRU.apply(*a[:4], tokens, sizes_of(lengths), *a[4:]), inputs
+        lambda *a: PackedGRU.apply(*a[:4], tokens, sizes_of(lengths), *a[4:], *some), inputs
     )
+
+
+def test_extra_input_of_some_steps_is_that_of_all_with_zeros_elsewhere():
+    torch.manual_seed(0)
+    table, weight, bias, first = (torch.randn(*shape) for shape in ((4, 6), (6, 2), (6,), (2, 2)))
+    tokens, some = torch.tensor([0, 3, 1]), torch.randn(2, 6)
+    every = torch.zeros(3, 6)
+    every[[2, 0]] = some
+    arguments = (table, weight, bias, first, tokens, [2, 1])
+    sparse = PackedGRU.apply(*arguments, some, torch.tensor([2, 0]))
+    torch.testing.assert_close(sparse, PackedGRU.apply(*arguments, every))
 
 
 # The network's use of it ---------------------------------------------------------------------
