@@ -30,7 +30,7 @@ from toolagent.tasks.tokens import ANS, CTX, EOS, NUM_TOKENS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLANNER = EncoderDecoderOptions(embedding_size=6, num_heads=3, num_counters=2)
-ATTENTION = AnswerAttentionOptions(6, 5, 3, 12)
+ATTENTION = AnswerAttentionOptions(embedding_size=6, context_size=5, num_heads=3)
 # The network, its options, and how many tokens a tool answers with.
 CASES = {
     "planner": (EncoderDecoderNetwork, PLANNER, 0),
@@ -41,7 +41,7 @@ CASES = {
     "attention to the context": (AnswerAttentionNetwork, ATTENTION, 0),
     "attention to answers": (AnswerAttentionNetwork, ATTENTION, 6),
     "attention to the last two": (AnswerAttentionNetwork, ATTENTION._replace(num_answers=2), 6),
-    "attention to the last": (AnswerAttentionNetwork, (6, 5, 1, 1), 2),
+    "attention to the last": (AnswerAttentionNetwork, (6, 5, 1, True, 1), 2),
     "recurrent": (RecurrentNetwork, RecurrentOptions(6, 5, 2), 6),
 }
 
