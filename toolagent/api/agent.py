@@ -164,14 +164,14 @@ class Agent:
         The agent's memory is `state`. Take each returned action, or the memory is of another
         episode than the one that is played.
 
-        A row begins anew where its episode has ended: the action that was returned was the
-        task's `answer` or the last one of its `action_limit`, or `previous_token` is `start`
-        again. Under NEXT_STEP autoreset (the native vector environment's) the action on an
-        episode's last observation is ignored by the environment, so any is returned. Where
-        `start` is an action too, as `CTX` is, an agent that wrote it goes on as long as context
-        and stage stay what they were. So one thing can't be noticed: that an episode whose last
-        action was `start` was cut off from outside (or, under NEXT_STEP, ran out of actions) and
-        is followed by one on the same problem. Give None then.
+        A row begins anew where its episode has ended: the action that was returned was the task's
+        `answer` (if that ends it) or the last one of its `action_limit`, or `previous_token` is
+        `start` again. Under NEXT_STEP autoreset (the native vector environment's) the action on an
+        episode's last observation is ignored by the environment, so any is returned. Where `start`
+        is an action too, as `CTX` is, an agent that wrote it goes on as long as context and stage
+        stay what they were. So one thing can't be noticed: that an episode whose last action was
+        `start` was cut off from outside (or, under NEXT_STEP, ran out of actions) and is followed
+        by one on the same problem. Give None then.
 
         Args:
             observation: of the task's Gymnasium environment: `context` (L,), `stage`,
@@ -221,9 +221,9 @@ class Agent:
             chosen = sample_tokens(torch.log_softmax(logits, 1), self._generator)
         action = chosen.numpy()
         steps = np.where(fresh, 0, 0 if state is None else state.steps) + 1
-        ends = (action == self.task.vocabulary.answer_token) | (
-            steps >= self.task.action_limit(stage)
-        )
+        ends = steps >= self.task.action_limit(stage)
+        if self.task.answer_ends:
+            ends = ends | (action == self.task.vocabulary.answer_token)
         after = AgentState(
             encoding=encoding,
             hidden=hidden,

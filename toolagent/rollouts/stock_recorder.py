@@ -94,8 +94,9 @@ def batch_of_episodes(
             batch.response[row, :length] = np.concatenate([part["response"] for part in seen])
         last = pieces[-1].get_infos(-1)
         batch.solved[row] = bool(last.get("solved", False))
-        answer_token = task.vocabulary.answer_token
-        answer = last.get("acc") if batch.actions[row, length - 1] == answer_token else None
+        answered = not task.answer_ends  # then `acc` is None unless it was answered
+        answered |= batch.actions[row, length - 1] == task.vocabulary.answer_token
+        answer = last.get("acc") if answered else None
         if answer is not None:
             details.answers[row], details.answered[row] = answer, True
     with torch.no_grad():

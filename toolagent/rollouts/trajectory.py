@@ -100,11 +100,11 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
     actions = batch.actions[0, : int(batch.lengths[0])]
     log_probabilities, values = _reconsider(network, problems, batch)
     steps: list[Step] = []
-    registers = task.start(problems)
+    registers, answered = task.start(problems), False
     shown = shown_registers(task, registers, 0)
     for index, action in enumerate(actions):
         transition = task.step(problems, registers, actions[index : index + 1])
-        registers = transition.registers
+        registers, answered = transition.registers, bool(transition.terminated[0])
         before, shown = shown, shown_registers(task, registers, 0)
         others = log_probabilities[index].clone()
         others[action] = -torch.inf
@@ -132,7 +132,7 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
         problem=text,
         target=int(task.target(problems)[0]),
         steps=tuple(steps),
-        answered=bool(actions[-1] == task.vocabulary.answer_token),
+        answered=answered,
         answer=answers(task, problems, batch)[0],
         solved=bool(batch.solved[0]),
         terms=task.terms(problems, 0),

@@ -36,11 +36,15 @@ def question_of(task: Task, asked: Any) -> Question:
     limit = int(task.action_limit(problem.stage)[0])
     if len(given) > limit:
         raise Refused(f"given: {len(given)} tokens; an episode of this problem has {limit} at most")
-    if vocabulary.answer in asked.given[:-1]:
-        behind = asked.given[asked.given.index(vocabulary.answer) + 1 :]
-        raise Refused(
-            f"given: '{' '.join(behind)}' comes after {vocabulary.answer}, which ends the episode"
-        )
+    registers = task.start(problem)
+    for place, token in enumerate(given[:-1]):
+        transition = task.step(problem, registers, np.array([token]))
+        registers = transition.registers
+        if transition.done[0]:
+            raise Refused(
+                f"given: '{' '.join(asked.given[place + 1 :])}' comes after "
+                f"{asked.given[place]} (token {place + 1}), which ends the episode"
+            )
     return Question(problem, given)
 
 

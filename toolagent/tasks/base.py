@@ -85,6 +85,10 @@ class Task(abc.ABC):
     response_length: ClassVar[int] = 0  # tokens that an action is answered with
     # The token that answers, alone, an action that is refused; None: no action is.
     refusal: ClassVar[str | None] = None
+    # Whether the vocabulary's `answer` ends the episode. If not, it begins what does: the agent
+    # writes its answer token by token; `start` must be no action then, and `accumulator` have a
+    # value only in an episode that was answered.
+    answer_ends: ClassVar[bool] = True
     # Kinds of problems that are sampled and measured apart; training draws from the first only.
     splits: ClassVar[tuple[str, ...]] = (ALL,)
 

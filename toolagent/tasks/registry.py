@@ -100,6 +100,12 @@ def _check_members(given: type[Task]) -> None:
             raise UserError(f"{where}: {name} is {value!r}; expected {least}..{_MOST}")
     if given.first_stage + given.num_stages - 1 > _MOST:
         raise UserError(f"{where}: its last stage is above {_MOST}")
+    if not given.answer_ends and given.vocabulary.start in given.vocabulary.actions:
+        # The beginning of an episode could not be told from the middle of one.
+        raise UserError(
+            f"{where}: answer_ends is False, so the vocabulary's start, {given.vocabulary.start}, "
+            "must be no action"
+        )
     if given.formulas and len(given.formulas) != given.num_stages:
         raise UserError(
             f"{where} has {len(given.formulas)} formulas; expected one for each of its "

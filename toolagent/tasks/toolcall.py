@@ -16,7 +16,7 @@ from toolagent.tasks.toolcall_lies import lies_of
 from toolagent.tasks.toolcall_machine import (
     ADD,
     ANS,
-    ANSWER,
+    ANSWERED,
     COMMA,
     EQUALS,
     FIRST_KEY,
@@ -88,6 +88,7 @@ class ToolCallTask(Task):
     max_actions = int(LIMITS[-1])
     response_length = RESPONSE_LENGTH
     refusal = "ERR"
+    answer_ends = False  # `ANS` begins the last call
     splits = SPLITS
     tools = ("GET", "ADD", "SUB", "MUL", "ANS")
     text_registers = ("call", "last")
@@ -190,8 +191,8 @@ class ToolCallTask(Task):
         )
 
     def accumulator(self, registers: ToolCallRegisters) -> tuple[np.ndarray, np.ndarray]:
-        """The number in `ANS num`, there once it has a digit."""
-        filled = registers.status >= ANSWER + 2
+        """The number in `ANS num =`, there once that is complete."""
+        filled = registers.status == ANSWERED
         return np.where(filled, signed(registers), 0).astype(np.int64), filled
 
     def show(self, registers: ToolCallRegisters, row: int) -> dict[str, int | str | None]:
