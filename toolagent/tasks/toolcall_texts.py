@@ -156,8 +156,11 @@ def _databases_of(given: Any, context: np.ndarray) -> np.ndarray:
         values = np.asarray(given)
     except ValueError:  # of different lengths
         raise ValueError(_WANTED) from None
-    if values.dtype.kind not in "iu" or values.shape not in ((NUM_KEYS,), (size, NUM_KEYS)):
-        raise ValueError(f"{_WANTED} for each of {size}; got shape {values.shape}")
+    if values.dtype.kind not in "iu" or values.shape not in (
+        *((NUM_KEYS,), (1, NUM_KEYS)),
+        (size, NUM_KEYS),
+    ):
+        raise ValueError(f"{_WANTED}, one or {size} of them; got shape {values.shape}")
     if ((values < 0) | (values >= NUM_VALUES)).any():
         raise ValueError(f"{_WANTED}; {values[(values < 0) | (values >= NUM_VALUES)][0]} is none")
     return np.broadcast_to(values, (size, NUM_KEYS))
