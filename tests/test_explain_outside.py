@@ -12,6 +12,7 @@ from refusals import refusal
 
 from toolagent import cli
 from toolagent.explain.__main__ import command
+from toolagent.explain.views import HEARD
 from toolagent.rollouts.trajectory import one_line, trajectory, verdict
 from toolagent.tasks import get_task
 
@@ -50,7 +51,10 @@ def test_every_view_of_an_outside_task_says_the_same(task, checkpoints, tmp_path
         assert step["response"] == told
         shown_registers = {"at": at, "door": "open" if at else None} if task == "Lifts" else {}
         assert step["registers"] == shown_registers == row.get("registers", {})
-    assert ("response" in shown) == ("response" in page) == (task == "Questions")
+    # The elevator of `Questions` answers every action: a turn a step.
+    assert (HEARD in shown) == (task == "Questions") == ("conversation" in document)
+    turns = len(table) if task == "Questions" else 0
+    assert page.count('<li class="turn">') == turns == len(document.get("conversation", ()))
 
 
 def test_the_flag_of_an_outside_task_poses_its_problem(checkpoints, monkeypatch, capfd):

@@ -30,10 +30,10 @@ from toolagent.explain.memory import MemoryReport, check_memory, run_memory
 from toolagent.explain.microscope import Look, look_at, record
 from toolagent.explain.probes import ProbeReport, check_probes, run_probes
 from toolagent.files import check_writable, write_result
+from toolagent.rollouts.conversation import turns
 from toolagent.rollouts.trajectory import (
     Trajectory,
     probability_text,
-    response_text,
     trajectory,
     verdict,
 )
@@ -186,7 +186,7 @@ def explain(
 
     console = cli.console()
     console.print("\n".join([shown, heading, *notes, ""]), soft_wrap=True)
-    cli.print_table(console, step_table(recorded))
+    cli.print_table(console, step_table(recorded, looks))
     console.print("\n" + "\n".join(told), soft_wrap=True)
     console.print("\nwhat each token was chosen from, in per cent:")
     cli.print_table(console, views.probability_table(looks, task))
@@ -222,7 +222,7 @@ def print_memory(console: Console, report: MemoryReport) -> None:
 
 def step_rows(about: dict[str, Any], looks: list[Look], task: Task) -> pa.Table:
     """Of `--parquet`: a row a step; what the problem is stands in every row."""
-    rows = [about | record(look, task.vocabulary) for look in looks]
+    rows = [about | record(look, task) for look in looks]
     texts, integers, numbers = pa.string(), pa.int64(), pa.list_(pa.float32())
     registers = dict.fromkeys(views.register_names(looks), integers)
     for row in rows:
@@ -245,6 +245,14 @@ def step_rows(about: dict[str, Any], looks: list[Look], task: Task) -> pa.Table:
         "value": pa.float32(),
         "reward": pa.float64(),
         "response": pa.list_(texts),
+        "copied_from": pa.struct(
+            {
+                "answer": integers,
+                "place": integers,
+                "tokens": pa.list_(texts),
+                "weight": pa.float32(),
+            }
+        ),
         "registers": pa.struct([*registers.items()]),
         "oracle": pa.list_(texts),
         "runner_up": texts,
@@ -273,8 +281,18 @@ def json_document(
         "solved": recorded.solved,
         "verdict": told,
         "tokens": list(recorded.vocabulary.actions),
-        "steps": [record(look, recorded.vocabulary) for look in looks],
+        "steps": [record(look, recorded.task) for look in looks],
     }
+    if recorded.task.response_length:
+        names = recorded.vocabulary.names
+        document["conversation"] = [
+            {
+                "call": [names[token] for token in recorded.tokens[turn.first : turn.last + 1]],
+                "first_step": turn.first + 1,
+                "answer": [names[token] for token in turn.answer],
+            }
+            for turn in turns(recorded.task, recorded.response[0].tolist())
+        ]
     if report is not None:
         document["probes"] = [vars(probe) for probe in report.probes]
         document["probe_notes"] = report.notes
@@ -349,34 +367,38 @@ def untrained(task: Task, problems: Any, trained_stages: list[int] | None) -> li
     return reasons
 
 
-def step_table(recorded: Trajectory) -> Table:
-    """A row for each action, a column for each register, and for what tools answer."""
-    registers = list(dict.fromkeys(name for step in recorded.steps for name in step.registers))
-    names, response_length = recorded.vocabulary.names, recorded.task.response_length
-    width = max(map(len, recorded.vocabulary.actions))
-    table = cli.table(
-        "step",
-        "token",
-        "prob",
-        "runner-up",
-        "value",
-        *(["response"] if response_length else []),
-        *registers,
-        "reward",
-        right=("step", "prob", "value", *registers, "reward"),
-    )
-    for number, step in enumerate(recorded.steps, start=1):
-        runner_up = probability_text(step.runner_up_probability, 3)
-        table.add_row(
-            str(number),
-            names[step.token],
-            probability_text(step.probability, 3),
-            f"{names[step.runner_up]:<{width}} {runner_up}",
-            f"{step.value:.2f}",
-            *([response_text(recorded.vocabulary, step.response)] if response_length else []),
-            *("-" if value is None else str(value) for value in map(step.registers.get, registers)),
-            f"{step.reward:.2f}",
-        )
+def step_table(recorded: Trajectory, looks: list[Look]) -> Table:
+    """A row for each action, a column for each register. Where tools answer, what they answered
+    and where tokens were copied from has a column, and registers are left out that would make the
+    table wider than a terminal."""
+    task, names = recorded.task, recorded.vocabulary.names
+    steps, width = [look.step for look in looks], max(map(len, recorded.vocabulary.actions))
+    runners_up = [
+        f"{names[step.runner_up]:<{width}} {probability_text(step.runner_up_probability, 3)}"
+        for step in steps
+    ]
+    columns = [
+        ("step", [str(look.number) for look in looks]),
+        ("token", [names[step.token] for step in steps]),
+        ("prob", [probability_text(step.probability, 3) for step in steps]),
+        ("runner-up", runners_up),
+        ("value", [f"{step.value:.2f}" for step in steps]),
+    ]
+    if task.response_length:
+        columns.append((views.HEARD, [views.heard(look, looks, task) for look in looks]))
+    reward = ("reward", [f"{step.reward:.2f}" for step in steps])
+    wide = sum(views.column_width(*column) for column in [*columns, reward])
+    for name in views.register_names(looks):
+        values = [step.registers.get(name) for step in steps]
+        cells = ["-" if value is None else str(value) for value in values]
+        wide += views.column_width(name, cells)
+        if not task.response_length or wide <= views.WIDTH:
+            columns.append((name, cells))
+    columns.append(reward)
+    left = {"token", "runner-up", views.HEARD}
+    table = cli.table(*(name for name, _ in columns), right={name for name, _ in columns} - left)
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*row)
     return table
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from toolagent.models.base import AgentNetwork
+from toolagent.rollouts.conversation import Source, sources
 from toolagent.rollouts.play import GivenTokens, play
-from toolagent.rollouts.trajectory import Step, Trajectory, answers
+from toolagent.rollouts.trajectory import Step, Trajectory, endings
 from toolagent.tasks import Task
-from toolagent.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Future:
     """A whole episode in which one token was another."""
 
     tokens: tuple[int, ...]
+    answered: bool  # else it ran out of actions
     answer: int | None
     solved: bool
 
@@ -35,6 +36,7 @@ class Look:
     hidden: tuple[float, ...]  # (S,) that the token was chosen from
     oracle: tuple[int, ...] | None  # the shortest right rest from here; None if there is none
     instead: Future  # with the runner-up in this token's place, and greedily on
+    source: Source | None = None  # where the token was copied from, if that is known
 
     @property
     def agrees(self) -> bool:
@@ -50,9 +52,17 @@ def look_at(network: AgentNetwork, task: Task, problems: Any, recorded: Trajecto
     given[np.triu_indices_from(given, 1)] = GivenTokens.FREE
     repeated = problems.take(np.zeros(len(steps), np.int64))
     others = play(network, task, repeated, chooser=GivenTokens(given))
-    answered = answers(task, repeated, others)
+    told, answered = endings(task, repeated, others)
     hidden = network.hidden_states(
         problems.context, problems.stage, np.array([tokens]), recorded.response
+    )[0]
+    copied = sources(
+        network,
+        task,
+        problems,
+        np.array([tokens]),
+        np.array([len(tokens)]),
+        recorded.response,
     )[0]
     return [
         Look(
@@ -62,17 +72,19 @@ def look_at(network: AgentNetwork, task: Task, problems: Any, recorded: Trajecto
             oracle=task.continuation(problems, 0, tokens[:row]),
             instead=Future(
                 tuple(others.actions[row, : others.lengths[row]].tolist()),
-                answered[row],
+                bool(answered[row]),
+                told[row],
                 bool(others.solved[row]),
             ),
+            source=copied[row],
         )
         for row, step in enumerate(steps)
     ]
 
 
-def record(look: Look, vocabulary: Vocabulary) -> dict[str, Any]:
+def record(look: Look, task: Task) -> dict[str, Any]:
     """A look as a row of a table: `--parquet` and `--json`."""
-    step = look.step
+    step, vocabulary = look.step, task.vocabulary
     return {
         "step": look.number,
         "token": vocabulary.names[step.token],
@@ -81,6 +93,7 @@ def record(look: Look, vocabulary: Vocabulary) -> dict[str, Any]:
         "value": step.value,
         "reward": step.reward,
         "response": [vocabulary.names[token] for token in step.response],
+        "copied_from": None if look.source is None else look.source.record(task),
         "registers": dict(step.registers),
         "oracle": None if look.oracle is None else vocabulary.text(look.oracle).split(),
         "runner_up": vocabulary.names[step.runner_up],

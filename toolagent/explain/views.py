@@ -13,7 +13,8 @@ from toolagent import cli
 from toolagent.explain.memory import Exchange, Lying, MemoryReport
 from toolagent.explain.microscope import Future, Look, percentages
 from toolagent.explain.probes import ProbeReport
-from toolagent.rollouts.trajectory import probability_text, response_text
+from toolagent.rollouts.conversation import turns
+from toolagent.rollouts.trajectory import probability_text
 from toolagent.tasks import Task
 
 WIDTH = 80  # columns, of a terminal
@@ -33,6 +34,24 @@ def probability_table(looks: list[Look], task: Task) -> Table:
     for number, row in cells.items():
         table.add_row(str(number), *(row[place] for place in kept))
     return table
+
+
+HEARD = "answered, or copied from"
+
+
+def heard(look: Look, looks: list[Look], task: Task) -> str:
+    """What a step was answered with, or else where its token was copied from."""
+    for turn in turns(task, [other.step.response for other in looks]):
+        if turn.last == look.number - 1 and turn.number is not None:
+            return f"{turn.number}: {task.vocabulary.text(turn.answer)}"
+    if look.source is None:
+        return ""
+    return f"  {look.source.text(task)} ({probability_text(look.source.weight, 2)})"
+
+
+def column_width(name: str, cells: list[str]) -> int:
+    """Of a column of a table, with the space in front of it."""
+    return 2 + max(map(len, [name, *cells]))
 
 
 def futures_table(looks: list[Look], task: Task) -> Table:
@@ -64,8 +83,7 @@ def future_text(future: Future, task: Task) -> str:
     if future.answer is None:
         if future.solved:
             return "right"
-        answered = future.tokens[-1] == task.vocabulary.answer_token
-        return "wrong" if answered and not task.defines("accumulator") else "nothing"
+        return "wrong" if future.answered and not task.defines("accumulator") else "nothing"
     return f"{future.answer}, {'right' if future.solved else 'wrong'}"
 
 
@@ -152,7 +170,7 @@ def page(
         verdict=verdict,
         tokens=task.vocabulary.actions,
         steps=[_for_page(look, task) for look in looks],
-        has_responses=task.response_length > 0,
+        conversation=conversation(looks, task),
         has_oracle=task.defines("continuation"),
         registers=register_names(looks),
         report=report,
@@ -165,6 +183,21 @@ def page(
 def register_names(looks: list[Look]) -> list[str]:
     """Of all registers that a step shows, in the order in which they come."""
     return list(dict.fromkeys(name for look in looks for name in look.step.registers))
+
+
+def conversation(looks: list[Look], task: Task) -> list[dict[str, Any]]:
+    """The turns of the episode with their steps as the page has them; none where tools answer
+    nothing."""
+    if not task.response_length:
+        return []
+    return [
+        {
+            "steps": [_for_page(look, task) for look in looks[turn.first : turn.last + 1]],
+            "number": turn.number,
+            "answer": task.vocabulary.text(turn.answer),
+        }
+        for turn in turns(task, [look.step.response for look in looks])
+    ]
 
 
 def _for_page(look: Look, task: Task) -> dict[str, Any]:
@@ -184,7 +217,8 @@ def _for_page(look: Look, task: Task) -> dict[str, Any]:
         ],
         "value": f"{step.value:.2f}",
         "reward": f"{step.reward:.2f}",
-        "response": response_text(vocabulary, step.response),
+        "source": None if look.source is None else look.source.text(task),
+        "weight": None if look.source is None else probability_text(look.source.weight, 2),
         "registers": {
             name: "-" if value is None else value for name, value in step.registers.items()
         },

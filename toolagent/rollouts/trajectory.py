@@ -100,11 +100,11 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
     actions = batch.actions[0, : int(batch.lengths[0])]
     log_probabilities, values = _reconsider(network, problems, batch)
     steps: list[Step] = []
-    registers, answered = task.start(problems), False
+    registers = task.start(problems)
     shown = shown_registers(task, registers, 0)
     for index, action in enumerate(actions):
         transition = task.step(problems, registers, actions[index : index + 1])
-        registers, answered = transition.registers, bool(transition.terminated[0])
+        registers = transition.registers
         before, shown = shown, shown_registers(task, registers, 0)
         others = log_probabilities[index].clone()
         others[action] = -torch.inf
@@ -125,6 +125,7 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
         )
     formula, text = describe(task, problems, 0)
     judged = task.judge(problems, batch.actions, batch.lengths)
+    (answer,), answered = endings(task, problems, batch)
     return Trajectory(
         task=task,
         stage=int(problems.stage[0]),
@@ -132,8 +133,8 @@ def trajectory(network: AgentNetwork, task: Task, problems: Any) -> Trajectory:
         problem=text,
         target=int(task.target(problems)[0]),
         steps=tuple(steps),
-        answered=answered,
-        answer=answers(task, problems, batch)[0],
+        answered=bool(answered[0]),
+        answer=answer,
         solved=bool(batch.solved[0]),
         terms=task.terms(problems, 0),
         computes=task.computes(actions.tolist()),
@@ -162,22 +163,30 @@ def response_text(vocabulary: Vocabulary, response: Sequence[int]) -> str:
 
 
 def answers(task: Task, problems: Any, batch: EpisodeBatch) -> list[int | None]:
+    """What each of B finished episodes answered with (see `endings`)."""
+    return endings(task, problems, batch)[0]
+
+
+def endings(task: Task, problems: Any, batch: EpisodeBatch) -> tuple[list[int | None], np.ndarray]:
     """What each of B finished episodes answered with, found by running its actions again.
 
     Returns:
-        (B,) the answer; None where there was none: out of actions, or an empty register.
+        B answers, None where there was none: out of actions, or an empty register. And (B,) bool:
+        whether the episode was answered, if only with an empty register.
     """
     result: list[int | None] = [None] * len(batch)
+    answered = np.zeros(len(batch), bool)
     registers, live = task.start(problems), np.arange(len(batch))
     for step in range(batch.actions.shape[1]):
         going = batch.lengths[live] > step
         live, registers, problems = live[going], registers.take(going), problems.take(going)
         transition = task.step(problems, registers, batch.actions[live, step])
         registers = transition.registers
+        answered[live] = transition.terminated
         value, filled = task.accumulator(registers)
         for row in np.flatnonzero(transition.terminated & filled):
             result[live[row]] = int(value[row])
-    return result
+    return result, answered
 
 
 def describe(task: Task, problems: Any, row: int) -> tuple[str, str]:

@@ -1,0 +1,117 @@
+"""An episode as a conversation: its turns, and where tokens were copied from."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from answering import PosedPeekTask
+
+from toolagent import cli
+from toolagent.checkpoints.policy import save_policy
+from toolagent.explain.__main__ import command
+from toolagent.models.base import AttentionWeights
+from toolagent.models.registry import network_class
+from toolagent.rollouts.conversation import Source, sources, turns
+from toolagent.rollouts.play import GivenTokens, play
+from toolagent.rollouts.trajectory import endings
+from toolagent.tasks import get_task
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TASK = PosedPeekTask()
+PROBLEM = TASK.pose(None, asked="both", hidden=[2, 1])
+LOOK, SAY, NONE = 3, 4, 5
+PROGRAM = [0, LOOK, 2, LOOK, 1, SAY]
+ANSWERS = [[NONE] * 2, [2, 1], [NONE] * 2, [2, 1], [NONE] * 2, [NONE] * 2]
+
+
+class Looking:
+    """Shows where it looks: (step, head) to a place; the others look at the first one."""
+
+    def __init__(self, gates, *looks):
+        self.gates, self.looks = gates, looks
+
+    def attention_weights(self, context, stage, actions, lengths, responses):
+        shape = (1, len(PROGRAM), 2)
+        weights = torch.zeros(*shape, 6)  # 2 places of the prompt, 4 tokens of answers
+        weights[..., 0] = 1
+        for step, head, place, weight in self.looks:
+            weights[0, step, head, 0] -= weight
+            weights[0, step, head, place] += weight
+        return AttentionWeights(
+            context=weights[..., :2],
+            answers=weights[..., 2:],
+            gates=torch.tensor(self.gates).expand(shape),
+            answer_steps=torch.tensor([[1, 1, 3, 3]]),
+            answer_places=torch.tensor([[0, 1, 0, 1]]),
+            answer_tokens=torch.tensor([[2, 1, 2, 1]]),
+        )
+
+
+def copied(network):
+    actions, response = np.array([PROGRAM]), np.array([ANSWERS], np.int8)
+    return sources(network, TASK, PROBLEM, actions, np.array([len(PROGRAM)]), response)[0]
+
+
+def test_a_turn_ends_with_its_answer_or_the_episode():
+    found = [(t.first, t.last, t.number, t.answer) for t in turns(TASK, ANSWERS)]
+    assert found == [(0, 1, 1, (2, 1)), (2, 3, 2, (2, 1)), (4, 5, None, ())]
+    assert len(turns(TASK, ANSWERS[:4])) == 2
+
+
+def test_the_place_that_is_looked_at_most_is_the_source_if_its_token_was_written():
+    looks = (
+        (2, 0, 2, 0.9),  # token 2 of answer 1
+        (4, 0, 5, 0.9),  # token 1 of answer 2, and with the other head of answer 1
+        (4, 1, 3, 0.6),
+        (5, 0, 2, 0.9),  # a token that was not written
+    )
+    even = copied(Looking([1.0, 1.0], *looks))
+    assert even[:2] == [Source(None, 0, (0,), 1.0), None]  # the prompt is 0 1
+    assert even[2] is None  # half of the weight is on a 0, and a 2 was written
+    first = copied(Looking([2.0, -5.0], *looks))  # what takes from the logits copies nothing
+    assert first[2].weight == pytest.approx(0.9) and first[4].weight == pytest.approx(0.9)
+    assert (first[2].answer, first[2].text(TASK)) == (1, "answer 1: [2] 1")
+    assert (first[4].answer, first[4].place, first[4].told) == (2, 1, (2, 1))
+    assert first[5] is None and not any(copied(Looking([-1.0, 0.0], *looks)))
+
+
+@pytest.mark.parametrize("name", ["stage_gru", "answer_attention"])
+def test_explain_shows_calls_and_answers(name, tmp_path, capsys):
+    """With what is answered to each call, and weights that are the network's own."""
+    task = get_task("toolcall")
+    torch.manual_seed(0)
+    network = network_class(name)(task.interface)
+    save_policy(tmp_path / name, network, "toolcall", env_steps=0, stages=())
+    file = tmp_path / "out.json"
+    asked = ["--expression", "3*B+C-7", "--database", "92 19 3 86 8 1 48 2"]
+    assert cli.main(command, [str(tmp_path / name), *asked, "--json", str(file)]) == 0
+    tables = [line for line in capsys.readouterr().out.splitlines()[2:] if "program:" not in line]
+    assert max(map(len, tables)) <= 80
+    document = json.loads(file.read_text())
+    steps, conversation = document["steps"], document["conversation"]
+    assert [token for turn in conversation for token in turn["call"]] == [
+        step["token"] for step in steps
+    ]
+    told = [[t for t in step["response"] if t != "PAD"] for step in steps]
+    assert [turn["answer"] for turn in conversation if turn["answer"]] == list(filter(None, told))
+    copied = [step["copied_from"] for step in steps]
+    assert name == "answer_attention" or not any(copied)
+    for step, source in zip(steps, copied, strict=True):
+        if source is not None:
+            place = 0 if source["answer"] is None else source["place"]
+            assert source["tokens"][place] == step["token"] and 0 < source["weight"] <= 1
+
+
+def test_a_call_that_ends_the_episode_is_an_answer(tmp_path):
+    """`ANS 4 =`: the last token is not the one that the vocabulary calls the answer."""
+    task = get_task("toolcall")
+    problems = task.pose(None, expression=["4", "4"])
+    program = [task.vocabulary.token(name) for name in ("ANS", "4", "=")]
+    given = np.full((2, task.max_actions), task.vocabulary.token("GET"))
+    given[0, :3] = program
+    network = network_class("stage_gru")(task.interface)
+    batch = play(network, task, problems, chooser=GivenTokens(given))
+    told, answered = endings(task, problems, batch)
+    assert told == [4, None] and answered.tolist() == [True, False]
