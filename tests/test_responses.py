@@ -13,6 +13,7 @@ from gymnasium.utils import seeding
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from trained import run_modules
 
 from toolagent.envs import env_id, register_task, register_with_rllib
@@ -25,6 +26,7 @@ from toolagent.rollouts.play import Intervention, PlayDetails, play
 from toolagent.rollouts.recorder import EpisodeRecorder, Recording
 from toolagent.rollouts.records import read_episodes
 from toolagent.rollouts.stock_recorder import batch_of_episodes, finished
+from toolagent.tasks import get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -311,6 +313,34 @@ def test_rllibs_own_runner_observes_and_records_the_answers(vectorize_mode):
         found.detach().numpy()[happened], batch.log_probabilities[happened], atol=1e-4
     )
     assert np.isfinite(details.values).all()
+
+
+def test_of_rllibs_episodes_the_answer_is_recorded_that_ended_them():
+    """Here the token that answers ends no episode: the last token is `=`, of an answer or not."""
+    task = get_task("toolcall")
+    env, episodes = ToolEnv("toolcall", limit_terminates=True), []
+    for program in ("ANS 3 1 =", "ADD 3 , 1 = = =", "ANS NEG 4 =", "= = = = ANS 1 2"):
+        observation, info = env.reset(options={"expression": "4"})
+        episode = SingleAgentEpisode(observations=[observation], infos=[info])
+        for token in program.split():
+            action = task.vocabulary.token(token)
+            observation, reward, over, cut, info = env.step(action)
+            episode.add_env_step(
+                observation,
+                action,
+                reward,
+                infos=info,
+                terminated=over,
+                truncated=cut,
+                extra_model_outputs={"action_logp": 0.0},
+            )
+        assert over
+        episode.to_numpy()  # as a runner hands it out
+        episodes.append([episode])
+    network = make_network("stage_gru", task=task)
+    _, details = batch_of_episodes(episodes, task, network)
+    assert details.answered.tolist() == [True, False, True, False]
+    assert details.answers.tolist() == [31, 0, -4, 0]
 
 
 def test_gymnasium_finds_nothing_to_complain_about():

@@ -1,6 +1,7 @@
 """The task `toolcall`: its machine, its problems and what is held out of training."""
 
 import csv
+import dataclasses
 import itertools
 import re
 from pathlib import Path
@@ -16,8 +17,11 @@ from toolcall_reference import ACTIONS, LIMITS, Episode, can_begin, value_of
 
 import toolagent
 from toolagent.checkpoints.policy import Policy
+from toolagent.errors import UserError
 from toolagent.models.network import StageGRUNetwork
 from toolagent.rollouts import play as rollouts
+from toolagent.rollouts.play import GivenTokens
+from toolagent.rollouts.trajectory import trajectory
 from toolagent.serve.problems import Refused, keys_of, question_of
 from toolagent.serve.schemas import requests_of
 from toolagent.tasks import get_task
@@ -415,3 +419,30 @@ def test_a_program_goes_on_behind_ans_and_ends_behind_its_number():
     assert question_of(TASK, begun).given == (15, 4, 2)
     with pytest.raises(Refused, match=r"'1' comes after = \(token 4\)"):
         question_of(TASK, asked(expression="6*7", given=["ANS", "4", "2", "=", "1"]))
+
+
+def test_a_task_whose_answer_ends_nothing_tells_how_episodes_begin():
+    class Unclear(type(TASK)):
+        name = "unclear"
+        vocabulary = dataclasses.replace(VOCABULARY, start="ANS")
+
+    with pytest.raises(UserError, match=r"start, ANS, must be no action"):
+        toolagent.register_task(Unclear)
+
+
+@pytest.mark.parametrize(
+    ("program", "answer"),
+    [("ADD 3 , 1 = = ANS", None), ("ANS 3 1 =", 31), ("ANS NEG 4 =", -4)],
+)
+def test_an_episode_was_answered_if_the_machine_says_so(program, answer, monkeypatch):
+    """Not if its last token is the one that begins an answer."""
+    play_greedily = rollouts.play
+
+    def play_given(network, task, problems):
+        given = GivenTokens(np.array([tokens(program)]))
+        return play_greedily(network, task, problems, chooser=given)
+
+    monkeypatch.setattr("toolagent.rollouts.trajectory.play", play_given)
+    network = StageGRUNetwork(TASK.interface, (16,)).eval()
+    recorded = trajectory(network, TASK, TASK.pose(None, expression="4"))
+    assert (recorded.answered, recorded.answer) == (answer is not None, answer)
