@@ -41,6 +41,7 @@ from toolagent.learning.returns import (
     normalize,
     step_mask,
 )
+from toolagent.models.allocation import keep_freed_memory
 
 APPROX_KL = "approx_kl"
 CLIPFRAC = "clipfrac"
@@ -73,6 +74,7 @@ class EpisodeColumnsLearner(TorchLearner):
         self._skipped_in_a_row = 0
         # The matrices are small: a second thread would take a runner's core and gain nothing.
         torch.set_num_threads(1)
+        keep_freed_memory()
 
     @classmethod
     @override(Learner)
