@@ -45,7 +45,8 @@ class ToolEnv(gym.Env):
     The task's (see its machine).
 
     ## Episode end
-    The vocabulary's `answer` terminates; the task's last allowed action truncates.
+    An answer terminates (the vocabulary's `answer`, or what it begins); the task's last allowed
+    action truncates.
 
     ## Info
     `acc` at every step: what would be answered now, or None. `solved` at the end: the answer is
