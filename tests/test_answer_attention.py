@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from network_forms import FORMS, INTERFACE, as_episodes, make_batch, perturbed, stepped, unrolled
+from network_forms import (
+    FORMS,
+    INTERFACE,
+    as_episodes,
+    close,
+    counted,
+    make_batch,
+    perturbed,
+    stepped,
+    unrolled,
+)
 from torch.nn import functional
 
 from toolagent.models.answer_attention import AnswerAttentionNetwork, AnswerAttentionOptions
@@ -142,6 +152,16 @@ def test_the_learner_s_gradients_are_those_of_the_equations(name):
         gradients.append({key: 0.0 if g is None else g.clone() for key, g in grads.items()})
     for key, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradient * 0 + gradients[1][key], msg=key)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_many_episodes_of_many_lengths_are_what_their_steps_are(name):
+    """As many as do not look together."""
+    network, batch = make_network(name), make_batch(4, 300, 12, answered=6)
+    for whole, single in zip(
+        counted(as_episodes, network, batch), counted(stepped, network, batch), strict=True
+    ):
+        close(whole, single)
 
 
 @pytest.mark.parametrize("form", [unrolled, stepped])

@@ -32,6 +32,7 @@ _COPY_SCALE = 2.0  # copying has to be found first, so its gates move faster tha
 _KEY_SIZE = 16  # W, of keys and of values
 _UNSEEN = -1e9  # a score that no weight survives
 _NO_TOKEN = -1
+_ROWS_AT_ONCE = 128  # episodes of about the same length that look together
 
 
 class AnswerAttentionOptions(NamedTuple):
@@ -77,6 +78,49 @@ class _AnswerTokens(NamedTuple):
     numbers: Tensor  # (B, M) which answer of the episode, 0 is the first; behind the last: huge
     steps: Tensor  # (B, M) the step at which they are seen first; 0 if before these steps
     seen: Tensor  # (B, T) how many answers were seen up to each step
+
+    def of_rows(self, rows: slice, steps: int) -> _AnswerTokens:
+        """Those of some rows in the first steps, as wide as these rows need."""
+        tokens, before, places, numbers, when, seen = (part[rows] for part in self)
+        most = int((when != _NO_TOKEN).sum(1).max())
+        parts = (part[:, :most] for part in (tokens, before, places, numbers, when))
+        return _AnswerTokens(*parts, seen=seen[:, :steps])
+
+
+class _Decoded(NamedTuple):
+    """All N steps of known episodes, in the order of `packing.place`."""
+
+    packing: Packing
+    heads: Tensor  # (N, A + 1 + H) logits, values and gates
+    outputs: Tensor  # (N, D) the GRU's states
+    weights: list[Tensor]  # (b, T' H, L + M') of each group of rows, in the order of `packing`
+    answers: _AnswerTokens | None  # of all rows in that order
+
+
+class _Together(NamedTuple):
+    """Episodes of about the same length: rows that follow each other by falling length."""
+
+    rows: slice  # (b,)
+    steps: int  # T', of the longest
+    packed: Tensor  # (n,) their packed steps, episode by episode
+    flat: Tensor  # (n,) where those stand in the flattened (b, T')
+
+
+def _together(packing: Packing, rows_at_once: int) -> list[_Together]:
+    """All episodes; what is computed of T' steps each is computed for few that are none."""
+    sizes = torch.tensor(packing.sizes)
+    firsts = sizes.cumsum(0) - sizes  # (T,) the packed step of the longest episode
+    groups = []
+    for start in range(0, packing.sizes[0], rows_at_once):
+        stop = min(start + rows_at_once, packing.sizes[0])
+        steps = int((sizes > start).sum())
+        row = torch.arange(start, stop).unsqueeze(1)
+        alive = row < sizes[:steps]  # (b, T')
+        packed = (firsts[:steps] + row)[alive]
+        flat = alive.flatten().nonzero().squeeze(1)
+        device = packing.place.device
+        groups.append(_Together(slice(start, stop), steps, packed.to(device), flat.to(device)))
+    return groups
 
 
 class AnswerAttentionNetwork(AgentNetwork):
@@ -360,24 +404,42 @@ class AnswerAttentionNetwork(AgentNetwork):
         encoding: Encoding,
         hidden: Tensor,
         responses: Tensor | None,
-    ) -> tuple[Packing, Tensor, Tensor, Tensor, _AnswerTokens | None]:
-        """All steps of known episodes.
-
-        Returns:
-            The packing; packed logits, values and gates (N, A + 1 + H) and the GRU's states
-            (N, D); the weights (B, T H, L + M), and the answers that were looked at.
-        """
-        rows, steps = tokens.shape
+        rows_at_once: int = _ROWS_AT_ONCE,
+    ) -> _Decoded:
+        """All steps of known episodes."""
         tokens = tokens.long()
         packing, outputs = self._write(tokens, lengths, hidden, responses)
-        queries = unpack(self.query(outputs), packing, rows, steps)
-        answers = self._gather_answers(hidden, responses, steps) if self.num_kept else None
-        weights, found = self._look(queries, tokens, encoding, answers)
-        found = found.reshape(rows * steps, -1).index_select(0, packing.place)
-        found = found.view(len(found), self.options.num_heads, -1)
-        values, copies = found.split([_KEY_SIZE, self.interface.num_actions], -1)
+        order, groups = packing.order, _together(packing, rows_at_once)
+        step_order = torch.cat([group.packed for group in groups])
+        outputs = outputs.index_select(0, step_order)
+        tokens = tokens.index_select(0, order)
+        encoding = tuple(part.index_select(0, order) for part in encoding)
+        sizes = [group.rows.stop - group.rows.start for group in groups]
+        encodings = zip(*(part.split(sizes) for part in encoding), strict=True)
+        answers = None
+        if self.num_kept:
+            observed = None if responses is None else responses.index_select(0, order)
+            known = hidden.index_select(0, order)
+            answers = self._gather_answers(known, observed, tokens.shape[1])
+        queries = self.query(outputs).split([len(group.flat) for group in groups])
+        weights, found = [], []
+        for group, query, seen in zip(groups, queries, encodings, strict=True):
+            rows, steps = group.rows.stop - group.rows.start, group.steps
+            padded = query.new_zeros(rows * steps, query.shape[1]).index_copy(0, group.flat, query)
+            weight, looked = self._look(
+                padded.view(rows, steps, -1),
+                tokens[group.rows, :steps],
+                seen,
+                None if answers is None else answers.of_rows(group.rows, steps),
+            )
+            weights.append(weight)
+            found.append(looked.reshape(rows * steps, -1).index_select(0, group.flat))
+        looked = torch.cat(found).view(len(outputs), self.options.num_heads, -1)
+        values, copies = looked.split([_KEY_SIZE, self.interface.num_actions], -1)
         read = torch.tanh(self.read_out(torch.cat([outputs, values.flatten(1)], 1)))
-        return packing, _combine(self.heads(read), copies), outputs, weights, answers
+        heads = _combine(self.heads(read), copies)
+        place = packing.place.index_select(0, step_order)
+        return _Decoded(packing._replace(place=place), heads, outputs, weights, answers)
 
     def unroll_episodes(
         self,
@@ -390,8 +452,8 @@ class AnswerAttentionNetwork(AgentNetwork):
         """Reads, then writes all steps (see `AgentNetwork`)."""
         tokens, observed = self.shifted(actions, responses)
         encoding, hidden = self.begin(context, stage)
-        packing, heads, *_ = self._decode(tokens, lengths, encoding, hidden, observed)
-        padded = unpack(heads, packing, *tokens.shape)
+        decoded = self._decode(tokens, lengths, encoding, hidden, observed)
+        padded = unpack(decoded.heads, decoded.packing, *tokens.shape)
         sizes = [self.interface.num_actions, 1, self.options.num_heads]
         logits, values, _ = padded.split(sizes, -1)
         return logits, values.squeeze(-1)
@@ -433,27 +495,29 @@ class AnswerAttentionNetwork(AgentNetwork):
         """Where the heads look at each step (see `AgentNetwork`)."""
         tokens, observed = self.shifted(actions, responses)
         encoding, hidden = self.read(context, stage)
-        packing, heads, _, weights, answers = self._decode(
-            tokens, lengths, encoding, hidden, observed
-        )
         rows, steps = tokens.shape
+        packing, heads, _, (weights,), answers = self._decode(
+            tokens, lengths, encoding, hidden, observed, rows_at_once=rows
+        )
         gates = unpack(heads, packing, rows, steps)[..., self.interface.num_actions + 1 :]
-        happened = torch.arange(steps, device=tokens.device) < lengths.unsqueeze(1)
-        weights = weights.view(rows, steps, self.options.num_heads, -1)
+        back = packing.order.argsort()
+        weights = weights.view(rows, -1, *gates.shape[2:], weights.shape[2])[back]
+        happened = torch.arange(weights.shape[1], device=tokens.device) < lengths.unsqueeze(1)
         weights = weights * happened[:, :, None, None]
+        weights = functional.pad(weights, (0, 0, 0, 0, 0, steps - weights.shape[1]))
         read = encoding[0].shape[2]
         looked = functional.pad(weights[..., :read], (0, context.shape[1] - read))
         if answers is None:
-            none = actions.new_empty((rows, 0), dtype=torch.int64)
+            none = tokens.new_empty((rows, 0), dtype=torch.int64)
             return AttentionWeights(looked, weights[..., read:], gates, none, none, none)
-        there = answers.steps != _NO_TOKEN
+        there = (answers.steps != _NO_TOKEN)[back]
         return AttentionWeights(
             looked,
             weights[..., read:],
             gates,
-            torch.where(there, answers.steps - 1, _NO_TOKEN),
-            torch.where(there, answers.places, _NO_TOKEN),
-            torch.where(there, answers.tokens, _NO_TOKEN),
+            torch.where(there, answers.steps[back] - 1, _NO_TOKEN),
+            torch.where(there, answers.places[back], _NO_TOKEN),
+            torch.where(there, answers.tokens[back], _NO_TOKEN),
         )
 
     # One step -----------------------------------------------------------------------------------
