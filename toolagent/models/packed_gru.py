@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+# In one pass: gradient * (1 - y^2), and gradient * y * (1 - y).
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+
 
 class GRUWeights(NamedTuple):
     """The weights of a GRU in torch's order r, z, n; of an `nn.GRUCell` the attributes so named."""
@@ -140,37 +144,41 @@ class PackedGRU(torch.autograd.Function):
         (d_after,) = gradients
         weight, tokens, before, gates, candidate, candidate_recurrent, steps = ctx.saved_tensors
         width = before.shape[1]
-        reset, update = gates[:, :width], gates[:, width:]
-        # What does not depend on the order of time is done for all N steps at once.
-        candidate_slope = (1 - update) * (1 - candidate.square())
-        update_slope = (before - candidate) * update * (1 - update)
-        reset_slope = candidate_recurrent * reset * (1 - reset)
         # Of i_n, r, z and g_n: the first three are the input's, the last three the recurrence's.
         slopes = gates.new_empty(len(tokens), 4 * width)
         d_input, d_recurrent = slopes[:, : 3 * width], slopes[:, width:]
         carry: Tensor | None = None
         stop = len(tokens)
+        # Step by step: what is read again is then still in the cache.
         for size in reversed(ctx.sizes):
             rows = slice(stop - size, stop)
-            d_hidden = d_after[rows].clone()
-            if carry is not None:
-                d_hidden[: len(carry)] += carry
+            reset, update = gates[rows].chunk(2, 1)
             d_new, d_reset, d_update, d_new_recurrent = slopes[rows].chunk(4, 1)
-            torch.mul(d_hidden, candidate_slope[rows], out=d_new)
-            torch.mul(d_new, reset_slope[rows], out=d_reset)
-            torch.mul(d_hidden, update_slope[rows], out=d_update)
-            torch.mul(d_new, reset[rows], out=d_new_recurrent)
-            carry = d_hidden.mul_(update[rows]).addmm_(d_recurrent[rows], weight)
+            d_hidden = d_after[rows]
+            if carry is not None:
+                d_hidden = d_hidden.clone()
+                d_hidden[: len(carry)] += carry
+            d_before = d_hidden * update
+            _tanh_backward(d_hidden - d_before, candidate[rows], grad_input=d_new)
+            d_gate = torch.sub(before[rows], candidate[rows]).mul_(d_hidden)
+            _sigmoid_backward(d_gate, update, grad_input=d_update)
+            torch.mul(d_new, candidate_recurrent[rows], out=d_gate)
+            _sigmoid_backward(d_gate, reset, grad_input=d_reset)
+            torch.mul(d_new, reset, out=d_new_recurrent)
+            carry = d_before.addmm_(d_recurrent[rows], weight)
             stop -= size
-        one_hot = torch.nn.functional.one_hot(tokens.long(), ctx.vocabulary).to(d_input.dtype)
+        one_hot = functional.one_hot(tokens.long(), ctx.vocabulary).to(d_input.dtype)
+        d_table = (one_hot.t() @ d_input).roll(-width, 1)  # to torch's order r, z, n
+        # Every step reads one token: the biases of r and z are those of the input.
+        d_bias = torch.cat([d_table[:, : 2 * width].sum(0), d_recurrent[:, 2 * width :].sum(0)])
         d_extra = None
         if ctx.has_extra:
             d_extra = d_input if steps is None else d_input.index_select(0, steps)
-            d_extra = d_extra.roll(-width, 1)  # to torch's order r, z, n
+            d_extra = d_extra.roll(-width, 1)
         return (
-            (one_hot.t() @ d_input).roll(-width, 1),
+            d_table,
             d_recurrent.t() @ before,
-            d_recurrent.sum(0),
+            d_bias,
             carry,
             None,
             None,
