@@ -90,7 +90,7 @@ def by_hand(network, context, tokens, responses):
             for place, answer_token in enumerate(answer):
                 if newest < kept and answer_token != EOS:
                     both = network.answer_tokens[answer_token] + network.answer_places[place]
-                    key = network.from_newest[newest] + network.from_first[min(number, kept - 1)]
+                    key = network.from_newest[newest] + network.from_first[number % kept]
                     both = both + torch.cat([key, torch.zeros_like(key)])
                     seen.append((answer_token, answer[place - 1] if place else None, both))
         found, copies = [], []

@@ -59,9 +59,10 @@ class StepTable(NamedTuple):
     responses: Tensor | None  # of `ResponseInput.table`, where tools answer
     query_weight: Tensor  # (D, H W)
     query_bias: Tensor  # (H W,)
-    answer_keys: Tensor  # (W, V + R + 2K): of tokens, places, numbers from the newest and first
+    answer_keys: Tensor  # (W, V + K): of tokens, and of numbers from the newest
+    cell_keys: Tensor  # (W, K R): of place and number from the first, of each token kept
     token_values: Tensor  # (V, W + A): the values, and which action the token is
-    place_values: Tensor  # (R, W)
+    cell_values: Tensor  # (K R, W): those of the places
     state_weight: Tensor  # (D, D): of the read-out
     found_weight: Tensor  # (H W, D)
     read_out_bias: Tensor  # (D,)
@@ -140,8 +141,8 @@ class AnswerAttentionNetwork(AgentNetwork):
 
     copy_th is the distribution over actions that head h's weights put on the tokens it looks at,
     and g(o_t) = W_g o_t + b_g how much each head's counts. b_h, one number for context and one for
-    answers, starts at 1: who has copied a token finds the one behind it. Values of answer tokens
-    have no part for an answer's number.
+    answers, starts at 1: who has copied a token finds the one behind it. f is by the number of the
+    answer modulo K. Values of answer tokens have no part for an answer's number.
 
     What is remembered of the answers is their tokens: a response with at least one token that is
     an action is kept as it is (others hold nothing that can be written). The newest K are there.
@@ -378,7 +379,7 @@ class AnswerAttentionNetwork(AgentNetwork):
             both = functional.embedding(answers.tokens, self.answer_tokens)
             both = both + functional.embedding(answers.places, self.answer_places)
             answer_keys, answer_values = both.split(_KEY_SIZE, -1)  # (B, M, W)
-            first = answers.numbers.clamp(max=self.num_kept - 1)
+            first = answers.numbers % self.num_kept
             answer_keys = answer_keys + functional.embedding(first, self.from_first)
             # Behind the numbers from the newest: a score for those that are not there.
             numbers = functional.pad(self.from_newest, (0, 0, 0, 1))
@@ -526,14 +527,14 @@ class AnswerAttentionNetwork(AgentNetwork):
     def step_table(self) -> StepTable:
         """The constants of `step` (see `AgentNetwork`)."""
         width = self.options.embedding_size
-        empty = self.copied.new_empty(0, _KEY_SIZE)
-        token_keys, token_values, place_keys, place_values = empty, empty, empty, empty
-        numbers = empty
+        answer_keys = cell_keys = token_values = cell_values = self.copied.new_empty(0, 0)
         if self.num_kept:
             token_keys, token_values = self.answer_tokens.split(_KEY_SIZE, 1)
             place_keys, place_values = self.answer_places.split(_KEY_SIZE, 1)
-            numbers = torch.cat([self.from_newest, self.from_first])
+            answer_keys = torch.cat([token_keys, self.from_newest])
+            cell_keys = (self.from_first.unsqueeze(1) + place_keys).flatten(0, 1)
             token_values = torch.cat([token_values, self.copied], 1)
+            cell_values = place_values.repeat(self.num_kept, 1)
         state_weight, found_weight = self.read_out.weight.split(
             [width, self.read_out.in_features - width], 1
         )
@@ -542,9 +543,10 @@ class AnswerAttentionNetwork(AgentNetwork):
             responses=self.response_input.step_table(),
             query_weight=self.query.weight.t().contiguous(),
             query_bias=self.query.bias.clone(),
-            answer_keys=torch.cat([token_keys, place_keys, numbers]).t().contiguous(),
-            token_values=token_values.clone(),
-            place_values=place_values.clone(),
+            answer_keys=answer_keys.t().contiguous(),
+            cell_keys=cell_keys.t().contiguous(),
+            token_values=token_values,
+            cell_values=cell_values,
             state_weight=state_weight.t().contiguous(),
             found_weight=found_weight.t().contiguous(),
             read_out_bias=self.read_out.bias.clone(),
@@ -593,43 +595,37 @@ class AnswerAttentionNetwork(AgentNetwork):
         queries = queries.view(rows, heads, _KEY_SIZE)
         previous = previous_token.long().unsqueeze(1)  # (B, 1)
 
-        def prefer(follows: Tensor, strength: Tensor) -> Tensor:
-            return follows.unsqueeze(1) * strength.unsqueeze(1)  # (B, H, ...)
+        def prefer(scores: Tensor, follows: Tensor, strength: Tensor) -> None:
+            scores.addcmul_(follows.to(scores.dtype).unsqueeze(1), strength.unsqueeze(1))
 
         scores = torch.baddbmm(hidden_scores, queries, keys)  # (B, H, L)
-        scores += prefer(before == previous, self.follows_context)
+        prefer(scores, before == previous, self.follows_context)
         most = int(hidden[:, -1].max()) if self.num_kept else 0
         if not most:
             return torch.bmm(torch.softmax(scores, -1), values)
         kept, length = self.num_kept, self.interface.response_length
-        slots, tokens_known = min(most, kept), len(table.token_values)
-        number = hidden[:, -1:].long()  # (B, 1) answers seen
+        slots = min(most, kept)
+        cells = slots * length  # M, of those that hold tokens in any row
         start = self.options.embedding_size
-        tokens = hidden[:, start : start + slots * length].long()  # (B, M)
-        by_table = (queries.view(-1, _KEY_SIZE) @ table.answer_keys).view(rows, heads, -1)
-        by_table[..., self.pad_token] = _UNSEEN
-        by_token, by_place, by_newest, by_first = by_table.split(
-            [tokens_known, length, kept, kept], -1
-        )
-        newest = (number - 1 - torch.arange(slots, device=hidden.device)) % kept  # (B, slots)
-        first = (number - 1 - newest).clamp_(0, kept - 1)
-        by_number = by_newest.gather(2, newest.unsqueeze(1).expand(-1, heads, -1))
-        by_number += by_first.gather(2, first.unsqueeze(1).expand(-1, heads, -1))
+        tokens = hidden[:, start : start + cells].long()  # (B, M)
+        flat = queries.view(-1, _KEY_SIZE)
+        by_table = (flat @ table.answer_keys).view(rows, heads, -1)
+        by_table[..., self.pad_token] = _UNSEEN  # so nothing is looked at where nothing is
+        by_token, by_newest = by_table.split([len(table.token_values), kept], -1)
+        answered = (flat @ table.cell_keys[:, :cells]).view(rows, heads, cells)
         index = tokens.unsqueeze(1).expand(-1, heads, -1)  # (B, H, M)
-        grid = by_token.gather(2, index).view(rows, heads, slots, length)
-        grid += by_number.unsqueeze(3)
-        grid += by_place.unsqueeze(2)
-        shown = tokens.view(rows, slots, length)
-        follows = (shown[..., :-1] == previous.unsqueeze(2)).unsqueeze(1)
-        grid[..., 1:] += follows * self.follows_answer.view(-1, 1, 1)
-        weights = torch.softmax(torch.cat([scores, grid.flatten(2)], -1), -1)
-        read = scores.shape[2]
-        found = torch.bmm(weights[..., :read], values)
-        on_answers = weights[..., read:]
+        answered += by_token.gather(2, index)
+        newest = (hidden[:, -1:].long() - 1 - torch.arange(slots, device=hidden.device)) % kept
+        newest = newest.repeat_interleave(length, 1).unsqueeze(1).expand(-1, heads, -1)
+        answered += by_newest.gather(2, newest)
+        follows = functional.pad(tokens[:, :-1] == previous, (1, 0))
+        follows[:, ::length] = False  # no token stands before an answer's first place
+        prefer(answered, follows, self.follows_answer)
+        weights = torch.softmax(torch.cat([scores, answered], -1), -1)
+        on_context, on_answers = weights.split([scores.shape[2], cells], -1)
         by_token = torch.zeros_like(by_token).scatter_add_(2, index, on_answers)
-        found += by_token @ table.token_values
-        on_places = on_answers.unflatten(2, (slots, length)).sum(2)  # (B, H, R)
-        found[..., :_KEY_SIZE] += on_places @ table.place_values
+        found = torch.baddbmm(by_token @ table.token_values, on_context, values)  # (B, H, W + A)
+        found[..., :_KEY_SIZE] += on_answers @ table.cell_values[:cells]
         return found
 
 
