@@ -14,7 +14,7 @@ import toolagent
 from toolagent.checkpoints.policy import Policy, save_policy
 from toolagent.errors import UserError
 from toolagent.examples.own_task.bells import BellsTask
-from toolagent.models.network import StageGRUNetwork
+from toolagent.models.registry import network_class
 from toolagent.rollouts.play import play
 from toolagent.run.launch import override
 from toolagent.tasks import Problems, Registers, Task, Transition, Vocabulary, get_task
@@ -53,16 +53,16 @@ class EchoTask(Task):
 toolagent.register_task(EchoTask)
 
 
-def agent_of(reference, seed=0, scale=3.0):
+def agent_of(reference, seed=0, scale=3.0, network="stage_gru"):
     """An agent with random weights, so large that its tokens vary."""
     task = get_task(reference)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = StageGRUNetwork(task.interface, (16,))
+        built = network_class(network)(task.interface, (16,))
     with torch.no_grad():
-        for parameter in network.parameters():
+        for parameter in built.parameters():
             parameter.mul_(scale)
-    return toolagent.Agent(Policy(network.eval(), task, {}, ROOT), seed=1)
+    return toolagent.Agent(Policy(built.eval(), task, {}, ROOT), seed=1)
 
 
 def programs(task, batch):
@@ -72,11 +72,16 @@ def programs(task, batch):
 ECHO, BELLS = (f"{task.__module__}:{task.__name__}" for task in (EchoTask, BellsTask))
 
 
-@pytest.mark.parametrize("reference", ["calculator", "tutorial", "expression", ECHO, BELLS])
+PLAYED = [(task, "stage_gru") for task in ("calculator", "tutorial", "expression", ECHO, BELLS)]
+# Networks that keep something of each context token: contexts differ in length.
+PLAYED += [("expression", "encoder_decoder"), ("expression", "answer_attention")]
+
+
+@pytest.mark.parametrize(("reference", "network"), PLAYED)
 @pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
-def test_acting_in_a_vector_environment_is_playing(reference, autoreset):
+def test_acting_in_a_vector_environment_is_playing(reference, network, autoreset):
     """Against the rollout loop: each episode's actions are those of `play` on its problem."""
-    agent, task = agent_of(reference), get_task(reference)
+    agent, task = agent_of(reference, network=network), get_task(reference)
     stage = int(task.stages[-1])
     envs = vector(reference, autoreset, 40, stage)
     observation, _ = envs.reset(seed=3)

@@ -279,19 +279,11 @@ class Agent:
         """The state's, with the problems of the fresh rows read."""
         if state is not None and not fresh.any():
             return state.encoding, state.hidden
-        rows = torch.from_numpy(np.flatnonzero(fresh))
-        encoding, hidden = self._network.begin(
-            torch.from_numpy(context)[rows], torch.from_numpy(stage)[rows]
-        )
-        if state is None or len(rows) == len(stage):
+        # All of them: how wide an encoding is may depend on the longest context beside it.
+        encoding, hidden = self._network.begin(torch.from_numpy(context), torch.from_numpy(stage))
+        if state is None:
             return encoding, hidden
-        return (
-            tuple(
-                kept.index_copy(0, rows, read)
-                for kept, read in zip(state.encoding, encoding, strict=True)
-            ),
-            state.hidden.index_copy(0, rows, hidden),
-        )
+        return encoding, torch.where(torch.from_numpy(fresh).unsqueeze(1), hidden, state.hidden)
 
 
 def load_agent(
