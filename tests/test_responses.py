@@ -48,7 +48,7 @@ def make_network(name, seed=0, task=TASK):
     network = network_class(name)(task.interface)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+            parameter.add_(torch.randn_like(parameter) * 0.1)  # more, and one token has it all
     return network
 
 
