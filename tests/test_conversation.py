@@ -6,20 +6,27 @@ import numpy as np
 import pytest
 import torch
 from answering import PosedPeekTask
+from test_responses import make_network
+from test_serve_outside import http
 
 from toolagent import cli
-from toolagent.checkpoints.policy import save_policy
+from toolagent.checkpoints.policy import load_policy, save_policy
+from toolagent.envs import register_task
 from toolagent.explain.__main__ import command
 from toolagent.models.base import AttentionWeights
 from toolagent.models.registry import network_class
 from toolagent.rollouts.conversation import Source, sources, turns
 from toolagent.rollouts.play import GivenTokens, play
 from toolagent.rollouts.trajectory import endings
+from toolagent.serve.agents import Agents
+from toolagent.serve.app import build_app
+from toolagent.serve.schemas import requests_of
 from toolagent.tasks import get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TASK = PosedPeekTask()
+TASK = register_task(PosedPeekTask)()
+POSED = "answering:PosedPeekTask"
 PROBLEM = TASK.pose(None, asked="both", hidden=[2, 1])
 LOOK, SAY, NONE = 3, 4, 5
 PROGRAM = [0, LOOK, 2, LOOK, 1, SAY]
@@ -115,3 +122,60 @@ def test_a_call_that_ends_the_episode_is_an_answer(tmp_path):
     batch = play(network, task, problems, chooser=GivenTokens(given))
     told, answered = endings(task, problems, batch)
     assert told == [4, None] and answered.tolist() == [True, False]
+
+
+# The playground: what the agent is told in place of an answer -------------------------------------
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("told")
+    save_policy(folder, make_network("encoder_decoder"), POSED, env_steps=0, stages=())
+    return build_app(Agents([load_policy(folder, task=POSED)]), ["localhost"])
+
+
+BOTH = {"asked": "both", "hidden": [2, 1], "given": ["0", "LOOK"]}
+
+
+def test_a_told_answer_is_all_that_the_agent_knows_of_it(app):
+    """From then on it does as with another machine that answers so; its own is unchanged."""
+    as_it_was = http(app, "POST", "/api/play", BOTH)[1]
+    other = http(app, "POST", "/api/play", BOTH | {"hidden": [0, 2]})[1]
+    told = BOTH | {"answers": [{"step": 2, "tokens": ["0", "2"]}]}
+    status, changed = http(app, "POST", "/api/play", told)
+    assert status == 200 and changed["target"] == 21
+    steps = changed["steps"]
+    assert (steps[1]["response"], steps[1]["replaced"]) == (["0", "2"], ["2", "1"])
+    assert not any("replaced" in step for step in as_it_was["steps"] + steps[:1] + steps[2:])
+    last = 3 if "LOOK" in changed["program"][2:] else len(steps)
+    for ours, theirs in zip(steps[:last], other["steps"][:last], strict=True):
+        assert (ours["token"], ours["probabilities"]) == (theirs["token"], theirs["probabilities"])
+    before = [step["probabilities"] for step in as_it_was["steps"]]
+    assert [step["probabilities"] for step in steps[:2]] == before[:2]
+    assert steps[2]["probabilities"] != before[2]
+    # In a batch with others, too: each is told its own.
+    asked = {"problems": [BOTH, told, BOTH | {"hidden": [0, 2]}]}
+    results = http(app, "POST", "/api/play/batch", asked)[1]["results"]
+    programs = [as_it_was["program"], changed["program"], other["program"]]
+    assert [result["program"] for result in results] == programs
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([{"step": 1, "tokens": ["0"]}], "answers: step 1, 0, is not answered; answered are st"),
+        ([{"step": 2, "tokens": ["0"] * 3}], "answers: step 2: 3 tokens; an answer has 2 at most"),
+        ([{"step": 2, "tokens": []}] * 2, "answers: step 2 is there twice"),
+        ([{"step": 90, "tokens": []}], "answers: step 90: the episode has "),
+        ([{"step": 2, "tokens": ["7"]}], "answers.0.tokens.0: Input should be '0', '1'"),
+        ([{"step": 0, "tokens": []}], "answers.0.step: "),
+        ([{"tokens": []}], "answers.0.step: Field required"),
+    ],
+)
+def test_what_the_agent_cannot_be_told(app, answers, message):
+    status, refusal = http(app, "POST", "/api/play", BOTH | {"answers": answers})
+    assert status == 422 and refusal["detail"].startswith(message)
+
+
+def test_where_tools_answer_nothing_there_is_nothing_to_change():
+    assert "answers" not in requests_of(get_task("calculator"), ["digits"]).problem.model_fields

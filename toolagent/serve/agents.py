@@ -51,6 +51,8 @@ class Agents:
             tells_stage=task.problem_tells_stage,
             example=first_example(task),
             tokens=list(task.vocabulary.actions),
+            observed=list(task.vocabulary.observed),
+            response_length=task.response_length,
             registers=list(start),
             start=start,
             stages=[

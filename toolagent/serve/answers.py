@@ -57,15 +57,25 @@ def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -
 def _shown(task: Task, step: RecordedStep) -> dict[str, Any]:
     """A `schemas.Step`; one of tools that answer also has their response, without padding."""
     names, pad = task.vocabulary.names, task.vocabulary.pad_token
-    told = [names[token] for token in step.response if token != pad]
-    return {
+
+    def words(response: tuple[int, ...]) -> list[str]:
+        return [names[token] for token in response if token != pad]
+
+    shown = {
         "token": names[step.token],
         "given": step.given,
         "probabilities": step.probabilities,
         "value": step.value,
         "registers": step.registers,
         "reward": round(step.reward, DIGITS),
-    } | ({"response": told} if task.response_length else {})
+    }
+    if task.response_length:
+        shown["response"] = words(step.response)
+    if step.replaced is not None:
+        shown["replaced"] = words(step.replaced)
+    if step.source is not None:
+        shown["copied_from"] = step.source.record(task)
+    return shown
 
 
 def _step(step: RecordedStep) -> Step:

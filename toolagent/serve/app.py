@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from toolagent.serve.answers import play_answer_of, result_of
 from toolagent.serve.figures import Figures
 from toolagent.serve.guard import Guard
 from toolagent.serve.player import Answer, Question
-from toolagent.serve.problems import Refused, example_of, keys_of, question_of
+from toolagent.serve.problems import Refused, check_told, example_of, keys_of, question_of
 from toolagent.serve.schemas import (
     BatchAnswer,
     Health,
@@ -80,15 +82,17 @@ def _add_routes(app: FastAPI, agents: Agents, asks: Requests, figures: Figures) 
 
     async def ask(model: str, questions: list[Question]) -> list[Answer]:
         answers = await asyncio.gather(*map(agents.batchers[model].ask, questions))
-        for answer in answers:
+        for place, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+            with _refusals("" if question.explained else f"problems.{place}."):
+                check_told(task, question, answer)
             figures.played(model, answer.solved)
         return answers
 
     async def play(asked: Any) -> Response:
         """Plays one problem, step by step."""
-        model, question = _model(agents, asked.model), _question(task, asked)
-        answer = await agents.batchers[model].ask(question)
-        figures.played(model, answer.solved)
+        model = _model(agents, asked.model)
+        question = replace(_question(task, asked), explained=True)
+        (answer,) = await ask(model, [question])
         return _json(play_answer_of(task, model, question, answer))
 
     async def play_batch(asked: Any) -> Response:
@@ -160,8 +164,15 @@ def _model(agents: Agents, name: str | None) -> str:
 
 
 def _question(task: Any, asked: Any, where: str = "") -> Question:
-    try:
+    with _refusals(where):
         return question_of(task, asked)
+
+
+@contextlib.contextmanager
+def _refusals(where: str) -> Iterator[None]:
+    """Answers what is refused with its reason."""
+    try:
+        yield
     except Refused as error:
         raise HTTPException(422, f"{where}{error}") from None
 

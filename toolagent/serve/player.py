@@ -6,8 +6,8 @@ Every question carries its problem and its given tokens, and nothing is kept bet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch
 
 from toolagent.checkpoints.policy import Policy
 from toolagent.models.base import AgentNetwork
-from toolagent.rollouts.play import GivenTokens, PlayedStep, play
+from toolagent.rollouts.conversation import Source, sources
+from toolagent.rollouts.play import GivenTokens, Intervention, PlayedStep, play
 from toolagent.rollouts.trajectory import shown_registers
 from toolagent.tasks import Task
 
@@ -28,6 +29,9 @@ class Question:
 
     problem: Any  # (1,) problems of the task
     given: tuple[int, ...] = ()  # no more than the episode has actions, none behind the answer
+    # by step, from 0: R tokens that are observed in place of what its action is answered with
+    told: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    explained: bool = False  # whether to tell where tokens were copied from
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class RecordedStep:
     value: float  # the critic's, before the action
     registers: dict[str, int | str | None]  # after the action; None where empty
     reward: float
-    response: tuple[int, ...] = ()  # the tokens that the action was answered with
+    response: tuple[int, ...] = ()  # what the agent was told of the answer to the action
+    replaced: tuple[int, ...] | None = None  # the answer, if it was told another
+    source: Source | None = None  # where the token was copied from, if that is asked and known
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,42 @@ class Player:
         for row, question in enumerate(questions):
             given[row, : len(question.given)] = question.given
         recorder = _Recorder(questions)
-        play(
+        together = type(problems[0]).concatenate(problems)
+        batch = play(
             self.network,
             self.task,
-            type(problems[0]).concatenate(problems),
+            together,
             chooser=GivenTokens(given),
             observer=recorder,
+            intervention=_Told(questions) if any(q.told for q in questions) else None,
         )
-        return [answer for answer in recorder.answers if answer is not None]
+        answers = [answer for answer in recorder.answers if answer is not None]
+        rows = np.flatnonzero([question.explained for question in questions])
+        if self.task.response_length and len(rows):
+            steps = int(batch.lengths[rows].max())
+            columns = batch.actions[rows, :steps], batch.lengths[rows], batch.response[rows, :steps]
+            found = sources(self.network, self.task, together.take(rows), *columns)
+            for row, of_steps in zip(rows, found, strict=True):
+                told = zip(answers[row].steps, of_steps, strict=True)
+                answers[row] = replace(
+                    answers[row], steps=[replace(step, source=source) for step, source in told]
+                )
+        return answers
+
+
+class _Told(Intervention):
+    """The agents observe what their questions say in place of answers."""
+
+    def __init__(self, questions: Sequence[Question]):
+        self._told = [question.told for question in questions]
+
+    def response(self, response: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
+        """(n, R) what is observed (see `rollouts.play.Intervention`)."""
+        told = response.clone()
+        for place, row in enumerate(rows.tolist()):
+            if (tokens := self._told[row].get(step - 1)) is not None:
+                told[place] = torch.tensor(tokens, dtype=response.dtype)
+        return told
 
 
 class _Recorder:
@@ -86,6 +120,7 @@ class _Recorder:
 
     def __init__(self, questions: Sequence[Question]):
         self._given = [len(question.given) for question in questions]
+        self._told = [question.told for question in questions]
         self._steps: list[list[RecordedStep]] = [[] for _ in questions]
         self.answers: list[Answer | None] = [None] * len(questions)
 
@@ -95,9 +130,13 @@ class _Recorder:
         probabilities = torch.softmax(step.logits, 1).double().numpy().round(DIGITS).tolist()
         values = step.values.double().numpy().round(DIGITS).tolist()
         transition, (answers, answered) = step.transition, step.answers()
-        told = step.task.response_of(transition)
-        responses = [()] * len(values) if told is None else told.tolist()
+        answer = step.task.response_of(transition)
+        responses = [()] * len(values) if answer is None else answer.tolist()
+        pad = step.task.vocabulary.pad_token
         for place, row in enumerate(step.rows.tolist()):
+            response, told = tuple(responses[place]), self._told[row].get(step.number)
+            if told is not None and all(token == pad for token in response):
+                told = None  # only what was answered can be replaced
             self._steps[row].append(
                 RecordedStep(
                     token=int(step.actions[place]),
@@ -106,7 +145,8 @@ class _Recorder:
                     value=values[place],
                     registers=shown_registers(step.task, transition.registers, place),
                     reward=float(transition.rewards[place]),
-                    response=tuple(responses[place]),
+                    response=response if told is None else told,
+                    replaced=None if told is None else response,
                 )
             )
             if transition.done[place]:

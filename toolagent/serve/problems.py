@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from toolagent.serve.player import Question
+from toolagent.rollouts.conversation import turns
+from toolagent.serve.player import Answer, Question
 from toolagent.serve.schemas import SEED, PosedBy
 from toolagent.tasks import Task
 from toolagent.tasks.fields import NUMBER
@@ -28,7 +29,8 @@ def question_of(task: Task, asked: Any) -> Question:
         asked: a `Requests.problem` of it.
 
     Raises:
-        Refused: there is no such problem, or no program begins with the given tokens.
+        Refused: there is no such problem, no program begins with the given tokens, or the agent
+            can't be told such an answer.
     """
     problem = _problem(task, asked)
     vocabulary = task.vocabulary
@@ -45,7 +47,41 @@ def question_of(task: Task, asked: Any) -> Question:
                 f"given: '{' '.join(asked.given[place + 1 :])}' comes after "
                 f"{asked.given[place]} (token {place + 1}), which ends the episode"
             )
-    return Question(problem, given)
+    return Question(problem, given, _told(task, asked))
+
+
+def _told(task: Task, asked: Any) -> dict[int, tuple[int, ...]]:
+    """What the agent is told in place of answers, by step from 0; padded."""
+    told: dict[int, tuple[int, ...]] = {}
+    for answer in getattr(asked, "answers", ()):
+        where, count = f"answers: step {answer.step}", len(answer.tokens)
+        if count > task.response_length:
+            raise Refused(f"{where}: {count} tokens; an answer has {task.response_length} at most")
+        if answer.step - 1 in told:
+            raise Refused(f"{where} is there twice")
+        tokens = [*map(task.vocabulary.token, answer.tokens)]
+        padding = [task.vocabulary.pad_token] * (task.response_length - count)
+        told[answer.step - 1] = (*tokens, *padding)
+    return told
+
+
+def check_told(task: Task, question: Question, answer: Answer) -> None:
+    """Raises Refused if the agent was to be told of an answer that there was none of."""
+    steps, names = answer.steps, task.vocabulary.names
+    for step in question.told:
+        where = f"answers: step {step + 1}"
+        if step >= len(steps) - 1:
+            raise Refused(
+                f"{where}: the episode has {len(steps)} steps, and nothing comes after it"
+            )
+        if steps[step].replaced is None:
+            numbers = [
+                str(turn.last + 1)
+                for turn in turns(task, [s.response for s in steps])
+                if turn.number is not None
+            ]
+            there = f"answered are steps {', '.join(numbers)}" if numbers else "no step is answered"
+            raise Refused(f"{where}, {names[steps[step].token]}, is not answered; {there}")
 
 
 def keys_of(task: Task) -> tuple[str, ...]:

@@ -41,6 +41,10 @@ class _Model(_Strict):
     )
 
 
+class _Answer(_Strict):
+    step: int = Field(description="Whose action was answered, from 1.", ge=1, le=127)
+
+
 # What poses a problem, by its kind; each may be left out of a request.
 _Number = Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 _Digit = Annotated[int, Field(ge=0, le=9)]
@@ -58,6 +62,10 @@ _SEED: tuple[Any, str] = (
     "Draws a problem of the stage; the same number always draws the same.",
 )
 _GIVEN = "Tokens that the program begins with; the agent goes on behind them."
+_ANSWERS = (
+    "What the agent is told in place of what tools answer. The tools themselves are not changed, "
+    "nor is the right answer."
+)
 
 
 class Requests(NamedTuple):
@@ -78,7 +86,7 @@ def requests_of(task: Task, keys: Sequence[str]) -> Requests:
     posed: dict[str, tuple[Any, str]] = {}
     told = task.posing(task.example()) if task.can_be_posed else {}
     for field in task.fields if task.can_be_posed else ():
-        known = field.name in ("stage", "given", "model", SEED)
+        known = field.name in ("stage", "given", "answers", "model", SEED)
         if known or not field.name.isidentifier() or field.name.startswith("_"):
             raise UserError(
                 f"task '{task.name}': posed_by has '{field.name}', which can't be the key of "
@@ -94,10 +102,26 @@ def requests_of(task: Task, keys: Sequence[str]) -> Requests:
     }
     one = create_model("Posed", __base__=_Stage, **fields)
     given: Any = list[Literal[task.vocabulary.actions]]
+    more: dict[str, Any] = {}
+    if task.response_length:
+        tokens: Any = list[Literal[task.vocabulary.names]]
+        text = f"In order, at most {task.response_length}; none: the agent sees no answer."
+        answer = create_model(
+            "Answer",
+            __base__=_Answer,
+            __doc__="What the agent is told at one step.",
+            tokens=(tokens, Field(description=text, max_length=127)),
+        )
+        answers: Any = list[answer]
+        more["answers"] = (
+            answers,
+            Field(default_factory=list, description=_ANSWERS, max_length=127),
+        )
     problem = create_model(
         "Problem",
         __base__=one,
         given=(given, Field(default_factory=list, description=_GIVEN, max_length=127)),
+        **more,
         __doc__="One problem, in the words of the server's task (`GET /api/models`).",
     )
     play = create_model(
@@ -119,6 +143,15 @@ def requests_of(task: Task, keys: Sequence[str]) -> Requests:
     return Requests(problem, play, batch, example)
 
 
+class Source(BaseModel):
+    """A place that the agent looks at."""
+
+    answer: int | None = Field(description="The number of an answer, from 1; null: the problem.")
+    place: int = Field(description="Of the token in that answer or problem, from 0.")
+    tokens: list[TokenName] = Field(description="That answer; of the problem, the one token.")
+    weight: float
+
+
 class Step(BaseModel):
     """One action, the distribution that it was chosen from, and what it did."""
 
@@ -131,7 +164,13 @@ class Step(BaseModel):
     registers: dict[str, int | str | None] = Field(description="After the action; null: empty.")
     reward: float
     response: list[TokenName] | None = Field(
-        None, description="What the action was answered with, where the task's tools answer."
+        None, description="What the agent was told of the answer, where the task's tools answer."
+    )
+    replaced: list[TokenName] | None = Field(
+        None, description="What the tool answered, where the request had the agent told else."
+    )
+    copied_from: Source | None = Field(
+        None, description="Where the token was copied from, by the attention's weights."
     )
 
 
@@ -209,6 +248,8 @@ class Models(BaseModel):
     tells_stage: bool = Field(description="Whether a problem tells its stage.")
     example: dict[str, object] = Field(description="A problem to begin with, to be sent back.")
     tokens: list[str]
+    observed: list[str] = Field(description="Further tokens, which are only read.")
+    response_length: int = Field(description="Tokens of an answer at most; 0: tools don't answer.")
     registers: list[str]
     start: dict[str, int | str | None] = Field(
         description="The registers before the first action (of the example)."
