@@ -1,11 +1,15 @@
 """An episode as a conversation: its turns, and where tokens were copied from."""
 
 import json
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from answering import PosedPeekTask
+from browser import browser, needs_browser
+from processes import wait_for
 from test_responses import make_network
 from test_serve_outside import http
 
@@ -13,7 +17,7 @@ from toolagent import cli
 from toolagent.checkpoints.policy import load_policy, save_policy
 from toolagent.envs import register_task
 from toolagent.explain.__main__ import command
-from toolagent.models.base import AttentionWeights
+from toolagent.models.base import AgentNetwork, AttentionWeights, InitialState
 from toolagent.models.registry import network_class
 from toolagent.rollouts.conversation import Source, sources, turns
 from toolagent.rollouts.play import GivenTokens, play
@@ -92,7 +96,7 @@ def test_explain_shows_calls_and_answers(name, tmp_path, capsys):
     network = network_class(name)(task.interface)
     save_policy(tmp_path / name, network, "toolcall", env_steps=0, stages=())
     file = tmp_path / "out.json"
-    asked = ["--expression", "3*B+C-7", "--database", "92 19 3 86 8 1 48 2"]
+    asked = ["--expression", "B", "--database", "92 19 3 86 8 1 48 2"]
     assert cli.main(command, [str(tmp_path / name), *asked, "--json", str(file)]) == 0
     tables = [line for line in capsys.readouterr().out.splitlines()[2:] if "program:" not in line]
     assert max(map(len, tables)) <= 80
@@ -179,3 +183,88 @@ def test_what_the_agent_cannot_be_told(app, answers, message):
 
 def test_where_tools_answer_nothing_there_is_nothing_to_change():
     assert "answers" not in requests_of(get_task("calculator"), ["digits"]).problem.model_fields
+
+
+class Following(AgentNetwork):
+    """Asks, writes the two digits that it is told, and says them."""
+
+    def begin(self, context, stage):
+        return InitialState((), torch.zeros(len(context), 3))  # steps, and the digits
+
+    def unroll(self, previous_tokens, encoding, hidden, responses=None):
+        logits = torch.zeros(*previous_tokens.shape, self.interface.num_actions)
+        for step in range(previous_tokens.shape[1]):
+            steps, told = hidden[:, :1], hidden[:, 1:]
+            heard = responses[:, step]
+            told = torch.where(heard == NONE, told, heard.float())
+            plan = torch.cat([torch.full_like(steps, LOOK), told, torch.full_like(steps, SAY)], 1)
+            chosen = plan.gather(1, steps.long().clamp(max=3)).long()
+            logits[:, step].scatter_(1, chosen, 20.0)
+            hidden = torch.cat([steps + 1, told], 1)
+        return logits, torch.zeros(previous_tokens.shape), hidden
+
+
+@pytest.mark.full
+@needs_browser
+def test_a_visitor_changes_an_answer_and_sees_the_agent_follow(tmp_path):
+    """By the keyboard, in a window as wide as a phone."""
+    import uvicorn
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    save_policy(tmp_path, make_network("stage_gru"), POSED, env_steps=0, stages=())
+    policy = replace(load_policy(tmp_path, task=POSED), network=Following(TASK.interface))
+    app = build_app(Agents([policy]), ["127.0.0.1"])
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(lambda: server.started and server.servers)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with browser(390, 844) as page:
+            page.resize(390, 844)
+            page.prefer(calm=True)
+            page.open(f"http://127.0.0.1:{port}/", "Asked", "Hidden")
+
+            def all_of(selector):
+                return page.driver.find_elements(By.CSS_SELECTOR, selector)
+
+            def said(lane):
+                return all_of(".lane")[lane].find_elements(By.CSS_SELECTOR, ".chip, .answer")
+
+            wait_for(lambda: all_of("#posed-hidden")[0].get_attribute("value"))
+            for field, text in (("#posed", "both"), ("#posed-hidden", "2 1")):
+                all_of(field)[0].clear()
+                all_of(field)[0].send_keys(text)
+            all_of("#posed-hidden")[0].send_keys(Keys.ENTER)
+            wait_for(lambda: len(all_of(".lane")) == 1)
+            told = [one.get_property("textContent") for one in said(0)]
+            assert told == ["LOOK", "answer 1:2 1", "2", "1", "SAY"]
+
+            all_of(".answer")[0].send_keys(Keys.ENTER)
+            field = page.driver.switch_to.active_element
+            field.send_keys(Keys.ESCAPE)
+            assert not all_of(".tell")
+            page.driver.switch_to.active_element.send_keys(Keys.ENTER)
+            for wrong, reason in (("7", "'7' is no answer of a tool"), ("000", "at most")):
+                field = page.driver.switch_to.active_element
+                field.clear()
+                field.send_keys(wrong, Keys.ENTER)
+                wait_for(lambda reason=reason: reason in all_of(".tell .fault")[0].text)
+            field.clear()
+            field.send_keys("20", Keys.ENTER)
+            wait_for(lambda: len(all_of(".lane")) == 2)
+            assert [one.get_property("textContent") for one in said(1)] == [
+                *("LOOK", "answer 1:2 0", "2", "0", "SAY")
+            ]
+            assert [one.get_property("textContent") for one in all_of(".differs")] == ["0"]
+            all_of("#last")[0].click()
+            verdict = all_of(".lane .verdict")[1].text
+            assert "answers 20, the target is 21: wrong" in verdict and verdict.endswith(" 21")
+            assert page.run("return document.documentElement.scrollWidth") <= 390
+            page.keep("told")
+            refused = [entry for entry in page.console() if "422" not in entry["message"]]
+            assert refused == []
+    finally:
+        server.should_exit = True
+        thread.join(30)

@@ -15,37 +15,68 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
+const words = (tokens) => tokens.join(" ") || "nothing";
+
 /** What stands below a step: what its action was answered with, and the registers. */
-const told = ({ response, registers }) => [
-  ...(response ? [["answered with", response.join(" ") || "nothing", true]] : []),
+const told = ({ response, replaced, registers }) => [
+  ...(response ? [["answered with", words(response), true]] : []),
+  ...(replaced ? [["in place of", words(replaced), true]] : []),
   ...Object.entries(registers),
 ];
+
+/** Where a token was copied from: 'answer 2: [8] 6', 'the problem: B'. */
+function source({ answer, place, tokens }) {
+  if (answer === null) return `the problem: ${tokens[0]}`;
+  const marked = tokens.map((token, index) => (index === place ? `[${token}]` : token));
+  return `answer ${answer}: ${(tokens.length > 1 ? marked : tokens).join(" ")}`;
+}
 
 /**
  * @param title what the lane is called
  * @param answer a `PlayAnswer`
  * @param info the server's `Models`: the tokens, and the registers at the start
- * @param on {step(index), choose(index, token), close() or null}
+ * @param on {step(index), choose(index, token), tell(index, text, refused(reason)), close() or null}
+ * @param before the `PlayAnswer` that this one is compared with, or null
  */
 export class Lane {
-  constructor(title, answer, { tokens, start }, on) {
+  constructor(title, answer, { tokens, start }, on, before = null) {
     this.title = title;
     this.answer = answer;
     this.tokens = tokens;
     this.start = start;
+    this.before = before;
     const id = `lane-${Lane.count++}`;
     this.chips = answer.steps.map((step, index) =>
       make(
         "button",
         {
           type: "button",
-          class: this.forced(step) ? "chip given" : "chip",
+          class: `chip${this.forced(step) ? " given" : ""}${this.differs(index) ? " differs" : ""}`,
           onclick: () => on.step(index),
-          "aria-label": `Step ${index + 1}, ${step.token}${this.forced(step) ? ", chosen by you" : ""}`,
+          "aria-label": `Step ${index + 1}, ${step.token}${this.forced(step) ? ", chosen by you" : ""}${this.differs(index) ? `, before the change ${this.once(index)}` : ""}`,
         },
         step.token,
       ),
     );
+    this.answers = new Map(); // the steps that were answered, each with a button
+    answer.steps.forEach((step, index) => {
+      if (!step.response?.length && !step.replaced) return;
+      const number = this.answers.size + 1;
+      const instead = step.replaced ? `, told by you in place of ${words(step.replaced)}` : "";
+      const button = make(
+        "button",
+        {
+          type: "button",
+          class: step.replaced ? "answer given" : "answer",
+          title: "Change what the agent is told",
+          "aria-label": `Answer ${number}: ${words(step.response)}${instead}. Change it`,
+          onclick: () => this.edit(index, button, on.tell),
+        },
+        make("small", {}, `answer ${number}:`),
+        words(step.response),
+      );
+      this.answers.set(index, button);
+    });
     this.bars = tokens.map((token) => {
       const fill = make("span", { class: "fill" });
       const number = make("span", { class: "number" });
@@ -70,7 +101,13 @@ export class Lane {
       "article",
       { class: "lane", "aria-labelledby": id },
       make("div", { class: "heading" }, heading, close),
-      make("div", { class: "chips", role: "group", "aria-label": "Program" }, ...this.chips),
+      make(
+        "div",
+        { class: "chips", role: "group", "aria-label": this.answers.size ? "Conversation" : "Program" },
+        ...this.chips.flatMap((chip, index) =>
+          this.answers.has(index) ? [chip, this.answers.get(index), make("i", { class: "turn" })] : [chip],
+        ),
+      ),
       this.verdict,
       this.caption,
       this.registers,
@@ -87,6 +124,42 @@ export class Lane {
   /** Whether the agent would have written something else here. */
   forced = (step) => step.given && this.probability(step) < Math.max(...step.probabilities);
 
+  /** What was written at this step before the change; "nothing" behind the end. */
+  once = (index) => this.before.steps[index]?.token ?? "nothing";
+  differs = (index) => this.before !== null && this.once(index) !== this.answer.steps[index].token;
+
+  /** A field behind an answer, for another one. */
+  edit(index, button, tell) {
+    this.element.querySelector(".tell")?.remove();
+    const input = make("input", {
+      value: this.answer.steps[index].response.join(" "),
+      autocomplete: "off",
+      autocapitalize: "off",
+      spellcheck: "false",
+      "aria-label": `What the agent is told at step ${index + 1}`,
+    });
+    const fault = make("p", { class: "fault", role: "alert" });
+    const close = () => (form.remove(), button.focus({ preventScroll: true }));
+    const refused = (reason) => {
+      fault.textContent = reason;
+      input.setAttribute("aria-invalid", "true");
+    };
+    const form = make(
+      "form",
+      {
+        class: "tell",
+        onsubmit: (event) => (event.preventDefault(), tell(index, input.value, refused)),
+        onkeydown: (event) => event.key === "Escape" && close(),
+      },
+      make("label", {}, "Tell the agent ", input),
+      make("button", { type: "submit", class: "primary" }, "Play on"),
+      make("button", { type: "button", onclick: close }, "Cancel"),
+      fault,
+    );
+    button.after(form);
+    input.select();
+  }
+
   get length() {
     return this.answer.steps.length;
   }
@@ -100,6 +173,9 @@ export class Lane {
       chip.classList.toggle("ahead", place > this.index);
       if (place === this.index) chip.setAttribute("aria-current", "step");
       else chip.removeAttribute("aria-current");
+    });
+    this.answers.forEach((button, place) => {
+      button.classList.toggle("ahead", place > this.index);
     });
     this.bars.forEach(({ token, button, fill, number }, place) => {
       const p = step.probabilities[place];
@@ -116,6 +192,10 @@ export class Lane {
       `Step ${this.index + 1}: `,
       make("strong", {}, step.token),
       ` (${by}); expected reward before it ${step.value.toFixed(2)}`,
+      step.copied_from
+        ? `; copied from ${source(step.copied_from)} (${percent(step.copied_from.weight)})`
+        : "",
+      this.differs(this.index) ? `; before the change: ${this.once(this.index)}` : "",
     );
     this.registers.replaceChildren(
       ...told(step).map(([name, value, answer]) => {
@@ -139,10 +219,18 @@ export class Lane {
     const { solved, answer, verdict, computes } = this.answer;
     this.verdict.className = over ? `verdict ${solved ? "right" : "wrong"}` : "verdict";
     this.verdict.textContent = over
-      ? `${solved ? "✓" : "✗"} ${verdict}${computes ? `; its program computes ${computes}` : ""}`
+      ? `${solved ? "✓" : "✗"} ${verdict}${computes ? `; its program computes ${computes}` : ""}${this.compared}`
       : "… still writing";
     this.element.dataset.solved = String(solved);
     this.element.dataset.answer = String(answer);
+  }
+
+  /** What was answered before the change, if there was one. */
+  get compared() {
+    if (this.before === null) return "";
+    if (this.before.answer === null) return "; before the change it did not answer";
+    const same = this.before.answer === this.answer.answer ? "too, " : "";
+    return `; before the change ${same}it answered ${this.before.answer}`;
   }
 
   /** The step as a screen reader says it. */
@@ -151,7 +239,7 @@ export class Lane {
     const registers = told(step)
       .map(([name, value]) => `${name} ${value ?? "empty"}`)
       .join(", ");
-    const end = this.index === this.length - 1 ? ` ${this.answer.verdict}.` : "";
+    const end = this.index === this.length - 1 ? ` ${this.answer.verdict}${this.compared}.` : "";
     return `${this.title}: ${step.token}; ${registers}.${end}`;
   }
 }

@@ -40,6 +40,7 @@ async function start() {
     }
     $("stage").value = info.example.stage;
   }
+  $("tell-hint").hidden = !info.response_length;
   fill(info.example);
   hint();
 }
@@ -124,8 +125,10 @@ async function submit(drawn) {
     problem = asked;
     lanes = answers.map((answer) => lane(answer.model, answer, null));
     $("program").hidden = false;
-    const [{ problem: text, target, stage }] = answers;
-    $("program-title").textContent = `${text} = ${target}`;
+    const [{ formula, problem: text, target, stage }] = answers;
+    // What is asked of tools is not in the problem as the agent reads it: both are shown.
+    const read = info.response_length && formula !== text ? `${formula} = ` : "";
+    $("program-title").textContent = `${read}${text} = ${target}`;
     $("program-title").title = `stage ${stage}`;
     place();
     if (calm.matches) show(longest() - 1);
@@ -138,52 +141,109 @@ async function submit(drawn) {
   }
 }
 
-function fail(error) {
+/** @param suspects the names of the inputs that may be meant where the message names none */
+function fail(error, suspects = inputs.map(({ name }) => name)) {
   if (error && !(error instanceof Refused)) throw error;
   $("fault").textContent = error ? error.message : "";
   // A refusal begins with what it is about: 'database: ...', 'expression and database: ...'.
   const about = error ? error.message.split(":")[0].split(" and ") : [];
-  const named = inputs.some(({ name }) => about.includes(name));
+  const named = inputs.some(({ name }) => about.includes(name)) ? about : suspects;
   for (const { name, input } of inputs) {
-    input.setAttribute("aria-invalid", String(Boolean(error) && (!named || about.includes(name))));
+    input.setAttribute("aria-invalid", String(Boolean(error) && named.includes(name)));
   }
 }
 
 // The lanes ----------------------------------------------------------------------------------
 
-function lane(title, answer, origin) {
-  const made = new Lane(title, answer, info, {
-    step: (index) => (pause(), show(index)),
-    choose: (index, token) => branch(made, index, token),
-    close: origin && (() => remove(made)),
-  });
+/** @param asked the visitor's part of the question: {given, answers} */
+function lane(title, answer, origin, asked = {}, before = null) {
+  const made = new Lane(
+    title,
+    answer,
+    info,
+    {
+      step: (index) => (pause(), show(index)),
+      choose: (index, token) => choose(made, index, token),
+      tell: (index, text, refused) => tell(made, index, text, refused),
+      close: origin && (() => remove(made)),
+    },
+    before,
+  );
   made.origin = origin;
+  made.asked = asked;
   return made;
 }
 
-/** The same problem with another token at one step: a lane of its own beside the original. */
-async function branch(from, index, token) {
+/** What the agent was told up to a step, as it was asked. */
+const toldBefore = (from, index) => (from.asked.answers ?? []).filter(({ step }) => step <= index);
+
+/** The same problem with another token at one step. */
+async function choose(from, index, token) {
   if (from.answer.steps[index].token === token) return;
-  pause();
-  const question = ++asking;
-  const given = [...from.answer.program.slice(0, index), token];
+  const asked = { given: [...from.answer.program.slice(0, index), token] };
+  const answers = toldBefore(from, index);
+  if (answers.length) asked.answers = answers;
+  const focused = (made) => made.bars.find((bar) => bar.token === token).button;
   try {
-    const answer = await play({ model: from.answer.model, ...problem, given });
-    if (question !== asking) return;
-    const origin = from.origin ?? from;
-    const made = lane(`${token} at step ${index + 1}, ${answer.model}`, answer, origin);
-    const branches = lanes.filter((other) => other.origin);
-    if (branches.length >= MAX_BRANCHES) lanes.splice(lanes.indexOf(branches[0]), 1);
-    lanes.splice(lanes.indexOf(from) + 1, 0, made);
-    if (!lanes.includes(made)) lanes.push(made);
-    place();
-    show(index);
-    made.bars.find((bar) => bar.token === token).button.focus({ preventScroll: true });
-    made.element.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
-    say(`New branch. ${made.said} ${answer.verdict}.`);
+    await branch(from, index, `${token} at step ${index + 1}`, asked, focused);
   } catch (error) {
-    fail(error);
+    fail(error, []);
   }
+}
+
+/** The same problem, and the agent is told another answer than the tool gives. */
+async function tell(from, index, text, refused) {
+  try {
+    const tokens = tokensOf(text);
+    const number = [...from.answers.keys()].indexOf(index) + 1;
+    const asked = { answers: [...toldBefore(from, index), { step: index + 1, tokens }] };
+    const given = (from.asked.given ?? []).slice(0, index + 1);
+    if (given.length) asked.given = given;
+    const title = `answer ${number} is ${tokens.join(" ") || "nothing"}`;
+    await branch(from, index, title, asked, (made) => made.answers.get(index), from.answer);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    refused(error.message);
+  }
+}
+
+/** Tokens as somebody types them: '8 6', '86' or 'NEG86'. */
+function tokensOf(text) {
+  const names = [...info.tokens, ...info.observed].sort((a, b) => b.length - a.length);
+  const tokens = [];
+  for (const word of text.split(/\s+/).filter(Boolean)) {
+    let rest = word;
+    while (rest) {
+      const name = names.find((one) => rest.toUpperCase().startsWith(one.toUpperCase()));
+      if (name === undefined) {
+        throw new Refused(`'${word}' is no answer of a tool; write some of ${names.sort().join(" ")}.`);
+      }
+      tokens.push(name);
+      rest = rest.slice(name.length);
+    }
+  }
+  return tokens;
+}
+
+/** The same problem with a change: a lane of its own beside the original. */
+async function branch(from, index, title, asked, focused, before = null) {
+  pause();
+  fail("");
+  const question = ++asking;
+  const answer = await play({ model: from.answer.model, ...problem, ...asked });
+  if (question !== asking) return;
+  const origin = from.origin ?? from;
+  from.element.querySelector(".tell")?.remove();
+  const made = lane(`${title}, ${answer.model}`, answer, origin, asked, before);
+  const branches = lanes.filter((other) => other.origin);
+  if (branches.length >= MAX_BRANCHES) lanes.splice(lanes.indexOf(branches[0]), 1);
+  lanes.splice(lanes.indexOf(from) + 1, 0, made);
+  if (!lanes.includes(made)) lanes.push(made);
+  place();
+  show(index);
+  focused(made).focus({ preventScroll: true });
+  made.element.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+  say(`New branch. ${made.said} ${answer.verdict}${made.compared}.`);
 }
 
 function remove(gone) {
