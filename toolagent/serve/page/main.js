@@ -56,6 +56,7 @@ function field(posed, index) {
   const [label, input, hint] = ["label", "input", "small"].map((tag) => element.querySelector(tag));
   if (index) {
     [input.id, hint.id] = [`posed-${posed.name}`, `posed-${posed.name}-hint`];
+    label.id = `${input.id}-label`;
     label.htmlFor = input.id;
     input.setAttribute("aria-describedby", `${hint.id} fault`);
   }
