@@ -4,7 +4,7 @@ python -m toolagent.export CHECKPOINT --output-dir DIR [--task MODULE:CLASS]
 
 DIR then holds `model.safetensors` and the model card `policy.json` (together a checkpoint),
 `begin.onnx` and `step.onnx` (reading a problem, and one decoding step), `episode.onnx` (a whole
-greedy episode), and `player.py`, which needs NumPy alone.
+greedy episode, where tools answer nothing), and `player.py`, which needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -77,17 +77,12 @@ def check_exportable(policy: Policy) -> None:
     """Refuses what can't be played without this project.
 
     Raises:
-        UserError: the network is of another module, or the task's tools answer.
+        UserError: the network is of another module.
     """
     name = network_name(type(policy.network))
     if not player.has_part(name):
         known = ", ".join(one for one in NETWORKS if player.has_part(one))
         raise UserError(f"the network {name} can't be exported; those that can be are {known}")
-    if policy.task.response_length:
-        raise UserError(
-            f"task '{policy.task.name}' can't be exported: its tools answer, so that no episode "
-            "can be played without them"
-        )
 
 
 def export(policy: Policy, output_dir: Path, console: Console) -> int:
@@ -112,7 +107,11 @@ def export(policy: Policy, output_dir: Path, console: Console) -> int:
     try:
         (temporary / WEIGHTS_FILE).write_bytes(weights_file(policy.network))
         (temporary / "player.py").write_text(
-            player.source(network_name(type(policy.network)), reference_of_task(policy.task)),
+            player.source(
+                network_name(type(policy.network)),
+                reference_of_task(policy.task),
+                bool(policy.task.response_length),
+            ),
             encoding="utf-8",
         )
         write_graphs(policy.network, policy.task, temporary)

@@ -1,9 +1,11 @@
 """A network as ONNX graphs: reading a problem, one decoding step, and a whole greedy episode.
 
-The agent does not observe the machine, so an episode needs none: context and stage in, tokens out.
+Where tools answer nothing, the agent does not observe the machine, and an episode needs none:
+context and stage in, tokens out. Where they answer, the step has their answers as an input, and
+there is no graph of an episode.
 
 Shapes: B episodes, L the task's context length, T its most actions, A the actions that
-there are, S the recurrent state.
+there are, R the tokens of a response, S the recurrent state.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 from torch.nn import functional
 
+from toolagent.models.answer_attention import AnswerAttentionNetwork
 from toolagent.models.base import AgentNetwork, InitialState
+from toolagent.models.bidirectional_gru import ReadContexts
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.tasks import Task
 from toolagent.vocabulary import Vocabulary
@@ -42,18 +46,24 @@ class Begin(nn.Module):
 
 
 class Step(nn.Module):
-    """Previous token (B,) int64, hidden state and encoding to logits, value and hidden state."""
+    """Previous token (B,) int64, hidden state and what else is read to logits, value and hidden
+    state. Read are the encoding and, where tools answer, the response to the previous token, (B, R)
+    int64.
+    """
 
     def __init__(self, network: AgentNetwork):
         super().__init__()
         self.network = network
 
     def forward(
-        self, previous_token: Tensor, hidden: Tensor, encoding: tuple[Tensor, ...] = ()
+        self, previous_token: Tensor, hidden: Tensor, read: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, A), (B,) and (B, S)."""
-        table = self.network.step_table()
-        return self.network.step(table, previous_token, encoding, hidden)
+        network, encoding, response = self.network, read, None
+        if network.interface.response_length:
+            *encoding, response = read
+        table = network.step_table()
+        return network.step(table, previous_token, tuple(encoding), hidden, response)
 
 
 class Episode(nn.Module):
@@ -100,23 +110,53 @@ class Episode(nn.Module):
 def begin(network: AgentNetwork, context: Tensor, stage: Tensor) -> InitialState:
     """`network.begin` in operations that ONNX can express with fixed shapes."""
     if isinstance(network, EncoderDecoderNetwork):
-        return _encode(network, context)
+        return _begin_encoder_decoder(network, context)
+    if isinstance(network, AnswerAttentionNetwork):
+        return _begin_answer_attention(network, context)
     return network.begin(context, stage)
 
 
-def _encode(network: EncoderDecoderNetwork, context: Tensor) -> InitialState:
-    """The encoder over padded contexts; padding does not change a GRU's state."""
-    first_place = torch.arange(context.shape[1], device=context.device) == 0
-    shown = (context != network.pad_token) | first_place
-    seen = context
+def _begin_encoder_decoder(network: EncoderDecoderNetwork, context: Tensor) -> InitialState:
+    seen, shown = context, _shown(network, context)
     if network.alike is not None:
         first_alike, last_alike = network.alike
         same = (context >= first_alike) & (context <= last_alike)
         seen = torch.where(same, first_alike, context)
+    embedded = network.context_embedding(seen)
+    read = _read_both_ways(embedded, shown, network.forward_gru, network.backward_gru)
+    encoded = network.encoding(read.states)  # (B, L, D)
+    summary = torch.tanh(network.summary(read.ends))
+    actions = network.interface.num_actions
+    named = functional.one_hot(context.clamp(max=actions - 1), actions)
+    named = named.to(encoded.dtype) * (context < actions).unsqueeze(-1)
+    coordinates, preference = network.attention.place_context(seen, shown)
+    start = network.attention.start.expand(context.shape[0], -1)
+    encoding = (torch.cat([encoded, named], -1), coordinates, preference)
+    return InitialState(encoding, torch.cat([summary, start], 1))
+
+
+def _begin_answer_attention(network: AnswerAttentionNetwork, context: Tensor) -> InitialState:
+    shown = _shown(network, context)
+    embedding, _ = network.context_tables()
+    embedded = functional.embedding(context, embedding)
+    read = _read_both_ways(embedded, shown, network.forward_gru, network.backward_gru)
+    return network.initial_state(context, shown, read)
+
+
+def _shown(network: AgentNetwork, context: Tensor) -> Tensor:
+    """(B, L) bool: the tokens that count; of a context without any, the first."""
+    first_place = torch.arange(context.shape[1], device=context.device) == 0
+    return (context != network.pad_token) | first_place
+
+
+def _read_both_ways(
+    embedded: Tensor, shown: Tensor, forward_gru: nn.GRUCell, backward_gru: nn.GRUCell
+) -> ReadContexts:
+    """`read_both_ways` over all of padded contexts (B, L, W); padding does not change a state."""
 
     def run(gru: nn.GRUCell, backwards: bool) -> tuple[Tensor, Tensor]:
         """The last state (B, D), and the states (B, L, D) behind each token."""
-        inputs = functional.linear(network.context_embedding(seen), gru.weight_ih, gru.bias_ih)
+        inputs = functional.linear(embedded, gru.weight_ih, gru.bias_ih)
 
         def read(hidden: Tensor, column: tuple[Tensor, Tensor]):
             gates, counts = column
@@ -128,26 +168,20 @@ def _encode(network: EncoderDecoderNetwork, context: Tensor) -> InitialState:
             after = torch.where(counts.unsqueeze(1), after, hidden)
             return after, after.clone()
 
-        start = inputs.new_zeros(1, gru.hidden_size).expand(context.shape[0], -1).clone()
+        start = inputs.new_zeros(1, gru.hidden_size).expand(embedded.shape[0], -1).clone()
         columns = (inputs.transpose(0, 1), shown.t())
         last, states = scan(read, start, columns, reverse=backwards)
         return last, states.transpose(0, 1)
 
-    last, forward = run(network.forward_gru, False)
-    first, backward = run(network.backward_gru, True)
-    encoded = network.encoding(torch.cat([forward, backward], -1))  # (B, L, D)
-    summary = torch.tanh(network.summary(torch.cat([last, first], 1)))
-    actions = network.interface.num_actions
-    named = functional.one_hot(context.clamp(max=actions - 1), actions)
-    named = named.to(encoded.dtype) * (context < actions).unsqueeze(-1)
-    coordinates, preference = network.attention.place_context(seen, shown)
-    start = network.attention.start.expand(context.shape[0], -1)
-    encoding = (torch.cat([encoded, named], -1), coordinates, preference)
-    return InitialState(encoding, torch.cat([summary, start], 1))
+    last, forward = run(forward_gru, False)
+    first, backward = run(backward_gru, True)
+    return ReadContexts(torch.cat([forward, backward], -1), torch.cat([last, first], 1))
 
 
 def write_graphs(network: AgentNetwork, task: Task, folder: Path) -> None:
-    """Writes the three graphs into a folder, each in one file with its weights.
+    """Writes the graphs into a folder, each in one file with its weights.
+
+    There is one of a whole episode only where tools answer nothing.
 
     Args:
         network: on the CPU.
@@ -168,20 +202,25 @@ def write_graphs(network: AgentNetwork, task: Task, folder: Path) -> None:
 def _write_graphs(network: AgentNetwork, task: Task, folder: Path) -> None:
     stage = torch.full((_EXAMPLES,), task.stages[-1])
     context = torch.full((_EXAMPLES, task.context_length), network.start_token)
-    hidden, *encoding = Begin(network)(context, stage)
-    parts = [f"encoding_{number}" for number in range(len(encoding))]
+    hidden, *read = Begin(network)(context, stage)
+    parts = [f"encoding_{number}" for number in range(len(read))]
     token = torch.full_like(stage, network.start_token)
     problem, state = ["context", "stage"], ["hidden", *parts]
-    tokens = ["tokens", "lengths"]
     _write(folder / BEGIN, Begin(network), (context, stage), problem, state)
+    observed = ["previous_token", *state]
+    if task.response_length:
+        observed.append("response")
+        read.append(torch.full((_EXAMPLES, task.response_length), network.pad_token))
     _write(
         folder / STEP,
         Step(network),
-        (token, hidden, tuple(encoding)) if encoding else (token, hidden),
-        ["previous_token", *state],
+        (token, hidden, tuple(read)) if read else (token, hidden),
+        observed,
         ["logits", "value", "next_hidden"],
     )
-    _write(folder / EPISODE, Episode(network, task), (context, stage), problem, tokens)
+    if not task.response_length:
+        tokens = ["tokens", "lengths"]
+        _write(folder / EPISODE, Episode(network, task), (context, stage), problem, tokens)
 
 
 def _write(

@@ -24,7 +24,7 @@ from toolagent.models.base import (
     pack,
     unpack,
 )
-from toolagent.models.bidirectional_gru import read_both_ways, shown_tokens
+from toolagent.models.bidirectional_gru import ReadContexts, read_both_ways, shown_tokens
 from toolagent.models.packed_gru import GRUTable, PackedGRU, gru_step, gru_table, tanh_
 from toolagent.vocabulary import Interface
 
@@ -203,7 +203,7 @@ class AnswerAttentionNetwork(AgentNetwork):
     copied: Tensor  # (V, A)
     looks_like: Tensor  # (V,) int64
 
-    def _context_tables(self) -> tuple[Tensor, Tensor]:
+    def context_tables(self) -> tuple[Tensor, Tensor]:
         """The embeddings (V, ...) of a context's tokens, and what each adds to key and value."""
         return self.context_embedding.weight[self.looks_like], self.context_tokens[self.looks_like]
 
@@ -236,23 +236,31 @@ class AnswerAttentionNetwork(AgentNetwork):
         """
         context, repeat = one_of_each_run(context)
         tokens, shown = shown_tokens(context, self.pad_token)
-        embedding, added = self._context_tables()
+        embedding, _ = self.context_tables()
         read = read_both_ways(tokens, shown, embedding, self.forward_gru, self.backward_gru)
+        state = self.initial_state(tokens, shown, read)
+        if repeat is None:
+            return state
+        encoding = tuple(part.index_select(0, repeat) for part in state.encoding)
+        return InitialState(encoding, state.hidden.index_select(0, repeat))
+
+    def initial_state(self, tokens: Tensor, shown: Tensor, read: ReadContexts) -> InitialState:
+        """What `begin` returns of contexts that the two GRUs have read: (P, L) tokens, and (P, L)
+        bool, the ones that count."""
+        added = self.context_tables()[1]
         both = self.context_read(read.states) + functional.embedding(tokens, added)
         keys, values = both.split(_KEY_SIZE, -1)
         before = functional.pad(tokens[:, :-1], (1, 0), value=_NO_TOKEN)
         hidden_scores = values.new_zeros(shown.shape).masked_fill(~shown, _UNSEEN).unsqueeze(1)
         first = torch.tanh(self.summary(read.ends))
-        parts = (
+        encoding = (
             keys.transpose(1, 2),
             torch.cat([values, self.copied[tokens]], -1),
             before,
             hidden_scores,
-            torch.cat([first, self._no_answers(len(first), first)], 1),
         )
-        if repeat is not None:
-            parts = tuple(part.index_select(0, repeat) for part in parts)
-        return InitialState(parts[:-1], parts[-1])
+        hidden = torch.cat([first, self._no_answers(first.shape[0], first)], 1)
+        return InitialState(encoding, hidden)
 
     def _no_answers(self, rows: int, like: Tensor) -> Tensor:
         """The part "answers" of the state before the first one, (rows, K R + 1) or (rows, 0)."""
@@ -272,6 +280,9 @@ class AnswerAttentionNetwork(AgentNetwork):
 
     def _remember(self, hidden: Tensor, response: Tensor) -> None:
         """Puts (B, R) responses into the states (B, S), in place."""
+        if torch.compiler.is_exporting():
+            self._remember_anywhere(hidden, response)
+            return
         rows = self._is_kept(response).nonzero().squeeze(1)
         if not len(rows):
             return
@@ -281,6 +292,18 @@ class AnswerAttentionNetwork(AgentNetwork):
         places = first.unsqueeze(1) + torch.arange(length, device=hidden.device)
         hidden[rows.unsqueeze(1), places] = response[rows].to(hidden.dtype)
         hidden[rows, -1] = number + 1
+
+    def _remember_anywhere(self, hidden: Tensor, response: Tensor) -> None:
+        """`_remember` without a shape that depends on the values, which no graph can have."""
+        is_kept = self._is_kept(response).unsqueeze(1)  # (B, 1)
+        answers = hidden[:, self.options.embedding_size :]
+        slots = answers[:, :-1].unflatten(1, (self.num_kept, -1))  # (B, K, R)
+        next_slot = answers[:, -1:].long() % self.num_kept
+        is_written = is_kept & (torch.arange(self.num_kept, device=hidden.device) == next_slot)
+        written = torch.where(
+            is_written.unsqueeze(2), response.unsqueeze(1).to(hidden.dtype), slots
+        )
+        answers.copy_(torch.cat([written.flatten(1), answers[:, -1:] + is_kept], 1))
 
     def _gather_answers(
         self, hidden: Tensor, responses: Tensor | None, steps: int
@@ -581,6 +604,12 @@ class AnswerAttentionNetwork(AgentNetwork):
         actions = self.interface.num_actions
         return heads[:, :actions], heads[:, actions], hidden
 
+    def _slots_in_use(self, hidden: Tensor) -> int:
+        """Behind so many places for answers, none of the states (B, S) holds one."""
+        if not self.num_kept or torch.compiler.is_exporting():  # a graph looks at all of them
+            return self.num_kept
+        return min(int(hidden[:, -1].max()), self.num_kept)
+
     def _look_once(
         self,
         table: StepTable,
@@ -591,7 +620,7 @@ class AnswerAttentionNetwork(AgentNetwork):
     ) -> Tensor:
         """What the heads find at one step, (B, H, W + A): `_look` from tables of the tokens."""
         keys, values, before, hidden_scores = encoding
-        rows, heads = len(queries), self.options.num_heads
+        rows, heads = queries.shape[0], self.options.num_heads
         queries = queries.view(rows, heads, _KEY_SIZE)
         previous = previous_token.long().unsqueeze(1)  # (B, 1)
 
@@ -600,11 +629,10 @@ class AnswerAttentionNetwork(AgentNetwork):
 
         scores = torch.baddbmm(hidden_scores, queries, keys)  # (B, H, L)
         prefer(scores, before == previous, self.follows_context)
-        most = int(hidden[:, -1].max()) if self.num_kept else 0
-        if not most:
+        slots = self._slots_in_use(hidden)
+        if not slots:
             return torch.bmm(torch.softmax(scores, -1), values)
         kept, length = self.num_kept, self.interface.response_length
-        slots = min(most, kept)
         cells = slots * length  # M, of those that hold tokens in any row
         start = self.options.embedding_size
         tokens = hidden[:, start : start + cells].long()  # (B, M)

@@ -3,6 +3,8 @@
 import numpy as np
 
 from toolagent.export.player.gru import gru
+from toolagent.export.player.reading import read_context
+from toolagent.export.player.response import heard
 
 
 class Network:
@@ -14,22 +16,12 @@ class Network:
         alike = [n for n, name in enumerate(names) if name.isdigit() and not sizes["sees_digits"]]
         self.seen = np.array([alike[0] if n in alike else n for n in range(len(names))])
 
-    def read(self, name, seen, shown, places):
-        """(L, B, D) states of a reading GRU; padding does not change them."""
-        x = self.w["context_embedding.weight"][seen].swapaxes(0, 1)  # (L, B, D)
-        states, hidden = np.zeros_like(x), np.zeros_like(x[0])
-        for j in places:
-            states[j] = hidden = np.where(shown[:, j], gru(self.w, name, x[j], hidden), hidden)
-        return states
-
     def begin(self, context, stage):
         """The state in which nothing is written yet; the last three parts are what is read."""
         w, seen, shown = self.w, self.seen[context], (context != self.pad)[:, :, None]
-        forward = self.read("forward_gru.{}", seen, shown, range(seen.shape[1]))
-        backward = self.read("backward_gru.{}", seen, shown, reversed(range(seen.shape[1])))
-        ends = np.concatenate([forward[-1], backward[0]], 1)
+        shown[:, 0] = True  # of a context that shows nothing one token is read
+        both, ends = read_context(w, seen, shown)
         hidden = np.tanh(ends @ w["summary.weight"].T + w["summary.bias"])
-        both = np.concatenate([forward, backward], 2).swapaxes(0, 1)  # (B, L, 2D)
         encoded = both @ w["encoding.weight"].T + w["encoding.bias"]
         named = np.eye(len(self.seen), self.a, dtype="f4")[context]  # 0 if no action
         coordinates = (w["attention.read_steps"][seen] * shown).cumsum(1)  # (B, L, H)
@@ -37,7 +29,7 @@ class Network:
         places = np.repeat(w["attention.start"][None], len(context), 0)  # (B, H + K)
         return hidden, places, np.concatenate([encoded, named], 2), coordinates, liked
 
-    def step(self, token, state):
+    def step(self, token, state, response=None):
         """(B, A) logits of what follows the last token, and the new state."""
         w, a, (hidden, places, memory, coordinates, liked) = self.w, self.a, state
         places = places + w["attention.write_steps"][self.seen[token]]
@@ -48,7 +40,7 @@ class Network:
         found, copies = np.split(look @ memory, [-a], axis=2)  # (B, H, D), (B, H, A)
         read = np.concatenate([found.reshape(len(token), -1), places * np.float32(0.25)], 1)
         x, more = w["token_embedding.weight"][self.seen[token]], read @ w["read_input.weight"].T
-        hidden = gru(w, "decoder_gru.{}", x, hidden, more)
+        hidden = gru(w, "decoder_gru.{}", x, hidden, more + heard(w, response, self.pad))
         heads = hidden @ w["heads.weight"].T + w["heads.bias"]  # logits, value, a gate a head
         logits = heads[:, :a] + 2 * (heads[:, a + 1 :, None] * copies).sum(1)
         return logits, (hidden, places, memory, coordinates, liked)

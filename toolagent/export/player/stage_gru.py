@@ -3,6 +3,7 @@
 import numpy as np
 
 from toolagent.export.player.gru import gru
+from toolagent.export.player.response import heard
 
 
 class Network:
@@ -18,8 +19,9 @@ class Network:
         mean = total / np.maximum(shown.sum(1), 1).astype("f4")
         return np.tanh(mean + self.w["stage_embedding.weight"][stage])
 
-    def step(self, token, hidden):
+    def step(self, token, hidden, response=None):
         """(B, A) logits of what follows the last token, and the new state."""
         w = self.w
-        hidden = gru(w, "gru.{}_l0", w["token_embedding.weight"][token], hidden)
+        x, more = w["token_embedding.weight"][token], heard(w, response, self.pad)
+        hidden = gru(w, "gru.{}_l0", x, hidden, more)
         return hidden @ w["policy_head.weight"].T + w["policy_head.bias"], hidden
