@@ -314,10 +314,14 @@ class ResponseInput(nn.Module):
             responses: (N, R) integers.
 
         Returns:
-            (K,) int64, the rows that are not all `pad`, and (K, W).
+            (K,) int64, the rows that are not all `pad`, and (K, W). In a graph that is exported
+            all rows: no shape in it can depend on values.
         """
         places = responses.shape[1]
-        rows = (responses != self.pad_token).any(1).nonzero().squeeze(1)
+        if torch.compiler.is_exporting():
+            rows = torch.arange(responses.shape[0], device=responses.device)
+        else:
+            rows = (responses != self.pad_token).any(1).nonzero().squeeze(1)
         first = torch.arange(0, len(table), len(table) // places, device=responses.device)
         # In one pass: the vectors of all places, (K, R, W), are never written down.
         indices = responses.index_select(0, rows).long() + first
