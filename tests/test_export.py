@@ -178,10 +178,17 @@ def test_the_player_needs_numpy_alone(calculator):
 
 
 @pytest.mark.parametrize("network", filter(has_part, NETWORKS))
-@pytest.mark.parametrize("task", [*MACHINES, "strangers:Bells"])
-def test_every_player_is_short_and_imports_numpy_alone(network, task):
-    text = source(network, task)
-    assert len(text.splitlines()) < 150
+@pytest.mark.parametrize(
+    ("task", "tools_answer"),
+    [
+        *((name, False) for name in (*MACHINES, "strangers:Bells")),
+        ("toolcall", True),
+        ("x:Y", True),
+    ],
+)
+def test_every_player_is_short_and_imports_numpy_alone(network, task, tools_answer):
+    text = source(network, task, tools_answer)
+    assert len(text.splitlines()) < (250 if tools_answer else 200)
     assert max(map(len, text.splitlines())) <= 100
     imports = [line for line in text.splitlines() if line.startswith(("import", "from"))]
     standard = {"import hashlib", "import json", "import re", "import sys"}
