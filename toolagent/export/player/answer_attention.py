@@ -58,10 +58,9 @@ class Network:
         scores = look(keys, before, shown, w["follows_context"])
         if self.kept:
             age = (number[:, None] - 1 - np.arange(self.kept)) % self.kept  # 0: the newest
-            first = np.clip(number[:, None] - 1 - age, 0, self.kept - 1)
             both = w["answer_tokens"][answers] + w["answer_places"]  # (B, K, R, 2W)
             keys, told = np.split(both, 2, axis=3)
-            keys = keys + (w["from_newest"][age] + w["from_first"][first])[:, :, None]
+            keys = keys + (w["from_newest"][age] + w["from_first"])[:, :, None]
             keys = keys.reshape(len(token), -1, keys.shape[3])
             before = np.pad(answers[:, :, :-1], ((0, 0), (0, 0), (1, 0)), constant_values=-1)
             flat = answers.reshape(len(token), -1)
