@@ -462,7 +462,7 @@ def test_a_bare_name_is_a_shipped_config_unless_there_is_such_a_file(tmp_path, m
     Path("tutorial").mkdir()  # a folder is no config
     assert find_config("tutorial") == inside / "tutorial.yaml"
     assert "did you mean 'tutorial'" in refusal(find_config, "tutoral.yml")
-    assert "known: default, tutorial" in refusal(find_config, "missing.yaml")
+    assert "known: default, tutorial" in refusal(find_config, "missing")
 
     beside = tmp_path / "rllib_configs"
     beside.mkdir()
@@ -511,11 +511,11 @@ def test_files_that_are_no_configs(tmp_path, content, fragment):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    assert "no config file" in refusal(load_settings, tmp_path)
-    assert "no config file" in refusal(load_settings, tmp_path / "missing.yaml")
-    assert "no config file" in refusal(load_settings, "x" * 5000)
-    assert "no config file" in refusal(load_settings, "a\0b")
-    assert "no config file" in refusal(load_settings, "")
+    assert "no such config file" in refusal(load_settings, tmp_path)
+    assert "no such config file" in refusal(load_settings, tmp_path / "missing.yaml")
+    assert "no such config file" in refusal(load_settings, "x" * 5000)
+    assert "no such config file" in refusal(load_settings, "a\0b")
+    assert "no such config file" in refusal(load_settings, "")
     assert "larger than" in refusal(load_settings, "/dev/zero")
 
 

@@ -49,6 +49,7 @@ MAY_IMPORT = {
         "__init__ checkpoints cli cluster errors installation models rollouts tasks vocabulary"
     ),
     "tune": "checkpoints cli cluster config curriculum errors files installation rollouts tasks",
+    "__main__": "cli errors",
     "benchmark": (
         "checkpoints cli cluster config envs errors figures files learning models rollouts run "
         "tasks vocabulary"

@@ -108,6 +108,11 @@ def refused(prepared, monkeypatch, capfd):
 WRONG = [
     # The configuration, beyond what `test_config` tries.
     ("run", "--config tutorail", "tutorail", "'tutorial'"),
+    ("run", "--config experssion", "'experssion'", "did you mean 'expression'?"),
+    ("run", "--set trackers=[]", "did you mean 'run.trackers'?"),
+    ("run", "--set training.num_env_runner=1", "did you mean 'env_runners.num_env_runners'?"),
+    ("run", "--set run.stop_timer_s=1", "did you mean 'stop_time_s'?"),
+    ("run", "--set run.measure_problem=1", "did you mean 'curriculum.measure_problems'?"),
     ("run", "--config nul.yaml", "nul.yaml", "NUL"),
     ("run", "--set algorithm=ppo", "algorithm", "'ppo'", "PPO"),
     ("run", "--set training.lrr=1.0", "--set training.lrr", "'lr'"),
@@ -193,6 +198,12 @@ WRONG = [
     ("export", "good --output-dir good/new", "good/new", "checkpoint good"),
     ("export", "garbled --output-dir new", "garbled/policy.json"),
 ]
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "myppo.yaml", "a/tutorial.yaml", "./tutorail"])
+def test_a_missing_file_is_not_answered_with_a_config_that_looks_alike(refused, name):
+    said = refused("run", f"--output-dir new --config {name}")
+    assert said == f"no such config file '{name}'"
 
 
 @pytest.mark.parametrize("row", WRONG, ids=lambda row: f"{row[0]} {row[1]}")

@@ -29,14 +29,25 @@ def labelled(label: str, kind: type[Exception] = UserError) -> Iterator[None]:
         raise UserError(f"{label}{reason or error}") from None
 
 
-def nearest(word: str, known: Iterable[str], otherwise: str | None = None) -> str:
+def nearest(
+    word: str, known: Iterable[str], otherwise: str | None = None, cutoff: float = 0.6
+) -> str:
     """A hint to append to an error: the closest known word; if none is close, `otherwise`, or
-    the whole list."""
+    the whole list.
+
+    Args:
+        word: what was given.
+        known: what would be right.
+        otherwise: instead of the list.
+        cutoff: how alike the closest must be, as `difflib` measures it: 0..1.
+    """
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     if close:
         return f"did you mean '{close[0]}'?"
-    return otherwise or "known: " + ", ".join(known)
+    if otherwise is not None:
+        return otherwise
+    return "known: " + ", ".join(known)
 
 
 def check_text(label: str, text: str, remedy: str) -> None:

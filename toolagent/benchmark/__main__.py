@@ -36,11 +36,18 @@ _DEFAULT_ROWS = (*REFERENCES, "batched_local", "batched_runners")
 _DEFAULT_RUN_ROWS = ("batched_runners", "plain_runners")
 
 
-@click.command()
+@click.command(
+    epilog=cli.examples(
+        "python -m toolagent.benchmark --repeats 3 --no-scaling --json figures.json"
+    )
+)
 @click.option("--json", "json_file", metavar="FILE", type=cli.PATH, help="Write all figures there.")
-@click.option("--repeats", type=cli.IntRange(min=1), default=5, help="Blocks of each row.")
+@click.option(
+    "--repeats", type=cli.IntRange(min=1), metavar="N", default=5, help="Blocks of each row."
+)
 @click.option(
     "--seconds",
+    metavar="X",
     type=cli.FloatRange(min=0, min_open=True),
     default=2.5,
     help="Least length of a block.",
@@ -54,7 +61,7 @@ _DEFAULT_RUN_ROWS = ("batched_runners", "plain_runners")
 )
 @click.option(
     "--rows",
-    metavar="A,B",
+    metavar="ROW,ROW...",
     help="Which rows; plain_local and plain_runners are without exploration.",
 )
 @click.option("--scaling/--no-scaling", default=True, help="Measure 1 to 16 env runners.")

@@ -19,9 +19,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -106,12 +107,20 @@ class FloatRange(click.FloatRange):
     name = "number"
 
 
-def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
+def examples(*lines: str) -> str:
+    """The end of a command's help: command lines that work as they stand, each on its own line."""
+    return "\b\n" + "\n".join([f"Example{'s' * (len(lines) > 1)}:", *(f"  {x}" for x in lines)])
+
+
+def main(
+    command: click.Command, arguments: Sequence[str] | None = None, name: str | None = None
+) -> int:
     """Runs a click command and returns the exit code: `sys.exit(main(command))`.
 
     Args:
         command: its body returns an exit code, or None for 0.
         arguments: instead of `sys.argv[1:]`.
+        name: what its help calls it, instead of `program()`.
 
     Raises:
         Exception: a bug in the command, unchanged.
@@ -125,9 +134,11 @@ def main(command: click.Command, arguments: Sequence[str] | None = None) -> int:
             for argument in given:
                 check_text("argument", argument, "rename it")
             # Not `command.main`, which ends the process at any broken pipe.
-            with command.make_context(program(), given) as context:
+            with command.make_context(
+                name or program(), given, help_option_names=["-h", "--help"]
+            ) as context:
                 code = command.invoke(context)
-    except click.exceptions.Exit as error:  # --help
+    except click.exceptions.Exit as error:  # -h, --help
         return error.exit_code
     except click.ClickException as error:
         return _refuse(_click_message(error))
@@ -158,6 +169,18 @@ def file_faults() -> Iterator[None]:
         if error.errno not in FILE_FAULTS:
             raise
         raise UserError(f"{error.filename or 'output'}: {error.strerror}") from error
+
+
+def print_descriptions(described: Mapping[str, str]) -> None:
+    """Prints names and what each is, in two columns as help has them.
+
+    Raises:
+        UserError: standard output could not be written.
+    """
+    formatter = click.HelpFormatter(width=min(100, shutil.get_terminal_size().columns))
+    formatter.write_dl(list(described.items()))
+    print(formatter.getvalue(), end="")
+    check_printed("try again")
 
 
 def program() -> str:

@@ -40,6 +40,26 @@ def shipped_searches() -> list[str]:
     return sorted(path.name for path in config_folder().glob(f"{_SEARCH}*.yaml"))
 
 
+def descriptions(files: list[str]) -> dict[str, str]:
+    """What shipped configs are, by the names that `--config` takes.
+
+    Args:
+        files: in `config_folder()`.
+    """
+    return {Path(file).stem: _description(config_folder() / file) for file in files}
+
+
+def _description(file: Path) -> str:
+    """The first sentence of the comment that a config begins with."""
+    lines = []
+    for line in read_config(file).splitlines():
+        if not line.startswith("# "):
+            break
+        lines.append(line[2:].strip())
+    sentence, dot, _ = " ".join(lines).partition(". ")
+    return sentence + dot.strip()
+
+
 def find_config(given: Path | str | None) -> Path:
     """The file meant: a path, or the bare name of a shipped config ('tutorial'); None: the default.
 
@@ -69,9 +89,17 @@ def _find(given: Path | str, kind: str, shipped: list[str]) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in shipped:
             return config_folder() / candidate
+    if path.name != name:  # in a folder, or none
+        raise UserError(f"no such {kind} file '{one_name(name)}'")
     # Without the ending, which is the same for all.
     names = [Path(file).stem for file in shipped]
-    raise UserError(f"no {kind} file '{one_name(name)}'; {nearest(path.stem, names)}")
+    # Of a file, only a slip in the name of a shipped one is taken for that.
+    if path.suffix in (".yaml", ".yml"):
+        hint = nearest(path.stem, names, otherwise="", cutoff=0.8)
+    else:
+        hint = nearest(name, names)
+    fault = f"no such {kind} file '{one_name(name)}'"
+    raise UserError(f"{fault}; {hint}" if hint else fault)
 
 
 def read_config(path: Path) -> str:

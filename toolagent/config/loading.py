@@ -17,6 +17,7 @@ from toolagent.config.settings import (
     RecordingSettings,
     RunSettings,
     Settings,
+    own_places,
 )
 from toolagent.config.source import Source, one_name, shown
 from toolagent.config.validation import relative_fault, validated
@@ -61,7 +62,8 @@ def settings_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> S
     source = Source(name, tuple(override.path for override in parsed))
     document["task"] = _task(document["task"], source)
     own = {
-        key: validated(kind, document.pop(key), (key,), source) for key, kind in OWN_KEYS.items()
+        key: validated(kind, document.pop(key), (key,), source, own_places())
+        for key, kind in OWN_KEYS.items()
     }
     try:
         own["curriculum"].check_stages(get_task(own["task"]).stages)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, with_config
 from typing_extensions import TypedDict
 
-from toolagent.config.settings import OWN_KEYS
+from toolagent.config.settings import OWN_KEYS, own_places
 from toolagent.config.source import Source, shown
 from toolagent.config.validation import RENAMED, unknown_key, validated
 
@@ -180,7 +180,7 @@ def checked_sections(
         for section, options in reversed(known.items())
         for name, kind in options.items()
         if kind is not _DEPRECATED
-    }
+    } | own_places()
     for section in sections:
         if section not in known:
             raise source.error((section,), unknown_key(section, [*OWN_KEYS, *known], owners))

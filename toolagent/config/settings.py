@@ -115,6 +115,16 @@ OWN_KEYS: dict[str, Any] = {
 }
 
 
+def own_places() -> dict[str, str]:
+    """Every key of toolagent's own -> its place: 'trackers' -> 'run.trackers'."""
+    below = {
+        name: f"{key}.{name}"
+        for key, kind in OWN_KEYS.items()
+        for name in getattr(kind, "model_fields", ())
+    }
+    return below | {key: key for key in OWN_KEYS}
+
+
 @dataclass(frozen=True)
 class Settings:
     """A configuration with every value resolved. Equal if the values are, whatever the source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ RENAMED: dict[str, str] = {
     "novelty_coefficient": _NOVELTY,
     "novelty_cap": _NOVELTY,
 }
+_ALIKE = 0.8  # how alike a key of another section must be, as `difflib` measures it
 _FEW = 8  # names that an error message lists
 
 
@@ -56,6 +58,9 @@ def unknown_key(name: str, known: Sequence[str], owners: Mapping[str, str]) -> s
         return RENAMED[name]
     if name in owners:
         return f"unknown; did you mean '{owners[name]}'?"
+    elsewhere = difflib.get_close_matches(name, owners, n=1, cutoff=_ALIKE)
+    if elsewhere and not difflib.get_close_matches(name, known, n=1):
+        return f"unknown; did you mean '{owners[elsewhere[0]]}'?"
     listed = "the keys are listed in rllib_configs/README.md" if len(known) > _FEW else None
     return f"unknown; {nearest(name, known, otherwise=listed)}"
 

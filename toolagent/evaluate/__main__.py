@@ -48,8 +48,8 @@ from toolagent.tasks.oracle import shortest_programs
 Result = tuple[dict[str, Any], Callable[[Console], None]]
 
 
-@click.command()
-@click.argument("checkpoint", type=cli.PATH)
+@click.command(epilog=cli.examples("python -m toolagent.evaluate runs/my-run --json result.json"))
+@click.argument("checkpoint", metavar="CHECKPOINT", type=cli.PATH)
 @cli.code_options
 @click.option(
     "--problems",

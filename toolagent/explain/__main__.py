@@ -71,7 +71,7 @@ class ProblemCommand(click.Command):
                 )
             option = click.Option(
                 [f"--{name}"],
-                metavar="A,B,..." if fields[0].is_list else "TEXT",
+                metavar="N,N..." if fields[0].is_list else "TEXT",
                 help=f"The problem, for {' or '.join(task.name for task in tasks)}. "
                 "Default: an example, of the stage if one is named.",
             )
@@ -79,8 +79,11 @@ class ProblemCommand(click.Command):
         return [first, others[0], *flags, *others[1:]]
 
 
-@click.command(cls=ProblemCommand)
-@click.argument("checkpoint", type=cli.PATH)
+@click.command(
+    cls=ProblemCommand,
+    epilog=cli.examples("python -m toolagent.explain runs/my-run --stage 2 --html explained.html"),
+)
+@click.argument("checkpoint", metavar="CHECKPOINT", type=cli.PATH)
 @click.option("--stage", type=cli.IntRange(), metavar="S", help="A problem of this stage.")
 @cli.code_options
 @click.option("--probes", is_flag=True, help="Measure what the hidden state holds: some seconds.")

@@ -43,8 +43,8 @@ from toolagent.tasks.registry import reference_of_task
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
 
-@click.command()
-@click.argument("checkpoint", type=cli.PATH)
+@click.command(epilog=cli.examples("python -m toolagent.export runs/my-run --output-dir exported"))
+@click.argument("checkpoint", metavar="CHECKPOINT", type=cli.PATH)
 @click.option(
     "--output-dir",
     required=True,

@@ -18,7 +18,11 @@ from toolagent.errors import UserError
 from toolagent.files import check_writable
 
 
-@click.command()
+@click.command(
+    epilog=cli.examples(
+        "python -m toolagent.report runs/my-run runs/my-other-run --output both.html"
+    )
+)
 @click.argument("runs", nargs=-1, required=True, metavar="DIR...", type=cli.PATH)
 @click.option(
     "--output",

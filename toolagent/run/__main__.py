@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from toolagent import cli
+from toolagent.config.folder import descriptions, shipped_configs
 from toolagent.config.settings import MAX_SEED
 from toolagent.run.launch import Request, launch, shorthand_overrides
 
@@ -24,9 +25,12 @@ _COUNT, _LIMIT = cli.IntRange(min=0), cli.IntRange(min=1)
 _SHARE, _TIME = cli.FloatRange(min=0), cli.FloatRange(min=0, min_open=True)
 
 
-@click.command()
+@click.command(epilog=cli.examples("python -m toolagent.run --num-env-runners 4 --stop-time-s 60"))
 @click.option(
     "--config", metavar="FILE", type=cli.PATH, help="A YAML file, or the name of a shipped config."
+)
+@click.option(
+    "--list-configs", is_flag=True, help="Print the shipped configs and what they are, and end."
 )
 @click.option(
     "--num-env-runners",
@@ -56,7 +60,7 @@ _SHARE, _TIME = cli.FloatRange(min=0), cli.FloatRange(min=0, min_open=True)
 )
 @click.option(
     "--address",
-    metavar="A",
+    metavar="HOST:PORT",
     envvar="RAY_ADDRESS",
     help="Join the Ray cluster there. Default: start one.",
 )
@@ -65,11 +69,12 @@ _SHARE, _TIME = cli.FloatRange(min=0), cli.FloatRange(min=0, min_open=True)
     "--set",
     "overrides",
     multiple=True,
-    metavar="section.key=value",
+    metavar="SECTION.KEY=VALUE",
     help="Change any configuration value; can be repeated.",
 )
 def command(
     config: str | None,
+    list_configs: bool,
     output_dir: str | None,
     resume: str | None,
     init_from: str | None,
@@ -78,6 +83,9 @@ def command(
     **shorthands: Any,
 ) -> int:
     """Train an agent through the curriculum until every stage is certified solved."""
+    if list_configs:
+        cli.print_descriptions(descriptions(shipped_configs()))
+        return 0
     overrides += shorthand_overrides(**shorthands)
     request = Request(config, output_dir, resume, init_from, address, overrides)
     return launch(request, cli.console()).exit_code

@@ -21,14 +21,19 @@ from toolagent.serve import deployment
 _LOOK_EVERY_S = 0.1
 
 
-@click.command()
-@click.argument(
-    "checkpoints", metavar="CHECKPOINT [CHECKPOINT2 ...]", type=cli.PATH, nargs=-1, required=True
-)
+@click.command(epilog=cli.examples("python -m toolagent.serve runs/my-run"))
+@click.argument("checkpoints", metavar="CHECKPOINT...", type=cli.PATH, nargs=-1, required=True)
 @cli.code_options
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option(
+    "--host",
+    metavar="HOST",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen at.",
+)
 @click.option(
     "--port",
+    metavar="N",
     type=cli.IntRange(0, 65535),
     default=8000,
     show_default=True,

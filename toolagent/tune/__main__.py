@@ -12,6 +12,7 @@ import click
 from toolagent import cli
 from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.ray_session import Cluster, cluster_to_join, ray_session
+from toolagent.config.folder import descriptions, shipped_searches
 from toolagent.errors import UserError, quoted
 from toolagent.tune.folder import SearchFolder
 
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
 _TIME = cli.FloatRange(min=0, min_open=True)
 
 
-@click.command()
+@click.command(
+    epilog=cli.examples("python -m toolagent.tune --config tune_calculator --num-samples 8")
+)
 @click.option(
     "--config",
     metavar="FILE",
     type=cli.PATH,
     help="A search: a YAML file, or a shipped one's name.",
+)
+@click.option(
+    "--list-configs", is_flag=True, help="Print the shipped searches and what they are, and end."
 )
 @click.option(
     "--output-dir",
@@ -39,7 +45,7 @@ _TIME = cli.FloatRange(min=0, min_open=True)
 @click.option("--resume", metavar="DIR", type=cli.PATH, help="Continue the search in DIR.")
 @click.option(
     "--address",
-    metavar="A",
+    metavar="HOST:PORT",
     envvar="RAY_ADDRESS",
     help="Join the Ray cluster there. Default: start one.",
 )
@@ -47,11 +53,12 @@ _TIME = cli.FloatRange(min=0, min_open=True)
     "--set",
     "overrides",
     multiple=True,
-    metavar="section.key=value",
+    metavar="SECTION.KEY=VALUE",
     help="Change a value of the configuration, for all trials; can be repeated.",
 )
 def command(
     config: str | None,
+    list_configs: bool,
     output_dir: str | None,
     stop_time_s: float | None,
     num_samples: int | None,
@@ -60,6 +67,9 @@ def command(
     overrides: tuple[str, ...],
 ) -> int:
     """Search for settings that certify every stage sooner, and write the best as a config."""
+    if list_configs:
+        cli.print_descriptions(descriptions(shipped_searches()))
+        return 0
     _quiet_tune()
     address = cluster_to_join(address)
     if resume is not None:
