@@ -134,7 +134,7 @@ def test_figures_have_the_names_that_people_expect():
 def test_tensorboard_reads_them(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    track(folder, "tensorboard", 1, 4)
+    track(folder, "tensorboard", 1, 4, FINISHED, "run.rllib_figures=true")
     read = EventAccumulator(str(folder.tensorboard))
     read.Reload()
     for tag in (
@@ -144,6 +144,25 @@ def test_tensorboard_reads_them(folder):
     ):
         assert [event.step for event in read.Scalars(tag)] == [1000, 2000, 3000]
     assert read.Scalars("charts/SPS")[0].value == 2000.0
+
+
+def test_tensorboard_has_the_settings_and_rllib_s_own_figures_only_if_asked(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    task = "run.record_episodes=a|b"
+    track(folder, "tensorboard", 1, 3, FINISHED, task)
+    read = EventAccumulator(str(folder.tensorboard))
+    read.Reload()
+    assert not [tag for tag in read.Tags()["scalars"] if tag.startswith("ray/")]
+    (event,) = read.Tensors("hyperparameters")
+    (table,) = event.tensor_proto.string_val
+    cells = [line.split("|") for line in table.decode().splitlines()]
+    assert {len(line) for line in cells} == {4}  # two, whatever a value holds
+    settings = {name: value for _, name, value, _ in cells}
+    assert settings["training.lr"] == "0.003" and settings["config_sha256"] == "abc"
+    assert settings["run.record_episodes"] == "a&#124;b"
+    plugin = read.SummaryMetadata("hyperparameters").plugin_data.plugin_name
+    assert plugin == "text"
 
 
 @pytest.mark.parametrize("resumed", [True, False], ids=["resumed", "in-the-same-process"])

@@ -71,6 +71,8 @@ class RunSettings(BaseModel):
     """Folder to record training episodes in."""
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
     """Where figures go besides progress.jsonl."""
+    rllib_figures: bool = False
+    """Also all that RLlib reports in TensorBoard, under ray/tune/."""
 
     @field_validator("record_episodes")
     @classmethod

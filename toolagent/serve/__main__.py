@@ -1,6 +1,6 @@
 """The playground: watch a checkpoint's agent write its programs, in a browser or through an API.
 
-python -m toolagent.serve CHECKPOINT [CHECKPOINT2 ...] [--host 127.0.0.1] [--port 8000]
+python -m toolagent.serve CHECKPOINT... [--host 127.0.0.1] [--port 8000]
     [--task MODULE:CLASS]
 """
 

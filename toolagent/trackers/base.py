@@ -60,7 +60,7 @@ class Tracker(abc.ABC):
 
         Args:
             metrics: the main figures.
-            more: everything else that RLlib reports.
+            more: everything else that RLlib reports, where it is asked for (`run.rllib_figures`).
             step: env steps.
         """
 

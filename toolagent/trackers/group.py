@@ -39,6 +39,7 @@ class Trackers:
         self._trackers: list[Tracker] = [make[name]() for name in names]
         self._outboxes: list[Outbox] = []
         self._identifiers: dict[str, str] = {}
+        self._all_of_rllib = False
 
     def __enter__(self) -> Trackers:
         if self._file.exists():  # of the run's earlier sessions
@@ -58,6 +59,7 @@ class Trackers:
         Raises:
             UserError: a tracker refuses.
         """
+        self._all_of_rllib = bool(document["run"].get("rllib_figures"))
         tags = {"toolagent_version": __version__, **tags}
         run = RunDescription(self.folder.path.resolve().name, self.folder.path, document, tags)
         for tracker in self._trackers:
@@ -77,7 +79,8 @@ class Trackers:
     def log(self, row: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """One iteration: a row of `progress.jsonl`, and the RLlib result that it was made of."""
         if self._outboxes:
-            figures = metrics_of(row), rllib_metrics(result), row["env_steps"]
+            more = rllib_metrics(result) if self._all_of_rllib else {}
+            figures = metrics_of(row), more, row["env_steps"]
             for outbox in self._outboxes:
                 outbox.put(figures)
 

@@ -1,7 +1,7 @@
 """The figures of an iteration under the names that people expect in trackers.
 
 `charts/` and `losses/` are CleanRL's names; `ray/tune/...` are those that Ray Tune's own
-TensorBoard logger gives to RLlib's results.
+TensorBoard logger gives to RLlib's results (`run.rllib_figures`).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 
 from toolagent.files import append
 from toolagent.trackers.base import RunDescription, Tracker
+from toolagent.trackers.metrics import flat_parameters
 
 
 class TensorBoard(Tracker):
@@ -33,10 +34,28 @@ class TensorBoard(Tracker):
         """Refuses nothing: TensorBoard is a dependency, and the folder belongs to the run."""
 
     def start(self, run: RunDescription, resumed: str | None) -> str | None:
-        """Begins a new event file."""
+        """Begins a new event file, with the settings as a table on the tab 'Text'."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._write(0, file_version="brain.Event:2")
+        self._write_settings(run)
         return None
+
+    def _write_settings(self, run: RunDescription) -> None:
+        """A Markdown table under CleanRL's tag, 'hyperparameters'."""
+        from tensorboard.compat.proto import summary_pb2
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        proto: Any = summary_pb2
+        settings = {**flat_parameters(run.document), **run.tags}
+        lines = [f"|{_cell(name)}|{_cell(value)}|" for name, value in settings.items()]
+        table = "\n".join(["|setting|value|", "|-|-|", *lines])
+        value = proto.Summary.Value(
+            tag="hyperparameters",
+            metadata=create_summary_metadata("The settings of the run", ""),
+            tensor=make_tensor_proto([table.encode()]),
+        )
+        self._write(0, summary=proto.Summary(value=[value]))
 
     def go_back(self, step: int) -> None:
         """Readers of the folder drop what was written for later steps, in this file or another."""
@@ -71,3 +90,9 @@ class TensorBoard(Tracker):
         record = io.BytesIO()
         RecordWriter(record).write(event.SerializeToString())
         append(self._file, record.getvalue())
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends a cell nor a row of a Markdown table, nor is read as HTML."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return line.replace("|", "&#124;")
