@@ -79,3 +79,18 @@ def test_a_figure_goes_from_the_learner_s_name_to_a_tracker_s():
     tags = metrics_of(row)
     assert tags["losses/explained_variance"] == 0.5 and "losses/approx_kl" not in tags
     assert tags["pipeline/learner_idle_share"] == 0.125
+
+
+def test_figures_of_rllib_s_own_evaluation_are_columns_and_tags():
+    played = {"episode_return_mean": 0.5, "num_episodes": 10, "sample": 0.1, "timers": {"a": 1.0}}
+    row = row_of(evaluation={"env_runners": played | {"episode_len_mean": float("nan")}})
+    given = {name: value for name, value in row.items() if name.startswith("evaluation")}
+    assert given == {
+        "evaluation/episode_return_mean": 0.5,
+        "evaluation/num_episodes": 10.0,
+        "evaluation/episode_len_mean": None,  # NaN is no JSON
+    }
+    tags = metrics_of(row)
+    assert tags["evaluation/episode_return_mean"] == 0.5
+    assert "evaluation/episode_len_mean" not in tags
+    assert not [name for name in row_of() if name.startswith("evaluation")]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS
 
 from toolagent.checkpoints.run_files import RunState
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback
@@ -45,6 +46,18 @@ def progress_row(
             for figure in FIGURES
             if figure.source in sources
         },
+        **_evaluation(result),
+    }
+
+
+def _evaluation(result: dict[str, Any]) -> dict[str, float | None]:
+    """What RLlib's own evaluation says of its episodes, a column each: 'evaluation/num_episodes',
+    'evaluation/episode_return_mean' and so on; {} in an iteration without one."""
+    played = result.get(EVALUATION_RESULTS, {}).get(ENV_RUNNER_RESULTS, {})
+    return {
+        f"{EVALUATION_RESULTS}/{name}": _number(value)
+        for name, value in played.items()
+        if (name.startswith("episode_") or name == "num_episodes") and isinstance(value, Real)
     }
 
 
