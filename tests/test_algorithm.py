@@ -550,6 +550,10 @@ def test_a_wrong_value_of_an_option_is_refused(name, value):
             {"explorer_kind": "detours", "explorer_share": 0.2, "replay_coeff": 0.5},
             "explorer_kind group_size",
         ),
+        (
+            {"explorer_kind": "copies", "explorer_share": 0.2, "replay_coeff": 0.5},
+            "explorer_kind dataflow",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(training, names):

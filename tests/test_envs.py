@@ -436,3 +436,16 @@ def test_without_a_share_or_an_earlier_stage_all_are_the_current_one():
     assert (draw_stages(rng, 100, 1, 1.0) == 0).all()
     assert (draw_stages(rng, 100, 1, 1.0, first_stage=1) == 1).all()
     assert (draw_stages(rng, 100, 2, 1.0, first_stage=1) == 1).all()
+
+
+def test_earlier_stages_are_drawn_by_their_weights():
+    rng, weights = np.random.default_rng(0), np.array([1.0, 0.0, 3.0, 9.0])
+    drawn = draw_stages(rng, 20_000, 3, 0.5, weights=weights)
+    shares = np.bincount(drawn, minlength=4) / len(drawn)
+    np.testing.assert_allclose(shares, [0.125, 0, 0.375, 0.5], atol=0.015)
+    even = np.bincount(draw_stages(rng, 20_000, 2, 1.0, weights=np.zeros(4))) / 20_000
+    np.testing.assert_allclose(even, [0.5, 0.5], atol=0.015)
+    envs = ToolVectorEnv(4, "calculator")
+    for wrong in (np.ones(2), np.array([1.0, -1.0, 1.0])):
+        with pytest.raises(ValueError, match="earlier_stage_weights"):
+            envs.earlier_stage_weights = wrong

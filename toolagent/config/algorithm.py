@@ -69,6 +69,12 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
             options.pop(merged, None)
         with _refusals(settings, section):
             getattr(config, section)(**options)
+    if settings.curriculum.earlier_stages == "forgotten" and settings.algorithm != "toolagent":
+        raise settings.source.error(
+            ("curriculum", "earlier_stages"),
+            f"'forgotten' is for algorithm toolagent; the env runners of {settings.algorithm} are "
+            "told the stage only, so use 'evenly'",
+        )
     check_callbacks(config, settings.sections.get("callbacks", {}), settings.source)
     add_callbacks(config, [functools.partial(CurriculumCallback, settings.curriculum)])
     for path in _ENV_CONFIGS:  # one episode wide: the environment knows best what it refuses

@@ -55,6 +55,7 @@ from toolagent.learning.sampling import SamplingAlgorithm
 from toolagent.models.rl_module import NetworkModule
 from toolagent.rollouts.env_runner import EARLIER_STAGES, EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch
+from toolagent.tasks import get_task
 
 _CONNECTORS = "episodes are columns from end to end, and no connector sees them"
 _NO_RECORDS = "nothing recorded is learned from; use evaluation_interval"
@@ -117,6 +118,12 @@ class ToolAgentConfig(OptionsMixin, LoopbackLearnersMixin, AlgorithmConfig):
                 f"num_envs_per_env_runner is {self.num_envs_per_env_runner}; it must be a multiple "
                 f"of group_size, {config.group_size}"
             )
+        if config.explorer_share > 0 and config.explorer_kind == "copies":
+            task = get_task(str(self.env_config.get("task") or task_of_env_id(self.env)))
+            if not task.defines("dataflow"):
+                raise ValueError(
+                    f"explorer_kind is 'copies', and task '{task.name}' does not define `dataflow`"
+                )
         most = config.episodes_per_update // max(1, self.num_learners or 0)
         if self.minibatch_size is not None and self.minibatch_size > most:
             # RLlib would go round and round in a batch until a minibatch is full.

@@ -24,7 +24,9 @@ class DataflowReplay(SuccessReplay):
 
         weight = max(0, successes / (attempts + 4) - the policy's success on the kind - 0.02)^2
 
-    so that what is solved is not replayed any more, and a coincidence weighs little.
+    so that what is solved is not replayed any more, and a coincidence weighs little. Of a kind only
+    the best program is replayed: of several that are right, such as `a+b` and `b+a`, imitating all
+    would teach none.
 
     Source: Oh et al. 2018, "Self-imitation learning": only what went better than expected.
     """
@@ -38,29 +40,37 @@ class DataflowReplay(SuccessReplay):
     def weights(self) -> np.ndarray:
         """(slots,) how much each program is replayed; 0 for empty slots."""
         policy = np.array([self.solved.get(kind, 0.0) for kind in self.kinds.tolist()])
-        return np.maximum(self.successes / (self.attempts + 4) - policy - _MARGIN, 0) ** 2
+        score = self.successes / (self.attempts + 4)
+        order = np.lexsort((score, self.kinds))
+        best = np.append(self.kinds[order][1:] != self.kinds[order][:-1], True)
+        surplus = np.zeros(len(score))
+        surplus[order[best]] = np.maximum(score - policy - _MARGIN, 0)[order[best]]
+        return surplus**2
 
     def add(self, batch: EpisodeBatch) -> None:
         """Counts, keeps (see `SuccessReplay`), and notes what the policy solves by itself."""
-        self._kinds = self.task.kinds(batch.context)  # (B,)
-        kinds, group = np.unique(self._kinds, return_inverse=True)
+        kinds = self.task.kinds(batch.context)  # (B,)
+        distinct, group = np.unique(kinds, return_inverse=True)
         policy = ~batch.explored
-        played = np.bincount(group[policy], minlength=len(kinds))
-        solved = np.bincount(group[policy], weights=batch.solved[policy], minlength=len(kinds))
-        for kind, count, right in zip(kinds.tolist(), played, solved, strict=True):
+        played = np.bincount(group[policy], minlength=len(distinct))
+        solved = np.bincount(group[policy], weights=batch.solved[policy], minlength=len(distinct))
+        for kind, count, right in zip(distinct.tolist(), played, solved, strict=True):
             if count:
                 before = self.solved.get(kind, 0.0)
                 self.solved[kind] = before + _RATE * (right / count - before)
-        super().add(batch)
-
-    def _programs(self, batch: EpisodeBatch) -> tuple[np.ndarray, EpisodeBatch]:
         keys, needed = self.task.dataflow(
             batch.context, batch.actions, batch.lengths, batch.response
         )
+        known = np.flatnonzero(needed.any(1))  # of the others it is not known what they computed
+        self._kinds, self._keys = kinds[known], keys[known]
+        if len(known):
+            super().add(_without(batch.take(known), needed[known], self.task))
+
+    def _programs(self, batch: EpisodeBatch) -> np.ndarray:
         with np.errstate(over="ignore"):
-            mixed = keys.astype(np.uint64) * _ODD + self._kinds.astype(np.uint64)
+            mixed = self._keys.astype(np.uint64) * _ODD + self._kinds.astype(np.uint64)
             mixed = (mixed * _ODD) >> np.uint64(1)
-        return mixed.astype(np.int64), _without(batch, needed, self.task)
+        return mixed.astype(np.int64)
 
     def _replace(self, slot: int, row: int) -> None:
         self.kinds[slot] = self._kinds[row]

@@ -20,8 +20,8 @@ _EPISODE_COLUMNS = ("stage", "context", "lengths", "baseline")
 
 REPLAY_SLOTS = 256  # programs; a stage's coincidences are about a hundred
 REPLAY_EXAMPLES = 64  # solved problems of each
-DATAFLOW_SLOTS = 1024  # programs of all kinds of problems
-DATAFLOW_EXAMPLES = 8
+DATAFLOW_SLOTS = 256  # programs of all kinds of problems
+DATAFLOW_EXAMPLES = 48
 MIN_TRIES = 20  # of a token in a status before it counts as having no effect
 SELDOM_REFUSED = 0.5  # explorers that copy write tokens that did something more often than that
 RATE = 0.05  # of all moving shares, per update

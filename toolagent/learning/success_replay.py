@@ -58,8 +58,7 @@ class SuccessReplay:
         if self.store is None:
             rows = np.zeros(len(self.keys) * self.examples, np.int64)
             self.store = batch.take(rows)
-        keys, batch = self._programs(batch)
-        unique, group = np.unique(keys, return_inverse=True)
+        unique, group = np.unique(self._programs(batch), return_inverse=True)
         attempts = np.bincount(group, minlength=len(unique))
         successes = np.bincount(group, weights=batch.solved, minlength=len(unique))
         order = np.argsort(self.keys)
@@ -87,9 +86,9 @@ class SuccessReplay:
         # Where a slot was replaced twice, the last one counts.
         self.store.put(np.array(written, np.int64), batch.take(latest[latest != _EMPTY]))
 
-    def _programs(self, batch: EpisodeBatch) -> tuple[np.ndarray, EpisodeBatch]:
-        """(B,) int64 keys of the programs, and the episodes as they are kept."""
-        return program_keys(batch, self.task), batch
+    def _programs(self, batch: EpisodeBatch) -> np.ndarray:
+        """(B,) int64 keys of the programs."""
+        return program_keys(batch, self.task)
 
     def _replace(self, slot: int, row: int) -> None:
         """Called when the program of the batch's episode `row` takes a slot."""

@@ -30,6 +30,7 @@ from toolagent.vocabulary import Interface
 
 _COPY_SCALE = 2.0  # copying has to be found first, so its gates move faster than other weights
 _KEY_SIZE = 16  # W, of keys and of values
+_QUERY_SCALE = _KEY_SIZE**-0.5  # else weights are soon 0 or 1, and have no gradient
 _UNSEEN = -1e9  # a score that no weight survives
 _NO_TOKEN = -1
 _ROWS_AT_ONCE = 128  # episodes of about the same length that look together
@@ -130,7 +131,7 @@ class AnswerAttentionNetwork(AgentNetwork):
         e_j = [forward GRU_j; backward GRU_j]                        of the context's tokens
         h_0 = tanh(W_0 [forward GRU_L; backward GRU_1] + b_0)
         h_t = GRU(embedding(previous token) [+ response], h_{t-1})
-        q_th = W_h h_t + b_h
+        q_th = (W_h h_t + b_h) / sqrt(W)
         k_j = W_k e_j + c[x_j]                                       of a context token x_j
         k_i = a[y_i] + p[place in its answer] + f[first, second, ...] + n[newest, one before, ...]
                                                                      of a token y_i of an answer
@@ -445,7 +446,7 @@ class AnswerAttentionNetwork(AgentNetwork):
             observed = None if responses is None else responses.index_select(0, order)
             known = hidden.index_select(0, order)
             answers = self._gather_answers(known, observed, tokens.shape[1])
-        queries = self.query(outputs).split([len(group.flat) for group in groups])
+        queries = (self.query(outputs) * _QUERY_SCALE).split([len(group.flat) for group in groups])
         weights, found = [], []
         for group, query, seen in zip(groups, queries, encodings, strict=True):
             rows, steps = group.rows.stop - group.rows.start, group.steps
@@ -564,8 +565,8 @@ class AnswerAttentionNetwork(AgentNetwork):
         return StepTable(
             gru=gru_table(self._token_table(), self.decoder_gru),
             responses=self.response_input.step_table(),
-            query_weight=self.query.weight.t().contiguous(),
-            query_bias=self.query.bias.clone(),
+            query_weight=self.query.weight.t() * _QUERY_SCALE,
+            query_bias=self.query.bias * _QUERY_SCALE,
             answer_keys=answer_keys.t().contiguous(),
             cell_keys=cell_keys.t().contiguous(),
             token_values=token_values,

@@ -8,19 +8,21 @@ import torch
 from toolagent.rollouts.explorers import ExplorersStep, ExplorerTables, certain
 from toolagent.tasks import Task
 
-MOST_CALLS = 3  # answered ones, in which an explorer chooses for itself
+MOST_CALLS = 4  # in which an explorer chooses for itself
+UNUSED_FIRST = 0.75  # the chance that a span is looked for among those not copied yet
 STARTS_HERE = 0.55  # the chance that it begins with the next call; else with a later one
 MOST_ANSWERS = 16  # of an episode that can be copied
 
 
 class CopyingExplorers:
-    """E episodes that follow the policy but for one to three calls.
+    """E episodes that follow the policy but for one to four calls.
 
     There they write, by the machine's status, tokens that are seldom refused. A token that has
     been seen in a context or in an answer is *data*: it is written as part of a *span* only, which
     is a token of the problem's context or a whole answer to the episode. No two spans stand side
     by side where anything else may be written. Among the other tokens, and any span that may begin
-    here taken together, all are equally likely.
+    here taken together, all are equally likely. Spans that the episode has not copied yet are
+    preferred: most of what is asked for or answered is needed once.
 
     Args:
         rng: draws all choices.
@@ -45,6 +47,8 @@ class CopyingExplorers:
         self.span = np.full((episodes, max(length, 1) + 1), self.pad_token, np.int8)
         self.written = np.zeros(episodes, np.int64)
         self.after_span = np.zeros(episodes, bool)
+        # The spans that have been copied: places of the context, then answers.
+        self.used = np.zeros((episodes, context.shape[1] + MOST_ANSWERS), bool)
 
     def __len__(self) -> int:
         return len(self.context)
@@ -105,10 +109,14 @@ class CopyingExplorers:
         nothing = ~(others.any(1) | copies)
         others[nothing] = accepted[nothing] | ~accepted[nothing].any(1, keepdims=True)
         tokens = np.where(others, self.rng.random(others.shape), -1.0).argmax(1)
+        unused = may_copy & ~self.used[rows]
+        unused &= (self.rng.random(number) < UNUSED_FIRST)[:, None]
+        may_copy = np.where(unused.any(1, keepdims=True), unused, may_copy)
         place = np.where(may_copy, self.rng.random(may_copy.shape), -1.0).argmax(1)
         self.span[rows] = self.pad_token
         self.written[rows], self.after_span[rows] = 0, False
         copying, place = rows[copies], place[copies]
+        self.used[copying, place] = True
         length = self.context.shape[1]
         answer = self.answers[copying, np.maximum(place - length, 0)]
         token = self.context[copying, np.minimum(place, length - 1)]
