@@ -120,7 +120,9 @@ def test_every_command_line_is_understood(page, monkeypatch):
     monkeypatch.chdir(page.parent)
     monkeypatch.syspath_prepend(page.parent)
     for command, arguments in own_commands(page):
-        click_command(command).make_context(command, list(arguments), resilient_parsing=False)
+        click_command(command).make_context(
+            command, list(arguments), help_option_names=["-h", "--help"]
+        )
     markers = {"full", "slow", "chaos", "scaling"}
     for words in shell_lines(page):
         if "pytest" in words:
@@ -138,7 +140,7 @@ def test_a_table_of_flags_is_that_of_the_command(command):
     made = click_command(command)
     own = {name: task for name, task in TASKS.items() if not is_outside(name)}
     with mock.patch.dict(TASKS, own, clear=True):  # the pages' examples have flags of their own
-        parameters = made.get_params(click.Context(made))
+        parameters = made.get_params(click.Context(made, help_option_names=["-h", "--help"]))
     shown = {
         name
         for parameter in parameters

@@ -42,13 +42,13 @@ def test_help_is_called_as_it_was_typed_and_has_an_example(name, flag, monkeypat
     assert out.startswith(f"Usage: toolagent {name} ")
     # What the example names are options and arguments that the command takes.
     line = out.rpartition("Example:")[2].split(f"python -m toolagent.{name}")[1]
-    parsed = COMMANDS[name].make_context(name, line.split())
+    parsed = COMMANDS[name].make_context(name, line.split(), help_option_names=["-h", "--help"])
     assert parsed.params
 
 
 def test_metavars_are_of_one_style():
     for name, command in COMMANDS.items():
-        context = click.Context(command)
+        context = click.Context(command, help_option_names=["-h", "--help"])
         for parameter in command.get_params(context):
             if isinstance(parameter, click.Argument) or not parameter.is_flag:
                 shown = parameter.make_metavar(context)

@@ -198,7 +198,7 @@ def test_one_wrong_problem_refuses_the_batch(playground):
     status, answer = ask(
         playground, "/api/play/batch", problems=[{"digits": [1, 2, 3]}, {"digits": [1]}]
     )
-    assert status == 422 and answer["detail"].startswith("problems.1.digits: there are 1")
+    assert status == 422 and answer["detail"].startswith("problems.1.digits: 1 numbers;")
     status, answer = ask(playground, "/api/play/batch", problems=[{"digits": [1, 2, 3]}] * 257)
     assert status == 422 and "at most 256" in answer["detail"]
 

@@ -141,9 +141,11 @@ class AnswerAttentionNetwork(AgentNetwork):
         logits_t = W_pi o_t + b_pi + 2 sum_h g_h(o_t) copy_th,       value_t = w_v . o_t + b_v
 
     copy_th is the distribution over actions that head h's weights put on the tokens it looks at,
-    and g(o_t) = W_g o_t + b_g how much each head's counts. b_h, one number for context and one for
-    answers, starts at 1: who has copied a token finds the one behind it. f is by the number of the
-    answer modulo K. Values of answer tokens have no part for an answer's number.
+    and g(o_t) = log(1 + exp(W_g o_t + b_g)) how much each head's counts. It is never negative: a
+    head that votes against tokens would be taught to look away from the right one. b_h, one number
+    for context and one for answers, starts at 1: who has copied a token finds the one behind it. f
+    is by the number of the answer modulo K. Values of answer tokens have no part for an answer's
+    number.
 
     What is remembered of the answers is their tokens: a response with at least one token that is
     an action is kept as it is (others hold nothing that can be written). The newest K are there.
@@ -184,6 +186,8 @@ class AnswerAttentionNetwork(AgentNetwork):
         self.follows_context = nn.Parameter(torch.ones(heads))
         self.read_out = nn.Linear(width + heads * _KEY_SIZE, width)
         self.heads = nn.Linear(width, interface.num_actions + 1 + heads)
+        with torch.no_grad():  # at first a copy is no more than a hint
+            self.heads.bias[interface.num_actions + 1 :] -= 0.5
         if self.num_kept:
             self.follows_answer = nn.Parameter(torch.ones(heads))
             self.answer_tokens = _table(tokens, both)
@@ -661,6 +665,9 @@ class AnswerAttentionNetwork(AgentNetwork):
 def _combine(heads: Tensor, copies: Tensor) -> Tensor:
     """Logits, values and gates (N, A + 1 + H) of N steps, from those without copies."""
     logits, value, gates = heads.split([copies.shape[2], 1, copies.shape[1]], 1)
+    gates = functional.softplus(
+        gates
+    )  # never against a token, so a head always gains by finding it
     copied = (gates.unsqueeze(2) * copies).sum(1)  # (N, A)
     return torch.cat([logits + _COPY_SCALE * copied, value, gates], 1)
 

@@ -30,11 +30,11 @@ def dataflow(
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `Task.dataflow`: calls by their tools, arguments by the answer or place they equal.
 
-    An argument that equals an answer stands for that answer; one that equals an operand stands for
-    its place, the first of several. Where an argument equals two answers, or an answer and an
-    operand, or where nothing was answered in the end, no action counts as needed: what was
-    computed is not known. Calls that were refused, that were not finished, or whose answers lead to
-    nothing in the final one, are left out.
+    An argument that equals an answer stands for that answer; one that equals an operand, for its
+    place. Where an argument equals several of them, or where nothing was answered in the end, no
+    action counts as needed: what was computed is not known, and what is right by such a coincidence
+    only would look as if it were always right. Calls that were refused, that were not finished, or
+    whose answers lead to nothing in the final one, are left out.
     """
     rows, steps = actions.shape
     happened = np.arange(steps) < lengths[:, None]
@@ -105,8 +105,9 @@ def _arguments(
         source[copied, step] = found[copied].argmax(1)
         literal = context == np.where(is_name, token, value)[:, None]
         literal &= (is_name | (ends & (value >= 0) & (value < _DIGITS)))[:, None]
-        in_problem = literal.any(1)
-        ambiguous |= (count > 1) | (copied & in_problem)
+        places_of = literal.sum(1)
+        in_problem = places_of > 0
+        ambiguous |= finished[:, step] & (count + places_of > 1)
         place = np.where(in_problem, _PLACE + literal.argmax(1), _OTHER)
         part = np.where(ends | is_name, place, token)
         # A number's own tokens, and the `=` behind a key, say nothing more.

@@ -47,6 +47,7 @@ class Network:
             number[rows] += 1
         queries = hidden @ w["query.weight"].T + w["query.bias"]
         queries = queries.reshape(len(token), self.heads, -1)  # (B, H, W)
+        queries = queries / np.float32(queries.shape[2] ** 0.5)
 
         def look(keys, before, shown, follows):
             """(B, H, places) scores."""
@@ -74,5 +75,6 @@ class Network:
         read = np.concatenate([hidden, found.reshape(len(token), -1)], 1)
         read = np.tanh(read @ w["read_out.weight"].T + w["read_out.bias"])
         heads = read @ w["heads.weight"].T + w["heads.bias"]  # logits, value, a gate a head
-        logits = heads[:, :a] + 2 * (heads[:, a + 1 :, None] * copies).sum(1)
+        gates = np.logaddexp(np.float32(0), heads[:, a + 1 :, None])
+        logits = heads[:, :a] + 2 * (gates * copies).sum(1)
         return logits, (hidden, answers, number, context)
