@@ -281,3 +281,22 @@ def test_successes_of_all_stages_are_replayed():
     batch = EpisodeBatch.concatenate([batch, played([tokens("ANS 0 =")], problems.take([0]))])
     columns = exploration.learner_columns(batch)
     assert set(columns["stage"][columns["replayed"]].tolist()) == {0, 2}
+
+
+def test_a_restored_store_replays_the_same_and_goes_on_in_the_same_way():
+    config = ToolAgentConfig().training(
+        explorer_kind="copies", explorer_share=0.2, replay_coeff=0.5, replay_episodes=32
+    )
+    problems = TASK.practice(np.random.default_rng(0), np.full(60, 4, np.int8))
+    batch = played([TASK.plan(problems, row) for row in range(60)], problems)
+    batch.explored[::2] = True
+    first, second = (Exploration(config, TASK) for _ in range(2))
+    first.learner_columns(batch)
+    second.set_state(first.get_state())
+    for _ in range(3):
+        one, two = (side.learner_columns(batch) for side in (first, second))
+        assert one["replayed"].any()
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+    for one, two in zip(first.for_runners()[1], second.for_runners()[1], strict=True):
+        np.testing.assert_array_equal(one, two)
