@@ -8,9 +8,7 @@ from toolagent.export.player.response import heard
 
 
 class Network:
-    """Two GRUs read; a third one writes, with H heads; keys and values are W wide, K answers are
-    kept.
-    """
+    """Two GRUs read, a third writes; H heads, keys and values are W wide; K answers are kept."""
 
     def __init__(self, weights, card):
         sizes, names, self.a = card["network"], card["context_vocabulary"], len(card["vocabulary"])
