@@ -28,6 +28,7 @@ from toolagent.export.__main__ import command
 from toolagent.export.check import checked_problems, compare, load_player
 from toolagent.export.graphs import BEGIN, EPISODE, STEP
 from toolagent.export.player import has_part, source
+from toolagent.models.call_stack import CallStackNetwork
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
 from toolagent.models.network import StageGRUNetwork
 from toolagent.models.registry import NETWORKS
@@ -195,7 +196,7 @@ def test_every_player_is_short_and_imports_numpy_alone(network, task, tools_answ
     assert set(imports) - standard == {"from pathlib import Path", "import numpy as np"}
 
 
-KINDS = ("planner", "gru", "planner that sees digits", "hinted")
+KINDS = ("planner", "gru", "planner that sees digits", "hinted", "call stack")
 
 
 @pytest.mark.full
@@ -218,6 +219,11 @@ def export_of_expressions(kind, tmp_path):
     if kind == "gru":
         torch.manual_seed(0)
         network = StageGRUNetwork(get_task("expression").interface, (16,))
+    elif kind == "call stack":
+        torch.manual_seed(0)
+        network = CallStackNetwork(get_task("expression").interface)
+        with torch.no_grad():  # more slots open, and contents that differ
+            network.slots.weight.mul_(3.0)
     else:
         options = {"sees_digits": "digits" in kind, "num_heads": 2, "num_counters": 1}
         options["reading"] = "operands" if kind == "hinted" else "learned"
@@ -295,8 +301,9 @@ def test_the_player_refuses_what_is_wrong(arguments, words, calculator):
 )
 def test_the_expression_player_refuses_what_is_no_expression(text, tmp_path):
     (tmp_path / "player.py").write_text(source("encoder_decoder", "expression"))
+    card = {"action_limits": {"1": 3, "8": 17}, "context_length": 30}
     with pytest.raises(ValueError, match="expected up to 8 single digits"):
-        load_player(tmp_path).read(text, {})
+        load_player(tmp_path).read(text, card)
 
 
 def test_the_player_refuses_a_card_of_other_weights(calculator, tmp_path):

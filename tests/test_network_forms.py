@@ -23,6 +23,7 @@ from network_forms import (
 
 from toolagent.models.answer_attention import AnswerAttentionNetwork, AnswerAttentionOptions
 from toolagent.models.base import one_of_each_run
+from toolagent.models.call_stack import CallStackNetwork, CallStackOptions
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
 from toolagent.models.recurrent import RecurrentNetwork, RecurrentOptions
 from toolagent.tasks.tokens import ANS, CTX, EOS, NUM_TOKENS
@@ -43,6 +44,8 @@ CASES = {
     "attention to the last two": (AnswerAttentionNetwork, ATTENTION._replace(num_answers=2), 6),
     "attention to the last": (AnswerAttentionNetwork, (6, 5, 1, True, 1), 2),
     "recurrent": (RecurrentNetwork, RecurrentOptions(6, 5, 2), 6),
+    "call stack": (CallStackNetwork, CallStackOptions(5, 4, 6, 3), 0),
+    "call stack, answered": (CallStackNetwork, CallStackOptions(5, 4, 6, 3, 1, 2), 3),
 }
 
 

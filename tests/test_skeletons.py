@@ -34,6 +34,7 @@ def text_of_number(operands, number, spare=False):
             np.array([number]),
             np.zeros((1, operands), np.int8),
             np.full((1, operands - 1), spare),
+            30,
         ).context
     ).tolist()
     return text

@@ -24,7 +24,9 @@ from torch.nn import functional
 from toolagent.models.answer_attention import AnswerAttentionNetwork
 from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.models.bidirectional_gru import ReadContexts
+from toolagent.models.call_stack import CallStackNetwork, next_slot
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
+from toolagent.models.packed_gru import gru_table
 from toolagent.tasks import Task
 from toolagent.vocabulary import Vocabulary
 
@@ -113,6 +115,8 @@ def begin(network: AgentNetwork, context: Tensor, stage: Tensor) -> InitialState
         return _begin_encoder_decoder(network, context)
     if isinstance(network, AnswerAttentionNetwork):
         return _begin_answer_attention(network, context)
+    if isinstance(network, CallStackNetwork):
+        return _begin_call_stack(network, context)
     return network.begin(context, stage)
 
 
@@ -141,6 +145,33 @@ def _begin_answer_attention(network: AnswerAttentionNetwork, context: Tensor) ->
     embedded = functional.embedding(context, embedding)
     read = _read_both_ways(embedded, shown, network.forward_gru, network.backward_gru)
     return network.initial_state(context, shown, read)
+
+
+def _begin_call_stack(network: CallStackNetwork, context: Tensor) -> InitialState:
+    shown = _shown(network, context)
+    inputs, gate_logits = network.token_inputs(context)
+    gates = torch.softmax(gate_logits, -1)
+    table = gru_table(network.context_embedding.weight, network.reader)
+    rows, entries = context.shape[0], network.options.stack_size
+
+    def read(carry: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor]):
+        before = carry[0]
+        return network.call(table, *column, *carry), before.clone()
+
+    hidden = network.call_state.unsqueeze(0).expand(rows, -1).clone()
+    stack = hidden.new_zeros(1, entries, 1) * hidden.unsqueeze(1)
+    _, states = scan(read, (hidden, stack), (inputs.transpose(0, 1), gates.transpose(0, 1)))
+    opened, contents = network.slots_of(states.transpose(0, 1), context, shown)
+
+    def count(before: Tensor, opened_i: Tensor):
+        return next_slot(before, opened_i)
+
+    steps = network.interface.max_actions + 1
+    first = (torch.arange(steps, device=context.device) == 0).to(opened.dtype)
+    first = first.unsqueeze(0).expand(rows, -1).clone()
+    _, weights = scan(count, first, opened.flatten(1).t())  # (I, B, T)
+    written = network.mixed(weights.transpose(0, 1), contents)
+    return InitialState((written,), written[:, 0, :1] * 0.0)
 
 
 def _shown(network: AgentNetwork, context: Tensor) -> Tensor:

@@ -66,6 +66,9 @@ class AgentNetwork(nn.Module, abc.ABC):
     """
 
     Options: ClassVar[Any] = NoOptions
+    # Set while a network imitates: `unroll_episodes` then computes with the noise that it is
+    # trained with. A network that has none stays as it is.
+    noisy: bool = False
 
     def __init__(self, interface: Interface, options: Any = None):
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from toolagent.errors import UserError, nearest
 from toolagent.models.answer_attention import AnswerAttentionNetwork
 from toolagent.models.base import AgentNetwork
+from toolagent.models.call_stack import CallStackNetwork
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.models.network import StageGRUNetwork
 from toolagent.models.recurrent import RecurrentNetwork
@@ -19,6 +20,7 @@ NETWORKS: dict[str, type[AgentNetwork]] = {
     "encoder_decoder": EncoderDecoderNetwork,
     "answer_attention": AnswerAttentionNetwork,
     "recurrent": RecurrentNetwork,
+    "call_stack": CallStackNetwork,
 }
 _KINDS = (bool, int, float, str)
 # What model configs and checkpoints hold beside the options.

@@ -14,6 +14,7 @@ from toolagent.tasks.tokens import ADD, ANS, MUL, RCL, STO, SUB
 
 Formula = tuple[int, ...]  # in postfix
 _OPERATORS = (MUL, ADD, SUB)
+_MOST_OPERANDS = 8  # of a search: with more, polynomials have too many parts to be listed
 _MOST_STATES = 20_000  # of a search; seldom more than a few dozen are looked at
 
 
@@ -32,8 +33,10 @@ def complete(expression: Formula, tokens: tuple[int, ...], limit: int) -> tuple[
     plan = (*expression, ANS)
     if plan[: len(tokens)] == tokens:
         return plan[len(tokens) :]
-    target = normal_form(expression)
     operands = Counter(token for token in expression if token < 10)
+    if operands.total() > _MOST_OPERANDS:
+        return None
+    target = normal_form(expression)
     stack = _stack(tokens)
     for first in range(len(stack) + 1):  # what lies below is left over
         used = stack[first:]

@@ -15,12 +15,12 @@ from toolagent.tasks.algebra import normal_form
 from toolagent.tasks.base import Task, Transition
 from toolagent.tasks.completion import complete
 from toolagent.tasks.expression_problems import (
-    CONTEXT_LENGTH,
-    MAX_OPERANDS,
-    MAX_TOKENS,
+    MOST_OPERANDS,
     ExpressionProblems,
     compose,
     draw,
+    longest_context,
+    most_tokens,
     read,
     with_other_digits,
 )
@@ -32,7 +32,7 @@ from toolagent.tasks.infix import (
     text_of_postfix,
     texts_of,
 )
-from toolagent.tasks.skeletons import HELD_OUT_FROM, num_skeletons
+from toolagent.tasks.skeletons import HELD_OUT_FROM, MOST_NUMBERED, num_skeletons
 from toolagent.tasks.stack_machine import (
     STACK_SIZE,
     StackRegisters,
@@ -46,12 +46,16 @@ from toolagent.tasks.tokens import ANS, TOOLS
 
 EXAMPLE = "(3+4)*2"
 # By the number of operands: the smallest digit of a problem to practise.
-SMALLEST_DIGITS = np.where(np.arange(MAX_OPERANDS + 1) < 3, 0, 2)
+SMALLEST_DIGITS = np.where(np.arange(MOST_OPERANDS + 1) < 3, 0, 2)
 LISTED_STAGES = (1, 2, 3)  # 10, 300 and 18,000 problems; with 4 operands 1,350,000
 
 
+def _formulas(operands: int) -> tuple[str, ...]:
+    return ("1 operand", *(f"{k} operands" for k in range(2, operands + 1)))
+
+
 class ExpressionTask(Task):
-    """Infix expressions of up to ten operands, to be computed on a stack machine.
+    """Infix expressions of up to eight operands, to be computed on a stack machine.
 
     A problem is a skeleton (`skeletons`), the digits in it, and the parentheses that are written
     although they change nothing; `(3*4)+2` and `3*4+2` are one skeleton.
@@ -62,13 +66,13 @@ class ExpressionTask(Task):
 
     name = "expression"
     first_stage = 1
-    num_stages = MAX_OPERANDS
-    formulas = ("1 operand", *(f"{k} operands" for k in range(2, MAX_OPERANDS + 1)))
-    context_length = CONTEXT_LENGTH
+    num_stages = 8
+    formulas = _formulas(num_stages)
+    context_length = longest_context(num_stages)
     vocabulary = VOCABULARY
     tools = TOOLS
     text_registers = ("stack",)
-    max_actions = 2 * MAX_OPERANDS + 1
+    max_actions = 2 * num_stages + 1
     splits = ("seen", "held_out")
     judgements = ("algebraically_valid", "shortest")
     problem_columns = ("expression",)
@@ -82,10 +86,11 @@ class ExpressionTask(Task):
     ) -> ExpressionProblems:
         if split not in self.splits:
             raise ValueError(f"no split '{split}'; the splits are {', '.join(self.splits)}")
-        return draw(rng, np.asarray(stage, np.int8), split == "held_out")
+        return draw(rng, np.asarray(stage, np.int8), self.context_length, split == "held_out")
 
     def splits_of(self, stage: int) -> tuple[str, ...]:
-        return self.splits if int(self.check_stage(stage)) >= HELD_OUT_FROM else self.splits[:1]
+        some_held_out = HELD_OUT_FROM <= int(self.check_stage(stage)) <= MOST_NUMBERED
+        return self.splits if some_held_out else self.splits[:1]
 
     def split_of(self, problems: ExpressionProblems) -> np.ndarray:
         return problems.held_out.astype(np.int8)
@@ -98,7 +103,8 @@ class ExpressionTask(Task):
                 + (f", not by '{unknown[0]}'" if unknown else "")
             )
         texts = given["expression"]
-        problems = read([*texts] if isinstance(texts, (list, tuple, np.ndarray)) else [texts])
+        texts = [*texts] if isinstance(texts, (list, tuple, np.ndarray)) else [texts]
+        problems = read(texts, self.num_stages)
         if stage is not None:
             asked = self.check_stage(stage)
             if asked.shape not in ((), (1,), (len(problems),)):
@@ -121,7 +127,8 @@ class ExpressionTask(Task):
         index = np.arange(start, min(stop, total))
         number, code = np.divmod(index, 10**operands)
         digits = (code[:, None] // 10 ** np.arange(operands - 1, -1, -1) % 10).astype(np.int8)
-        return compose(operands, number, digits, np.zeros((len(index), operands - 1), bool))
+        spare = np.zeros((len(index), operands - 1), bool)
+        return compose(operands, number, digits, spare, self.context_length)
 
     def target(self, problems: ExpressionProblems) -> np.ndarray:
         return problems.target
@@ -140,7 +147,7 @@ class ExpressionTask(Task):
         ones.
         """
         stage = np.asarray(stage, np.int8)
-        return draw(rng, stage, smallest=SMALLEST_DIGITS)
+        return draw(rng, stage, self.context_length, smallest=SMALLEST_DIGITS)
 
     def variants(
         self, problems: ExpressionProblems, rng: np.random.Generator
@@ -207,7 +214,7 @@ class ExpressionTask(Task):
         valid = np.zeros(len(problems), bool)
         asked = zip(formulas_of(actions, lengths), texts_of(problems.context), strict=True)
         for row, (computed, text) in enumerate(asked):
-            expression = _parse(text).postfix
+            expression = self._parse(text).postfix
             valid[row] = computed == expression or (
                 len(computed) == len(expression)
                 and normal_form(computed) == normal_form(expression)
@@ -219,12 +226,12 @@ class ExpressionTask(Task):
 
     def plan(self, problems: ExpressionProblems, row: int) -> tuple[int, ...] | None:
         # The text in postfix: of all shortest valid programs the one that a person would write.
-        return (*_parse(text_of(problems.context[row])).postfix, ANS)
+        return (*self._parse(text_of(problems.context[row])).postfix, ANS)
 
     def continuation(
         self, problems: ExpressionProblems, row: int, tokens: Sequence[int]
     ) -> tuple[int, ...] | None:
-        postfix = _parse(text_of(problems.context[row])).postfix
+        postfix = self._parse(text_of(problems.context[row])).postfix
         limit = int(self.action_limit(problems.stage)[row])
         return complete(postfix, tuple(map(int, tokens)), limit)
 
@@ -233,6 +240,20 @@ class ExpressionTask(Task):
         (formula,) = formulas_of(program, np.array([len(actions)]))
         return text_of_postfix(formula) if formula else None
 
+    def _parse(self, text: str) -> Expression:
+        return parse(text, self.num_stages, most_tokens(self.num_stages))
 
-def _parse(text: str) -> Expression:
-    return parse(text, MAX_OPERANDS, MAX_TOKENS)
+
+class LongExpressionTask(ExpressionTask):
+    """The same with up to sixteen operands.
+
+    A task of its own, because contexts and episodes are twice as long. From nine operands on no
+    skeleton is held out: there are too many to be numbered, and none is ever trained on.
+    """
+
+    name = "expression_long"
+    env_name = "ExpressionLong"
+    num_stages = MOST_OPERANDS
+    formulas = _formulas(num_stages)
+    context_length = longest_context(num_stages)
+    max_actions = 2 * num_stages + 1

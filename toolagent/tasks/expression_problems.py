@@ -11,23 +11,35 @@ from toolagent.tasks.base import Problems
 from toolagent.tasks.infix import CLOSE, OPEN, parse
 from toolagent.tasks.skeletons import (
     HELD_OUT_FROM,
+    MOST_NUMBERED,
+    NO_NUMBER,
     OPERATORS,
+    Shapes,
     held_out,
     needs_parentheses,
     number_of,
     numbers,
+    random_shapes,
     shapes,
     split_number,
 )
-from toolagent.tasks.tokens import CTX, EOS
+from toolagent.tasks.tokens import ADD, CTX, EOS, MUL, SUB
 
-MAX_OPERANDS = 8
-MAX_TOKENS = 4 * MAX_OPERANDS - 3  # k digits, k-1 operators, 2(k-1) parentheses
-CONTEXT_LENGTH = MAX_TOKENS + 1  # CTX behind them
-FROM_0 = np.zeros(MAX_OPERANDS + 1, np.int64)  # the smallest digit, by the number of operands
+MOST_OPERANDS = 16  # of any task
+FROM_0 = np.zeros(MOST_OPERANDS + 1, np.int64)  # the smallest digit, by the number of operands
 # Of the problems drawn, this share may have parentheses that change nothing; each possible pair
 # is then written or not with equal chance.
 SPARE_PARENTHESES_SHARE = 0.2
+
+
+def most_tokens(operands: int) -> int:
+    """Of an expression: k digits, k-1 operators, 2(k-1) parentheses."""
+    return 4 * operands - 3
+
+
+def longest_context(operands: int) -> int:
+    """Of a task with expressions of up to so many operands: `CTX` stands behind them."""
+    return most_tokens(operands) + 1
 
 
 @dataclass
@@ -35,62 +47,99 @@ class ExpressionProblems(Problems):
     """B problems; `stage` is the number of operands."""
 
     target: np.ndarray  # (B,) int64
-    skeleton: np.ndarray  # (B,) int32: its number
+    skeleton: np.ndarray  # (B,) int32: its number; `NO_NUMBER` beyond `MOST_NUMBERED` operands
     held_out: np.ndarray  # (B,) bool: the skeleton never occurs in training
 
 
 def draw(
     rng: np.random.Generator,
     stage: np.ndarray,
+    length: int,
     from_held_out: bool = False,
     smallest: np.ndarray = FROM_0,
 ) -> ExpressionProblems:
     """A problem for each of (B,) stages, of skeletons that are held out or of the others.
 
-    Skeletons are equally likely, and so are the digits: from `smallest[k]` to 9 for k operands.
+    Skeletons are equally likely, so trees and operators are too, and so are the digits: from
+    `smallest[k]` to 9 for k operands. With more than `MOST_NUMBERED` operands none is held out.
+
+    Args:
+        rng: draws them.
+        stage: (B,) numbers of operands.
+        length: of a context.
+        from_held_out: whether the skeletons are those that never occur in training.
+        smallest: digit, by the number of operands.
 
     Raises:
         ValueError: no skeleton of a stage is held out.
     """
-    problems = _blank(len(stage))
+    problems = _blank(len(stage), length)
     for operands in np.unique(stage).tolist():
-        if from_held_out and operands < HELD_OUT_FROM:
+        if from_held_out and not HELD_OUT_FROM <= operands <= MOST_NUMBERED:
             raise ValueError(
-                f"no problems of stage {operands} are held out; only from {HELD_OUT_FROM} operands "
-                "on there are enough skeletons for that"
+                f"no problems of stage {operands} are held out; those of {HELD_OUT_FROM} to "
+                f"{MOST_NUMBERED} operands are"
             )
         rows = np.flatnonzero(stage == operands)
-        known = numbers(operands, from_held_out)
-        number = known[rng.integers(0, len(known), len(rows))]
+        if operands > MOST_NUMBERED:
+            table, shape = random_shapes(rng, len(rows), operands), np.arange(len(rows))
+            operators = rng.integers(0, 3, (len(rows), operands - 1), dtype=np.int8)
+            number = np.full(len(rows), NO_NUMBER)
+        else:
+            known = numbers(operands, from_held_out)
+            number = known[rng.integers(0, len(known), len(rows))]
+            table = shapes(operands)
+            shape, operators = split_number(operands, number)
         digits = rng.integers(smallest[operands], 10, (len(rows), operands), dtype=np.int8)
         spare = rng.random((len(rows), operands - 1)) < 0.5
         spare &= rng.random((len(rows), 1)) < SPARE_PARENTHESES_SHARE
-        problems.put(rows, compose(operands, number, digits, spare))
+        some = _composed(length, table, shape, operators, digits, spare)
+        some.skeleton[:] = number
+        if operands <= MOST_NUMBERED:
+            some.held_out[:] = held_out(operands)[number]
+        problems.put(rows, some)
     return problems
 
 
 def compose(
-    operands: int, number: np.ndarray, digits: np.ndarray, spare: np.ndarray
+    operands: int, number: np.ndarray, digits: np.ndarray, spare: np.ndarray, length: int
 ) -> ExpressionProblems:
     """Problems from their parts, all with the same number of operands.
 
     Args:
-        operands: k.
+        operands: k, at most `MOST_NUMBERED`.
         number: (B,) skeletons.
         digits: (B, k) int8.
         spare: (B, k-1) bool: write this node's parentheses even where they change nothing.
+        length: of a context.
     """
     shape, operators = split_number(operands, number)
-    written = (needs_parentheses(operands, shape, operators) | spare)[:, :, None]  # (B, k-1, 1)
-    table, operand = shapes(operands), np.arange(operands, dtype=np.int8)
+    problems = _composed(length, shapes(operands), shape, operators, digits, spare)
+    problems.skeleton[:] = number
+    problems.held_out[:] = held_out(operands)[number]
+    return problems
+
+
+def _composed(
+    length: int,
+    table: Shapes,
+    shape: np.ndarray,
+    operators: np.ndarray,
+    digits: np.ndarray,
+    spare: np.ndarray,
+) -> ExpressionProblems:
+    """Problems without the numbers of their skeletons."""
+    operands = digits.shape[1]
+    written = (needs_parentheses(table, shape, operators) | spare)[:, :, None]  # (B, k-1, 1)
+    operand = np.arange(operands, dtype=np.int8)
     opens = (written & (table.first[shape][:, :, None] == operand)).sum(1, dtype=np.int8)  # (B, k)
     closes = (written & (table.last[shape][:, :, None] == operand)).sum(1, dtype=np.int8)
     # An operand takes its opens, its digit, its closes and what is behind it: operator or CTX.
     behind = np.cumsum(opens + closes + np.int8(2), axis=1, dtype=np.int8) - np.int8(1)
     digit_at = behind - closes - np.int8(1)
 
-    problems = _blank(len(number))
-    context, rows = problems.context, np.arange(len(number))[:, None]
+    problems = _blank(len(shape), length)
+    context, rows = problems.context, np.arange(len(shape))[:, None]
     # What lies between a digit and what is behind it is a CLOSE, all else an OPEN.
     edges = np.zeros_like(context)
     edges[rows, digit_at] = 1
@@ -102,9 +151,7 @@ def compose(
     context[rows, behind[:, :-1]] = OPERATORS[operators]
     context[rows, behind[:, -1:]] = CTX
     problems.stage[:] = operands
-    problems.target[:] = _values(operands, shape, operators, digits)
-    problems.skeleton[:] = number
-    problems.held_out[:] = held_out(operands)[number]
+    problems.target[:] = _values(table, shape, operators, digits)
     return problems
 
 
@@ -119,16 +166,44 @@ def with_other_digits(
     for operands in np.unique(others.stage).tolist():
         rows = np.flatnonzero(others.stage == operands)
         digits = others.context[rows][at[rows]].reshape(len(rows), operands)
-        shape, operators = split_number(operands, others.skeleton[rows])
-        others.target[rows] = _values(operands, shape, operators, digits)
+        if operands > MOST_NUMBERED:
+            table, operators = _read_shapes(others.context[rows], operands)
+            shape = np.arange(len(rows))
+        else:
+            shape, operators = split_number(operands, others.skeleton[rows])
+            table = shapes(operands)
+        others.target[rows] = _values(table, shape, operators, digits)
     return others
 
 
+def _read_shapes(context: np.ndarray, operands: int) -> tuple[Shapes, np.ndarray]:
+    """The shapes of (B, L) contexts and their operators' numbers, (B, k-1), all with k operands.
+
+    Of the shapes only what `_values` needs. An operator is the tighter the more parentheses are
+    round it, and `*` than `+` and `-`; of equals the left one is applied first. So it spans what
+    lies between the next looser ones.
+    """
+    is_operator = np.isin(context, OPERATORS)
+    depth = np.cumsum((context == OPEN).astype(np.int8) - (context == CLOSE), 1)
+    tokens = context[is_operator].reshape(len(context), operands - 1)
+    tightness = 2 * depth[is_operator].reshape(tokens.shape) + (tokens == MUL)
+    node = np.arange(operands - 1)
+    # [:, i, j]: operator i is on the left (right) of j and applied after it.
+    looser = (tightness[:, :, None] < tightness[:, None, :]) & (node[:, None] < node)
+    later = (tightness[:, :, None] <= tightness[:, None, :]) & (node[:, None] > node)
+    first = np.where(looser, node[:, None] + 1, 0).max(1)
+    last = np.where(later, node[:, None], operands - 1).min(1)
+    order = np.argsort(-tightness, 1, kind="stable")
+    nothing = np.zeros_like(first)
+    table = Shapes(first, last, nothing, nothing.astype(bool), order)
+    return table, np.select([tokens == MUL, tokens == ADD, tokens == SUB], [0, 1, 2])
+
+
 def _values(
-    operands: int, shape: np.ndarray, operators: np.ndarray, digits: np.ndarray
+    table: Shapes, shape: np.ndarray, operators: np.ndarray, digits: np.ndarray
 ) -> np.ndarray:
     """(B,) int64: the nodes in postfix order, each replacing the operands that it spans."""
-    table, row = shapes(operands), np.arange(len(shape))[:, None]
+    operands, row = digits.shape[1], np.arange(len(shape))[:, None]
     nodes = table.postfix[shape]  # (B, k-1)
     # Flat indices into `value`, whose [:, i] is the largest node so far that begins at operand i.
     lefts, rights = row * operands + table.first[shape[:, None], nodes], row * operands + nodes + 1
@@ -140,30 +215,31 @@ def _values(
     return value[::operands]
 
 
-def read(texts: Sequence[str]) -> ExpressionProblems:
-    """The problems that texts pose.
+def read(texts: Sequence[str], operands: int) -> ExpressionProblems:
+    """The problems that texts pose, of up to so many operands.
 
     Raises:
         ValueError: a text is no expression, or a longer one than is read.
     """
-    problems = _blank(len(texts))
+    problems = _blank(len(texts), longest_context(operands))
     for row, text in enumerate(texts):
-        expression = parse(text, MAX_OPERANDS, MAX_TOKENS)
-        operands, end = expression.operands, len(expression.tokens)
+        expression = parse(text, operands, most_tokens(operands))
+        end = len(expression.tokens)
         problems.context[row, :end] = expression.tokens
         problems.context[row, end] = CTX
-        problems.stage[row] = operands
+        problems.stage[row] = expression.operands
         problems.target[row] = expression.value
         number = number_of(expression.operators, expression.spans)
         problems.skeleton[row] = number
-        problems.held_out[row] = held_out(operands)[number]
+        if number != NO_NUMBER:
+            problems.held_out[row] = held_out(expression.operands)[number]
     return problems
 
 
-def _blank(size: int) -> ExpressionProblems:
+def _blank(size: int, length: int) -> ExpressionProblems:
     return ExpressionProblems(
         stage=np.zeros(size, np.int8),
-        context=np.full((size, CONTEXT_LENGTH), EOS, np.int8),
+        context=np.full((size, length), EOS, np.int8),
         target=np.zeros(size, np.int64),
         skeleton=np.zeros(size, np.int32),
         held_out=np.zeros(size, bool),

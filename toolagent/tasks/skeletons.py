@@ -23,13 +23,15 @@ from toolagent.tasks.tokens import ADD, MUL, SUB
 
 OPERATORS = np.array([MUL, ADD, SUB], np.int8)  # in the order of their numbers, 0..2
 HELD_OUT_FROM = 4  # operands: with fewer, too few skeletons to hold some out
+MOST_NUMBERED = 8  # operands: with more, too many skeletons for tables of them
+NO_NUMBER = -1  # of a skeleton with more operands
 _HELD_OUT_SHARE = 0.2
 _SALT = 4  # with it the share is close to a fifth with 4 operands too: 26 of 135
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """All binary trees with k leaves; S of them. Nodes are numbered by their infix position."""
+    """S binary trees with k leaves. Nodes are numbered by their infix position."""
 
     first: np.ndarray  # (S, k-1) int8: the first operand that a node spans
     last: np.ndarray  # (S, k-1) int8: the last one
@@ -49,13 +51,57 @@ _Node = tuple[int, int, int, int, bool]
 
 @functools.cache
 def shapes(operands: int) -> Shapes:
-    """Every shape with that many leaves, in a fixed order (by the root's position, then left)."""
+    """Every shape with that many leaves, at most `MOST_NUMBERED`, in a fixed order (by the root's
+    position, then left)."""
     columns = np.zeros((5, _catalan(operands - 1), operands - 1), np.int8)
     for shape, nodes in enumerate(_trees(0, operands - 1, parent=-1, is_right=False)):
         for rank, (node, first, last, parent, is_right) in enumerate(nodes):
             columns[:4, shape, node] = first, last, parent, is_right
             columns[4, shape, rank] = node
     first, last, parent, is_right, postfix = columns
+    return Shapes(first, last, parent, is_right.astype(bool), postfix)
+
+
+def random_shapes(rng: np.random.Generator, size: int, operands: int) -> Shapes:
+    """`size` shapes, all of that many leaves equally likely, without a table of them.
+
+    Of every cyclic order of k leaves and k-1 nodes exactly one rotation is a tree in postfix (the
+    cycle lemma; Dvoretzky and Motzkin 1947).
+    """
+    nodes, row = operands - 1, np.arange(size)
+    is_leaf = rng.permuted(
+        np.broadcast_to(np.arange(operands + nodes) < operands, (size, operands + nodes)), axis=1
+    )
+    height = np.cumsum(np.where(is_leaf, 1, -1), 1)
+    # The rotation that begins behind the last lowest point never comes down to 0.
+    begin = height.shape[1] - height[:, ::-1].argmin(1)
+    is_leaf = is_leaf[row[:, None], (begin[:, None] + np.arange(height.shape[1])) % height.shape[1]]
+    columns = np.zeros((5, size, nodes), np.int8)
+    first, last, parent, is_right, postfix = columns
+    parent[:] = -1
+    # What waits for its parent: the operands that it spans, and its node, -1 for an operand.
+    stack = np.zeros((3, size, operands + 1), np.int8)
+    depth, leaves, done = (
+        np.zeros(size, np.int64),
+        np.zeros(size, np.int8),
+        np.zeros(size, np.int64),
+    )
+    for leaf in is_leaf.T:
+        rows = np.flatnonzero(leaf)
+        stack[:, rows, depth[rows]] = leaves[rows], leaves[rows], np.full(len(rows), -1)
+        leaves[rows] += 1
+        rows = np.flatnonzero(~leaf)
+        left, right = stack[:, rows, depth[rows] - 2], stack[:, rows, depth[rows] - 1]
+        node = left[1]  # the operator behind the last operand on the left
+        first[rows, node], last[rows, node] = left[0], right[1]
+        postfix[rows, done[rows]] = node
+        done[rows] += 1
+        for child, right_child in ((left[2], 0), (right[2], 1)):
+            some = child >= 0
+            parent[rows[some], child[some]] = node[some]
+            is_right[rows[some], child[some]] = right_child
+        stack[:, rows, depth[rows] - 2] = left[0], right[1], node
+        depth += np.where(leaf, 1, -1)
     return Shapes(first, last, parent, is_right.astype(bool), postfix)
 
 
@@ -90,8 +136,10 @@ def split_number(operands: int, number: np.ndarray) -> tuple[np.ndarray, np.ndar
 def number_of(operators: Sequence[int], spans: Sequence[tuple[int, int]]) -> int:
     """The number of the skeleton with these k-1 operator tokens over these (first, last) operands.
 
-    The inverse of `split_number`.
+    The inverse of `split_number`; `NO_NUMBER` with more than `MOST_NUMBERED` operands.
     """
+    if len(operators) >= MOST_NUMBERED:
+        return NO_NUMBER
     number = _shape_indices(len(operators) + 1)[tuple(spans)]
     for token in operators:
         number = 3 * number + OPERATORS.tolist().index(token)
@@ -123,13 +171,17 @@ def numbers(operands: int, are_held_out: bool) -> np.ndarray:
     return np.flatnonzero(held_out(operands) == are_held_out).astype(np.int32)
 
 
-def needs_parentheses(operands: int, shape: np.ndarray, operators: np.ndarray) -> np.ndarray:
+def needs_parentheses(table: Shapes, shape: np.ndarray, operators: np.ndarray) -> np.ndarray:
     """(B, k-1) bool: without parentheses round this node the text would mean another tree.
+
+    Args:
+        table: of shapes.
+        shape: (B,) which of them.
+        operators: (B, k-1) numbers 0..2.
 
     A node binds less tightly than its parent, or as tightly and stands on its right: every
     operator is read from left to right, so `a-(b-c)` and `a+(b+c)` keep theirs.
     """
-    table = shapes(operands)
     parent, is_right = table.parent[shape], table.is_right[shape]
     tight = operators == 0  # MUL
     parent_tight = np.take_along_axis(tight, np.maximum(parent, 0), 1)

@@ -2,7 +2,7 @@
 
 import re
 
-FLAG = "--expression"  # up to 8 digits with + - * and parentheses
+FLAG = "--expression"  # digits with + - * and parentheses, as many as the card says
 OPERATIONS = {"MUL": int.__mul__, "ADD": int.__add__, "SUB": int.__sub__}
 
 
@@ -10,11 +10,13 @@ def read(text, card):
     """The context's tokens and the stage, the number of operands, of a problem."""
     text = text.replace(" ", "")
     rest, flat = text, r"[0-9]([-+*][0-9])*"
-    for _ in text[:29]:  # what stands in parentheses is an operand
+    most, length = max(map(int, card["action_limits"])), card["context_length"] - 1
+    for _ in text[:length]:  # what stands in parentheses is an operand
         rest = re.sub(rf"\({flat}\)", "0", rest)
     operands = len(re.findall("[0-9]", text))
-    if not re.fullmatch(flat, rest) or operands > 8 or len(text) > 29:
-        raise ValueError(f"{FLAG}: expected up to 8 single digits with + - * ( ), as in (3+4)*2")
+    if not re.fullmatch(flat, rest) or operands > most or len(text) > length:
+        right = f"up to {most} single digits with + - * ( ), as in (3+4)*2"
+        raise ValueError(f"{FLAG}: expected {right}")
     return [*map({"*": "MUL", "+": "ADD", "-": "SUB"}.get, text, text), "CTX"], operands
 
 
