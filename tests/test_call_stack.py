@@ -19,14 +19,8 @@ from network_forms import (
 from toolagent.export.check import load_player
 from toolagent.export.player import source
 from toolagent.models.base import as_responses
-from toolagent.models.call_stack import (
-    KEEP,
-    POP,
-    PUSH,
-    CallStackNetwork,
-    CallStackOptions,
-    slot_weights,
-)
+from toolagent.models.call_stack import CallStackNetwork, CallStackOptions
+from toolagent.models.state_stack import KEEP, POP, PUSH, SlotWeights
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import ANS, CTX, EOS, NUM_TOKENS
 
@@ -111,6 +105,18 @@ def test_every_form_is_the_equations_worked_out_by_hand(form, options):
         np.testing.assert_allclose(values[row, :steps], expected[1][:steps], atol=5e-5)
 
 
+def test_gradients_are_right_by_finite_differences():
+    network = make_network(0, CallStackOptions(2, 2, 2, 2, 2, 3)).double()
+    batch = make_batch(3, 3, 3, group=2)
+
+    def forward(*_):  # the parameters themselves are moved
+        torch.manual_seed(0)  # the same noise each time
+        return network.unroll_episodes(*batch.columns)
+
+    for network.noisy in (False, True):
+        assert torch.autograd.gradcheck(forward, tuple(network.parameters()))
+
+
 # What it is for ----------------------------------------------------------------------------------
 
 
@@ -172,7 +178,7 @@ def test_the_stack_is_a_list_that_forgets_its_bottom(stack_size):
 
 def test_slots_that_are_open_are_written_in_order():
     opened = torch.tensor([[0, 1, 0, 0, 1, 1.0], [1, 1, 0, 0, 0, 0]])
-    weights = slot_weights(opened, 4)
+    weights = SlotWeights.apply(opened, 4)
     assert weights[0].argmax(0).tolist()[:3] == [1, 4, 5]
     assert weights.sum(1).tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
 
@@ -185,7 +191,7 @@ def test_a_slots_weight_is_the_chance_that_it_is_the_tth_open_one():
         chance = torch.where(chosen > 0, opened, 1 - opened).prod(1)
         for step, slot in enumerate(chosen.nonzero().flatten().tolist()[:4]):
             expected[:, slot, step] += chance
-    torch.testing.assert_close(slot_weights(opened, 4), expected)
+    torch.testing.assert_close(SlotWeights.apply(opened, 4), expected)
 
 
 def test_digits_are_only_copied():

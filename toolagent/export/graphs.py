@@ -24,9 +24,10 @@ from torch.nn import functional
 from toolagent.models.answer_attention import AnswerAttentionNetwork
 from toolagent.models.base import AgentNetwork, InitialState
 from toolagent.models.bidirectional_gru import ReadContexts
-from toolagent.models.call_stack import CallStackNetwork, next_slot
+from toolagent.models.call_stack import CallStackNetwork
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork
 from toolagent.models.packed_gru import gru_table
+from toolagent.models.state_stack import stack_step
 from toolagent.tasks import Task
 from toolagent.vocabulary import Vocabulary
 
@@ -152,19 +153,21 @@ def _begin_call_stack(network: CallStackNetwork, context: Tensor) -> InitialStat
     inputs, gate_logits = network.token_inputs(context)
     gates = torch.softmax(gate_logits, -1)
     table = gru_table(network.context_embedding.weight, network.reader)
-    rows, entries = context.shape[0], network.options.stack_size
+    rows, most = context.shape[0], network.options.stack_size
 
     def read(carry: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor]):
-        before = carry[0]
-        return network.call(table, *column, *carry), before.clone()
+        return stack_step(table, network.call_state, *column, *carry, most), carry[0].clone()
 
     hidden = network.call_state.unsqueeze(0).expand(rows, -1).clone()
-    stack = hidden.new_zeros(1, entries, 1) * hidden.unsqueeze(1)
+    stack = hidden.unsqueeze(1).expand(-1, most, -1) * 0.0
     _, states = scan(read, (hidden, stack), (inputs.transpose(0, 1), gates.transpose(0, 1)))
     opened, contents = network.slots_of(states.transpose(0, 1), context, shown)
 
-    def count(before: Tensor, opened_i: Tensor):
-        return next_slot(before, opened_i)
+    def count(so_far: Tensor, opened_i: Tensor):
+        """How much t slots are open behind a slot, and its weights (`SlotWeights`)."""
+        weights = so_far * opened_i.unsqueeze(1)
+        moved = functional.pad(weights[:, :-1], (1, 0))
+        return so_far - weights + moved, weights
 
     steps = network.interface.max_actions + 1
     first = (torch.arange(steps, device=context.device) == 0).to(opened.dtype)

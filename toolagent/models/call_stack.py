@@ -23,10 +23,10 @@ from toolagent.models.base import (
     unpack,
 )
 from toolagent.models.bidirectional_gru import shown_tokens
-from toolagent.models.packed_gru import GRUTable, gru_step, gru_table
+from toolagent.models.packed_gru import gru_table
+from toolagent.models.state_stack import KEEP, SlotWeights, StackedGRU
 from toolagent.vocabulary import Interface
 
-PUSH, POP, KEEP = range(3)  # the gates' columns
 _COPY_SCALE = 2.0  # copying has to be found first, so its gate moves faster than other weights
 
 
@@ -140,9 +140,15 @@ class CallStackNetwork(AgentNetwork):
         # Row v: which action token v is; of one that can't be written, none.
         copied = torch.eye(tokens, interface.num_actions)
         self.register_buffer("copied", copied, persistent=False)
+        self.register_buffer("one_hot", torch.eye(tokens)[looks_like], persistent=False)
 
     looks_like: Tensor  # (V,) int64: which token each looks like
     copied: Tensor  # (V, A)
+    one_hot: Tensor  # (V, V): the same as rows of zeros and a one
+
+    def _one_hot(self, tokens: Tensor) -> Tensor:
+        """(..., V): the gradient of a product with them is fast, that of a look-up is not."""
+        return self.one_hot[tokens]
 
     @property
     def state_parts(self) -> dict[str, slice]:
@@ -169,7 +175,7 @@ class CallStackNetwork(AgentNetwork):
         """(P, `steps`, C + A): r_t and copy_t of each step, of (P, L) contexts."""
         states, _ = self.read_states(tokens, shown)
         opened, contents = self.slots_of(states, tokens, shown)
-        weights = slot_weights(opened.flatten(1), steps)  # (P, I, `steps`)
+        weights = SlotWeights.apply(opened.flatten(1), steps)  # (P, I, `steps`)
         return self.mixed(weights, contents)
 
     def token_inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,8 +183,8 @@ class CallStackNetwork(AgentNetwork):
         (P, L, 3)."""
         embedded = self.context_embedding.weight
         inputs = gru_table(embedded, self.reader).inputs
-        seen = self.looks_like[tokens]
-        return functional.embedding(seen, inputs), functional.embedding(seen, self.gates(embedded))
+        seen = self._one_hot(tokens)
+        return seen @ inputs, seen @ self.gates(embedded)
 
     def read_states(self, tokens: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
         """The states (P, L, D) before each token, and the gates (P, L, 3)."""
@@ -186,51 +192,26 @@ class CallStackNetwork(AgentNetwork):
         if self.noisy:
             gate_logits = _noised(gate_logits, self.options.gate_noise)
         gates = torch.softmax(gate_logits, -1)
+        noise = None
+        if self.noisy:
+            shape = (tokens.shape[1], len(tokens), self.options.state_size)
+            noise = self.options.state_noise * torch.randn(shape, device=tokens.device)
         table = gru_table(self.context_embedding.weight, self.reader)
-        hidden = self.call_state.expand(len(tokens), -1)
-        stack = hidden.new_zeros(len(tokens), 0, hidden.shape[1])
-        before = []
-        for inputs_j, gates_j in zip(inputs.unbind(1), gates.unbind(1), strict=True):
-            before.append(hidden)
-            hidden, stack = self.call(table, inputs_j, gates_j, hidden, stack)
-            if self.noisy:
-                hidden = _noised(hidden, self.options.state_noise)
-        return torch.stack(before, 1), gates
-
-    def call(
-        self, table: GRUTable, inputs: Tensor, gates: Tensor, hidden: Tensor, stack: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Reads one token.
-
-        Args:
-            table: of the reader.
-            inputs: (P, 3D) of the token.
-            gates: (P, 3).
-            hidden: (P, D) the state before it.
-            stack: (P, m, D) with the top first; m grows by 1 up to M.
-
-        Returns:
-            The state and the stack behind it.
-        """
-        push, pop, keep = (gates[:, column, None] for column in (PUSH, POP, KEEP))  # (P, 1)
-        entries = min(stack.shape[1] + 1, self.options.stack_size)
-        # The stack with what a push puts on it, and zeros below: each action is a slice of it.
-        every = torch.cat([hidden.unsqueeze(1), functional.pad(stack, (0, 0, 0, 2))], 1)
-        top = every[:, 1]
-        going_on = torch.addcmul(torch.addcmul(push * self.call_state, pop, top), keep, hidden)
-        pushed, kept, popped = (every[:, first : first + entries] for first in range(3))
-        stack = torch.addcmul(
-            torch.addcmul(push.unsqueeze(2) * pushed, keep.unsqueeze(2), kept),
-            pop.unsqueeze(2),
-            popped,
+        states = StackedGRU.apply(
+            inputs.transpose(0, 1),
+            gates.transpose(0, 1),
+            *table[1:],
+            self.call_state,
+            noise,
+            self.options.stack_size,
         )
-        return _gru(table, inputs, going_on), stack
+        return states.transpose(0, 1), gates
 
     def slots_of(self, states: Tensor, tokens: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
         """How far the slots are open (P, L, K), and their contents with copies (P, I, C + A)."""
         by_token = self.writer_token(self.context_embedding.weight)  # (V, writer_size)
-        seen = functional.embedding(self.looks_like[tokens], by_token)
-        slots = self.slots(torch.relu(self.writer_state(states) + seen))
+        read = self.writer_state(states) + self._one_hot(tokens) @ by_token
+        slots = self.slots(torch.relu(read))
         slots = slots.unflatten(2, (self.options.slots_per_token, -1))  # (P, L, K, 1 + C)
         openness, contents = slots[..., 0], slots[..., 1:]
         if self.noisy:
@@ -251,7 +232,7 @@ class CallStackNetwork(AgentNetwork):
         tokens, shown = shown_tokens(context, self.pad_token)
         states, gates = self.read_states(tokens, shown)
         opened, _ = self.slots_of(states, tokens, shown)
-        weights = slot_weights(opened.flatten(1), self.interface.max_actions)
+        weights = SlotWeights.apply(opened.flatten(1), self.interface.max_actions)
         return StackTrace(gates, opened, weights)
 
     # Writing ----------------------------------------------------------------------------------
@@ -262,7 +243,8 @@ class CallStackNetwork(AgentNetwork):
         """Logits (N, A) and values (N,) of N steps: (N, C + A), the tokens before them (N,), and
         what those were answered with, (N, R)."""
         contents, copies = written.split([self.options.slot_size, self.interface.num_actions], -1)
-        inputs = contents + self.token_embedding(self.looks_like[tokens.long()])
+        embedding = self.token_embedding.weight
+        inputs = contents + self._one_hot(tokens.long())[:, : len(embedding)] @ embedding
         if responses is not None:
             inputs = inputs + self.response_input(responses)
         outputs = torch.tanh(self.hidden_layer(torch.relu(inputs)))
@@ -345,51 +327,8 @@ class CallStackNetwork(AgentNetwork):
         return *_combine(heads, copies), hidden + 1
 
 
-def slot_weights(opened: Tensor, steps: int) -> Tensor:
-    """How much each slot is what is written at each step: that it is open, and t before it are.
-
-    Args:
-        opened: (P, I), how far each slot is open, 0..1.
-        steps: T.
-
-    Returns:
-        (P, I, T); what is open beyond T steps counts nowhere.
-    """
-    start = functional.pad(opened.new_ones(len(opened), 1), (0, steps - 1))
-    before, weights = start, []  # (P, T) that t slots are open before this one
-    for open_i in opened.unbind(1):
-        before, weights_i = next_slot(before, open_i)
-        weights.append(weights_i)
-    return torch.stack(weights, 1)
-
-
-def next_slot(before: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts one more slot.
-
-    Args:
-        before: (P, T) how much t slots are open before it.
-        opened: (P,) how far it is open.
-
-    Returns:
-        (P, T) the same behind it, and (P, T), its weights.
-    """
-    weights = before * opened.unsqueeze(1)
-    return before - weights + functional.pad(weights[:, :-1], (1, 0)), weights
-
-
 def _noised(values: Tensor, deviation: float) -> Tensor:
     return values + deviation * torch.randn_like(values)
-
-
-def _gru(table: GRUTable, inputs: Tensor, hidden: Tensor) -> Tensor:
-    """`gru_step` in operations that have a gradient."""
-    if not torch.is_grad_enabled():
-        return gru_step(table, inputs, hidden)
-    width = hidden.shape[1]
-    gates = torch.sigmoid(torch.addmm(inputs[:, : 2 * width], hidden, table.gate_weight))
-    recurrent = torch.addmm(table.candidate_bias, hidden, table.candidate_weight)
-    new = torch.tanh(torch.addcmul(inputs[:, 2 * width :], gates[:, :width], recurrent))
-    return torch.lerp(new, hidden, gates[:, width:])
 
 
 def _at(written: Tensor, number: Tensor) -> Tensor:
