@@ -1,20 +1,25 @@
 """The pipeline on a real, small Ray: overlap, ages, seeds, failures, learners, checkpoints."""
 
 import functools
+import json
 import os
 import signal
 import sys
 import time
 
 import numpy as np
+import pandas
 import pytest
 import ray
 import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from toolagent.checkpoints.run_files import RunState
+from toolagent.config import add_callbacks
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.envs.registration import env_id, register_with_rllib
@@ -26,7 +31,9 @@ from toolagent.learning.returns import leave_one_out_advantages, step_mask
 from toolagent.models.rl_module import NetworkModule
 from toolagent.rollouts.env_runner import BatchedEnvRunner
 from toolagent.rollouts.play import play
+from toolagent.run.rows import progress_row
 from toolagent.tasks import get_task
+from toolagent.trackers.metrics import metrics_of
 
 EPISODES, UPDATES = 64, 5
 CURRICULUM = CurriculumSettings.model_validate(
@@ -90,6 +97,55 @@ def build(cluster):
     yield build
     for algorithm in built:
         algorithm.stop()
+
+
+class Counting(RLlibCallback):
+    """Figures of a user's: of env runners, of the algorithm, and put into the result."""
+
+    def on_sample_end(self, *, metrics_logger, samples, **kwargs):
+        metrics_logger.log_value("solved_share", float(samples.solved.mean()), reduce="max")
+        metrics_logger.log_dict({"steps": {"most": int(samples.lengths.max())}}, reduce="max")
+        metrics_logger.log_value("each", 1.0, reduce="item_series")  # no single number
+
+    def on_algorithm_init(self, *, metrics_logger, **kwargs):
+        metrics_logger.log_value("begun", 1, reduce="sum")
+
+    def on_train_result(self, *, result, **kwargs):
+        result["entropy"] = np.float32(0.5)  # the name of a column of the run's own
+        result["nothing"] = float("nan")
+
+
+def test_figures_of_a_users_callbacks_are_columns_and_tags(cluster, tmp_path):
+    """Those and no others: what RLlib reports by itself has columns of the run's choice."""
+    config = config_of().evaluation(
+        evaluation_interval=1, evaluation_duration=64, evaluation_num_env_runners=0
+    )
+    add_callbacks(config, [Counting])
+    algorithm = config.build_algo()
+    try:
+        result = algorithm.train()
+    finally:
+        algorithm.stop()
+    row = progress_row(result, RunState(iteration=1, time_s=1.0, env_steps=9), [])
+    (tmp_path / "progress.jsonl").write_text(json.dumps(row) + "\n")
+    (read,) = pandas.read_json(tmp_path / "progress.jsonl", lines=True).to_dict("records")
+    grouped = {name: value for name, value in read.items() if "/" in name}
+    groups = ("env_runners/", "algorithm/", "evaluation/")
+    logged = {name: value for name, value in grouped.items() if name.startswith(groups)}
+    assert 0 <= logged.pop("env_runners/solved_share") <= 1
+    assert 0 <= logged.pop("evaluation/solved_share") <= 1
+    assert {name for name in logged if "episode" not in name} == {
+        *("env_runners/steps/most", "evaluation/steps/most"),
+        *("algorithm/begun", "algorithm/entropy", "algorithm/nothing"),
+    }
+    assert logged["env_runners/steps/most"] == 7 and logged["algorithm/begun"] == 1
+    assert logged["algorithm/entropy"] == 0.5 != read["entropy"]
+    assert row["algorithm/nothing"] is None  # NaN is no JSON
+    assert [name for name in logged if "episode" in name and not name.startswith("eval")] == []
+    assert {f"accuracy/stage_{stage}" for stage in (0, 2)} <= grouped.keys()
+    tags = metrics_of(row)
+    assert {name for name in grouped if row[name] is not None} <= tags.keys()
+    assert tags["env_runners/steps/most"] == 7
 
 
 @pytest.mark.parametrize(

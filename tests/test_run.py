@@ -93,6 +93,10 @@ def check_folder(folder, task, seed=0):
     return summary
 
 
+def plain(row):
+    return [name for name in row if "/" not in name]
+
+
 def check_rows(rows):
     nothing = {"env_steps": 0, "time_s": 0.0}
     for before, after in itertools.pairwise([nothing, *rows]):
@@ -108,7 +112,8 @@ def check_rows(rows):
         assert (after["stage"] != before["stage"]) == (before["curriculum_event"] is not None)
     assert rows[0]["iteration"] == 1
     for row in rows:
-        assert row.keys() == rows[0].keys()
+        # Stages have columns in the iterations that measured them.
+        assert plain(row) == plain(rows[0])
         assert row["env_steps_per_s"] > 0
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
 

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
 
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils import metrics
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS
+from ray.tune import result as tune
 
 from toolagent.checkpoints.run_files import RunState
 from toolagent.curriculum.callback import CURRICULUM, CurriculumCallback
 from toolagent.figures import ENV_RUNNERS, FIGURES, LEARNER, PIPELINE
+
+ALGORITHM = "algorithm"  # columns of what callbacks of the algorithm log begin with it
+# The names that RLlib, Tune and the pipeline give to what they report: the constants of their
+# public modules, and those that are no constants. Every other name in a result is the user's.
+_REPORTED = frozenset(
+    name
+    for module in (metrics, tune)
+    for value in vars(module).values()
+    for name in (value if isinstance(value, tuple) else (value,))
+    if isinstance(name, str)
+) | {
+    *("agent_episode_return_mean", "module_episode_return_mean", "num_env_step_failures"),
+    *("num_healthy_workers", "num_remote_worker_restarts", "num_env_runners_dropped_lifetime"),
+    "actor_manager_num_outstanding_async_reqs",
+    *("env_runner_group", "perf", CURRICULUM, PIPELINE),
+}
 
 
 def progress_row(
@@ -46,8 +65,23 @@ def progress_row(
             for figure in FIGURES
             if figure.source in sources
         },
+        **_stages(curriculum),
         **_evaluation(result),
+        **_logged(result),
     }
+
+
+def _stages(curriculum: dict[str, Any]) -> dict[str, float | None]:
+    """What was measured in this iteration, a column for each stage: 'accuracy/stage_0'; {} in an
+    iteration that measured nothing."""
+    if not curriculum["measured"]:
+        return {}
+    columns = {f"accuracy/stage_{stage}": share for stage, share in curriculum["accuracy"].items()}
+    for stage, programs in curriculum["programs"].items():
+        columns[f"programs/stage_{stage}_share_of_most_frequent"] = programs["share"]
+        columns[f"programs/stage_{stage}_distinct"] = programs["distinct"]
+        columns[f"programs/stage_{stage}_solved_length"] = programs["solved_length"]
+    return {name: _number(value) for name, value in columns.items()}
 
 
 def _evaluation(result: dict[str, Any]) -> dict[str, float | None]:
@@ -59,6 +93,35 @@ def _evaluation(result: dict[str, Any]) -> dict[str, float | None]:
         for name, value in played.items()
         if (name.startswith("episode_") or name == "num_episodes") and isinstance(value, Real)
     }
+
+
+def _logged(result: dict[str, Any]) -> dict[str, float | None]:
+    """What the user's callbacks logged to a MetricsLogger or put into the result, a column each:
+    'env_runners/NAME', 'evaluation/NAME' (by env runners that evaluate) and 'algorithm/NAME'; of
+    nested names 'env_runners/NAME/NAME'. What is no single number is left out."""
+    evaluation = result.get(EVALUATION_RESULTS, {})
+    places = {
+        ENV_RUNNER_RESULTS: result.get(ENV_RUNNER_RESULTS, {}),
+        EVALUATION_RESULTS: evaluation | evaluation.get(ENV_RUNNER_RESULTS, {}),
+        ALGORITHM: result,
+    }
+    return {
+        f"{place}/{path}": _number(value)
+        for place, reported in places.items()
+        for name in reported.keys() - _REPORTED
+        if str(name).removesuffix("_throughput") not in _REPORTED
+        for path, value in _leaves(name, reported[name])
+        if isinstance(value, Real)
+    }
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What is not a mapping in a nested one, with its path: ('programs/distinct', 3)."""
+    if not isinstance(value, Mapping):
+        yield path, value
+        return
+    for name, inner in value.items():
+        yield from _leaves(f"{path}/{name}", inner)
 
 
 def unfinished_row(

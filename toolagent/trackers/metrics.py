@@ -13,7 +13,6 @@ from typing import Any
 
 from toolagent.figures import FIGURES
 
-EVALUATION = "evaluation/"  # columns of RLlib's own evaluation begin with it
 RLLIB_PREFIX = "ray/tune/"
 
 # Parts of a result that say nothing about learning, or are among the tags above.
@@ -21,15 +20,12 @@ _LEFT_OUT = ("config", "curriculum", "pid", "done", "timestamp", "time_since_res
 
 
 def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of one row of `progress.jsonl` by tag; a figure that is not there has none."""
+    """The figures of one row of `progress.jsonl` by tag; a figure that is not there has none.
+
+    The tag of a column that is in a group, such as 'accuracy/stage_0', is its name.
+    """
     found = {figure.tag: row.get(figure.name) for figure in FIGURES if figure.tag}
-    found |= {name: value for name, value in row.items() if name.startswith(EVALUATION)}
-    if row["measured"]:
-        found |= {f"accuracy/stage_{stage}": share for stage, share in row["accuracy"].items()}
-        for stage, programs in row.get("programs", {}).items():
-            found[f"programs/stage_{stage}_share_of_most_frequent"] = programs["share"]
-            found[f"programs/stage_{stage}_distinct"] = programs["distinct"]
-            found[f"programs/stage_{stage}_solved_length"] = programs["solved_length"]
+    found |= {name: value for name, value in row.items() if "/" in name}
     return {tag: float(value) for tag, value in found.items() if value is not None}
 
 

@@ -107,7 +107,7 @@ class MLflow(Tracker):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        batch = [Metric(name, value, now, step) for name, value in metrics.items()]
+        batch = [Metric(_key(name), value, now, step) for name, value in metrics.items()]
         self._client.log_batch(self._run_id, metrics=batch)
 
     def end(self, status: str, files: Mapping[str, Path], summary: Mapping[str, float]) -> None:
