@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from toolagent.installation import DISTRIBUTION, install_command
@@ -110,3 +111,13 @@ def test_the_command_of_a_wheel_installs_the_packages_that_are_missing(tmp_path)
 
 def test_without_metadata_no_package_is_named(tmp_path):
     assert "pip" not in installed(tmp_path, None)
+
+
+def test_ci_runs_with_every_version_of_python_that_is_named():
+    prefix = "Programming Language :: Python :: 3."
+    named = [line for line in PROJECT["classifiers"] if line.startswith(prefix)]
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    setup, *_ = (s["with"] for s in workflow["jobs"]["ci"]["steps"] if "setup-python" in str(s))
+    versions = setup["python-version"].split()
+    assert sorted(versions) == [line.rpartition(" ")[2] for line in named]
+    assert PROJECT["requires-python"] == f">={versions[-1]}"
