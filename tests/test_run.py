@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import json
 import math
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -21,13 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from processes import end, listening_addresses, wait_for
-from rich.console import Console
 
 from toolagent.checkpoints.policy import load_policy
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.training_state import list_checkpoints, newest_checkpoint
 from toolagent.errors import UserError
-from toolagent.run.display import Display
 
 QUICK = ("--set", "run.dashboard=false", "--set", "run.sample_trajectories=1")
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -355,30 +351,3 @@ def test_default_folders_never_meet(tmp_path, monkeypatch):
         folder.make("task: calculator\n")
         paths.append(str(folder.path))
     assert paths == ["runs/calculator-now", "runs/calculator-now-2", "runs/calculator-now-3"]
-
-
-# The live line -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("width", [80, 100])
-def test_the_live_line_fits_the_terminal(width):
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=width, markup=False, highlight=False)
-    row = {
-        "stage": 2,
-        "accuracy": {"0": 1.0, "1": 1.0, "2": 0.999},
-        "env_steps_per_s": 123_456.0,
-        "time_s": 3601.0,
-        "env_steps": 123_456_789,
-    }
-    with Display(console, None, 7200.0) as display:
-        display.update(row)
-        display._progress.refresh()
-    lines = [
-        re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
-        for line in re.split("[\r\n]", screen.getvalue())
-    ]
-    (line,) = {line for line in lines if "steps/s" in line}
-    assert line.startswith("stage 2  accuracy 100% 100%  99%  123,456 steps/s")
-    assert line.rstrip().endswith(" max 59:59 left")
-    assert len(line) <= width

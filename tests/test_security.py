@@ -42,7 +42,7 @@ from toolagent.cluster.token import prepare_token
 from toolagent.config import build_algorithm_config, documents, load_settings
 from toolagent.errors import UserError
 from toolagent.evaluate.problem_files import read_problems
-from toolagent.export import __main__ as export
+from toolagent.export import writing
 from toolagent.report.run_files import read_run
 from toolagent.rollouts.records import read_episodes
 from toolagent.run.start import resumed_start
@@ -232,7 +232,7 @@ def read(capfd, line):
 def test_no_command_opens_a_pickle_beside_a_checkpoint(tmp_path, monkeypatch, capfd, line):
     if line.startswith("export"):
         # What takes minutes writes what was read by then.
-        monkeypatch.setattr(export, "export", lambda policy, folder, console: 0)
+        monkeypatch.setattr(writing, "export", lambda policy, folder, activity: 0)
     monkeypatch.chdir(tmp_path)
     mark = tmp_path / "mark"
     (tmp_path / "problems.csv").write_text("stage,a,b,c,d,e\n0,1,2,3,,\n")

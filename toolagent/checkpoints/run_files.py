@@ -115,7 +115,7 @@ STOPPED_BY = {
     "env_steps": "the limit of env steps is reached",
     "time": "the limit of training time is reached",
     "iterations": "the limit of iterations is reached",
-    "interrupted": "interrupted; continue with --resume",
+    "interrupted": "interrupted",
 }
 
 

@@ -9,14 +9,15 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 from toolagent.cluster.address import check_address, no_cluster
 from toolagent.cluster.code_transport import python_path, runtime_environment
 from toolagent.cluster.temporary_folder import prepare_temporary_folder
-from toolagent.cluster.token import prepare_token
+from toolagent.cluster.token import prepare_token, token_is_sent, where_token_is
 from toolagent.errors import UserError, check_text
 
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -34,6 +35,20 @@ class Cluster:
     # What each node offers: {"CPU": 8.0, "GPU": 1.0, ...}, custom resources among them.
     offers: tuple[Mapping[str, float], ...] = ()
     driver: Mapping[str, float] = field(default_factory=dict)  # the offer of the driver's node
+    # Begins to end it, beside what else is to be done; nothing may use Ray from then on.
+    end: Callable[[], None] = lambda: None
+
+    @property
+    def dashboard_lines(self) -> list[str]:
+        """Where Ray's dashboard is, and where the token is that it asks for; [] without one."""
+        if not self.dashboard_url:
+            return []
+        asks = not self.joined or token_is_sent()
+        token = where_token_is() if asks else None
+        return [
+            f"Ray dashboard: http://{self.dashboard_url}",
+            *([f"  it asks for a token: {token}"] if token else []),
+        ]
 
 
 def quiet() -> None:
@@ -149,6 +164,12 @@ def ray_session(
             if not address:
                 raise
             raise no_cluster(address, str(error).strip().splitlines()[0]) from None
+    ending: list[Thread] = []
+
+    def end() -> None:
+        ending.append(Thread(target=ray.shutdown, name="ray-shutdown"))
+        ending[0].start()
+
     try:
         quiet()
         offers = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
@@ -160,9 +181,12 @@ def ray_session(
             joined=address is not None,
             offers=tuple(offers.values()),
             driver=offers.get(ray.get_runtime_context().get_node_id(), {}),
+            end=end,
         )
     finally:
-        ray.shutdown()
+        for thread in ending:
+            thread.join()
+        ray.shutdown()  # if it was not ended early
 
 
 @contextlib.contextmanager

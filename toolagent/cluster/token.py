@@ -10,7 +10,7 @@ import stat
 import sys
 from pathlib import Path
 
-from toolagent.errors import UserError
+from toolagent.errors import UserError, quoted
 
 _MAX_BYTES = 4096
 
@@ -75,6 +75,18 @@ def prepare_token(create: bool) -> None:
             "a token, to use one of yours (for Ray's dashboard)",
             file=sys.stderr,
         )
+
+
+def where_token_is() -> str | None:
+    """Where a person finds the token that Ray's dashboard asks for: a command that prints it, or
+    the variable that holds it. None where tokens are switched off.
+    """
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return None
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "the value of RAY_AUTH_TOKEN"
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return f"cat {quoted(named)}" if named else "cat ~/.ray/auth_token"
 
 
 def token_is_sent() -> bool:

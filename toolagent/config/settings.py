@@ -61,7 +61,7 @@ class RunSettings(BaseModel):
     """Seconds without an answer until remote learners are ended."""
     stall_warning_s: Seconds = 60.0
     """Seconds without an update until a warning."""
-    sample_trajectories: Count = 5
+    sample_trajectories: Count = 1
     """Printed at the end, per stage."""
     dashboard: bool = True
     """Start Ray's dashboard, on loopback."""

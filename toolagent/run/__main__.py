@@ -1,4 +1,4 @@
-"""Trains an agent: `python -m toolagent.run --num-env-runners 16`."""
+"""Trains an agent: `python -m toolagent.run --num-env-runners 2`."""
 
 from __future__ import annotations
 

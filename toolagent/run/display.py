@@ -1,84 +1,135 @@
-"""What a person sees during a run: one live line on a terminal, plain lines in a log."""
+"""What a person sees during a run: a live panel on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+import psutil
+from rich.console import Console, RenderableType
+from rich.segment import Segments
+
+from toolagent.cli.activity import Activity
+from toolagent.cli.interrupt import Interrupt
+from toolagent.config.settings import Settings
+from toolagent.run.faults import faults_line
+from toolagent.run.panel import TrainingPanel, number_text, percent_text, time_text
+from toolagent.tasks import get_task
 
 # Seconds between the lines of a log: a tenth of the run so far, within these bounds. A notebook's
 # cell keeps all of them.
 _SHORTEST_PERIOD_S, _LONGEST_PERIOD_S = 10.0, 300.0
+_PANEL_PERIOD_S = 1.0
+_MEMORY_PERIOD_S = 5.0  # looking through the processes takes some 20 ms
 
 
-class Display:
-    """Live progress; a context manager around the training loop."""
+class Display(Activity):
+    """Live progress; a context manager around the whole session."""
 
-    def __init__(self, console: Console, stop_env_steps: int | None, stop_time_s: float | None):
-        self.console = console
-        self.stop_env_steps = stop_env_steps
-        self.stop_time_s = stop_time_s
-        self._next_log = 0.0
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+    def __init__(self, console: Console, interrupt: Interrupt | None = None):
+        super().__init__(console, interrupt)
+        self._settings: Settings | None = None
+        self._problems: dict[int, str] = {}
+        self._row: dict[str, Any] | None = None
+        self._solved: Collection[str] = ()
+        self._next_log = self._next_memory = self._next_panel = 0.0
+        self._panel: tuple[Any, RenderableType] = (None, "")  # what it depends on, and the panel
+        self._memory_bytes = 0
 
-    def __enter__(self) -> Display:
-        if self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=12),  # all columns together fit 80 characters
-                TextColumn("{task.fields[left]}"),
-                console=self.console,
-                transient=True,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task(
-                "starting env runners and learners", total=1.0, left=""
-            )
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+    def begin(self, settings: Settings) -> None:
+        """Knows from now on what is trained."""
+        self._settings, task = settings, get_task(settings.task)
+        self._problems = {stage: task.formula(stage) for stage in task.stages}
+        self.stopping = (
+            "stops after this update and writes a checkpoint; Ctrl-C again: stops at once"
+        )
 
     def event(self, text: str) -> None:
         """Something that stays on the screen."""
         self.console.print(text, soft_wrap=True)  # a log's lines stay whole
 
-    def update(self, row: dict[str, Any]) -> None:
-        """Shows one row of `progress.jsonl`."""
-        done = self._share_done(row)
-        left = self._time_left(row["time_s"], done)
-        accuracies = " ".join(f"{int(100 * a):3d}%" for a in row["accuracy"].values())
-        line = (
-            f"stage {row['stage']}  accuracy {accuracies or 'not measured yet'}  "
-            f"{row['env_steps_per_s']:,.0f} steps/s"
-        )
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=line, completed=done, left=left)
-        elif time.monotonic() >= self._next_log:
+    def update(self, row: dict[str, Any], solved: Collection[str] = ()) -> None:
+        """Shows one row of `progress.jsonl`.
+
+        Args:
+            row: of the iteration that has ended.
+            solved: the stages that were solved so far.
+        """
+        self._doing = ""
+        self._row, self._solved = row, solved
+        if self._live is None and time.monotonic() >= self._next_log:
             period = max(_SHORTEST_PERIOD_S, min(row["time_s"] / 10, _LONGEST_PERIOD_S))
             self._next_log = time.monotonic() + period
-            self.console.print(
-                f"{row['time_s']:6.1f} s  {row['env_steps']:>9,} env steps  {line}  {left}",
-                soft_wrap=True,
+            self.console.print(self._log_line(row), soft_wrap=True)
+
+    def _log_line(self, row: dict[str, Any]) -> str:
+        accuracies = ", ".join(f"{s}: {percent_text(a)}" for s, a in row["accuracy"].items())
+        left = self._time_left(row)
+        return (
+            f"{row['time_s']:6.1f} s  {row['env_steps']:>9,} env steps  stage {row['stage']}  "
+            f"accuracy {accuracies or 'not measured yet'}  {row['env_steps_per_s']:,.0f} steps/s  "
+            f"return {number_text(row.get('episode_return_mean'))}  "
+            f"entropy {number_text(row.get('entropy'))}{left and f'  at most {left} left'}"
+        )
+
+    def _picture(self) -> RenderableType:
+        if self._row is None or self._settings is None:
+            return super()._picture()
+        # Laid out once a second: that takes 5 ms of the process that learns.
+        key = (self.console.size, self._doing, self._interrupted)
+        if self._panel[0] != key or time.monotonic() >= self._next_panel:
+            self._next_panel = time.monotonic() + _PANEL_PERIOD_S
+            self._panel = (key, Segments(self.console.render(self._layout(self._row))))
+        return self._panel[1]
+
+    def _layout(self, row: dict[str, Any]) -> TrainingPanel:
+        assert self._settings is not None
+        notes = []
+        if self._doing:
+            notes.append((self._doing, "bold"))
+        if faults := faults_line(row):
+            notes.append((faults, "yellow"))
+        if self._interrupted:
+            notes.append((self.stopping, "bold yellow"))
+        return TrainingPanel(
+            title=f"{self._settings.task}, seed {self._settings.seed}: stage {row['stage']}",
+            row=row,
+            problems=self._problems,
+            solved=self._solved,
+            left=self._time_left(row),
+            memory_bytes=self._memory(),
+            notes=notes,
+        )
+
+    def _memory(self) -> int:
+        """Bytes that this process and those that it started have for themselves."""
+        if time.monotonic() >= self._next_memory:
+            self._next_memory = time.monotonic() + _MEMORY_PERIOD_S
+            self._memory_bytes = _memory_of(psutil.Process())
+        return self._memory_bytes
+
+    def _time_left(self, row: dict[str, Any]) -> str:
+        """At most this long: the run ends earlier if every stage is certified. '' without limit."""
+        run = self._settings.run if self._settings else None
+        shares = [
+            value / limit
+            for limit, value in (
+                (run and run.stop_env_steps, row["env_steps"]),
+                (run and run.stop_time_s, row["time_s"]),
             )
+            if limit
+        ]
+        done = min(1.0, max(shares, default=0.0))
+        return time_text(row["time_s"] * (1 - done) / done) if done > 0 else ""
 
-    def _share_done(self, row: dict[str, Any]) -> float:
-        """0..1: how near the nearest stop is."""
-        shares = [0.0]
-        if self.stop_env_steps:
-            shares.append(row["env_steps"] / self.stop_env_steps)
-        if self.stop_time_s:
-            shares.append(row["time_s"] / self.stop_time_s)
-        return min(1.0, max(shares))
 
-    @staticmethod
-    def _time_left(elapsed: float, done: float) -> str:
-        """At most this long: the run ends earlier if every stage is certified."""
-        if done <= 0:
-            return ""
-        seconds = round(elapsed * (1 - done) / done)
-        return f"max {seconds // 60}:{seconds % 60:02d} left"
+def _memory_of(process: psutil.Process) -> int:
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            memory: Any = one.memory_info()
+        except psutil.Error:  # it has ended, or is not ours
+            continue
+        total += memory.rss - memory.shared
+    return total

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from toolagent import cli
 from toolagent.checkpoints.run_folder import RunFolder
@@ -50,12 +52,12 @@ def execute(session: Session) -> int:
     _print_what_begins(session, notes)
     rows = _rows_so_far(session)
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
-    with session.display:
-        try:
-            outcome = Supervision(session).run(rows)
-        except RunFailed as error:
-            session.fail(str(error))
-            return 1
+    try:
+        outcome = Supervision(session).run(rows)
+    except RunFailed as error:
+        session.fail(str(error))
+        return 1
+    session.cluster.end()  # its processes take a second to end
     unwritten = _publish_results(session, outcome)
     return _exit_code(session, outcome, unwritten)
 
@@ -96,9 +98,7 @@ def _print_what_begins(session: Session, notes: list[str]) -> None:
     console.print(f"results in {folder.name}", soft_wrap=True)
     if folder.mirror is not None:
         console.print(f"until they are there, in {folder.path}", soft_wrap=True)
-    if session.cluster.dashboard_url:
-        console.print(f"Ray dashboard: http://{session.cluster.dashboard_url}")
-    for note in (*notes, *session.start.notes):
+    for note in (*session.cluster.dashboard_lines, *notes, *session.start.notes):
         console.print(note, soft_wrap=True)
 
 
@@ -115,25 +115,30 @@ def _rows_so_far(session: Session) -> list[dict[str, Any]]:
 
 
 def _publish_results(session: Session, outcome: Outcome) -> str | None:
-    """Writes the results, prints them and hands them to the trackers.
+    """Writes the results and hands them to the trackers; they are printed when all is done.
 
     Returns:
         Why files of the results could not be written; None if all were.
     """
-    folder, console = session.folder, session.console
+    folder = session.folder
     session.summary = summary = summarize(outcome)
     # 'auto' is known only now.
     summary["num_env_runners"] = session.algorithm_config.num_env_runners
     samples = sample_trajectories(outcome)
+    session.display.doing("writing the results")
     unwritten = _write_results(folder, summary, outcome, samples)
     _write_report(folder)
-    print_report(console, outcome, samples)
-    for line in outcome.recorded:
-        console.print(line, soft_wrap=True)
     status = INTERRUPTED if outcome.stopped_by == "interrupted" else FINISHED
     files = result_files(folder, outcome.keeper.last or folder.checkpoints)
     session.trackers.end(status, summary, files)
+    session.print_results = functools.partial(_print_results, session.console, outcome, samples)
     return unwritten
+
+
+def _print_results(console: Console, outcome: Outcome, samples: list[Trajectory]) -> None:
+    print_report(console, outcome, samples)
+    for line in outcome.recorded:
+        console.print(line, soft_wrap=True)
 
 
 def _write_results(

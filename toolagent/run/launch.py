@@ -18,6 +18,7 @@ from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.ray_session import cluster_to_join, ray_session
 from toolagent.errors import UserError
+from toolagent.run.display import Display
 from toolagent.run.recording import check_recording, check_records
 from toolagent.run.start import (
     Start,
@@ -114,13 +115,15 @@ def launch(request: Request, console: Console) -> Result:
     def tell(line: str) -> None:
         console.print(line, soft_wrap=True)
 
-    config = request.config
+    config, interrupt = request.config, Interrupt()
     with contextlib.ExitStack() as stack:
+        display = stack.enter_context(Display(console, interrupt))
         if request.resume is not None:
             # Read before anything is started: a wrong path is answered at once.
             folder, named = stack.enter_context(run_to_resume(request.resume, tell))
             config = str(folder.config)
         settings = load_settings(config, request.overrides)
+        display.loading("torch", "ray.rllib")
         algorithm_config = build_algorithm_config(settings)
         check_local_resources(algorithm_config, address)
         check_recording(settings.run.record_episodes, settings.task)
@@ -137,20 +140,25 @@ def launch(request: Request, console: Console) -> Result:
                 policy.check_outside(folder.path)
                 start = Start(policy=policy)
         start = dataclasses.replace(start, notes=(*start.notes, *notes))
-        # Starting Ray can't be cut short, but a signal is remembered.
+        display.doing("starting Ray")
+        # That can't be cut short, but a signal is remembered.
         with (
-            Interrupt() as interrupt,
+            interrupt,
             Trackers(settings.run.trackers, folder) as trackers,  # refuses before Ray is started
             ray_session(address, settings.run.dashboard, settings.document()) as cluster,
         ):
             interrupt.check()
+            display.doing("starting env runners and learners")
             from toolagent.run.execution import execute
             from toolagent.run.session import Session
 
             session = Session(
-                *(console, settings, algorithm_config, cluster),
+                *(display, settings, algorithm_config, cluster),
                 *(folder, start, trackers, interrupt),
             )
             code = execute(session)
+            display.doing("ending Ray")
         code = code if finish(folder) else code or 1
+        display.end()
+        session.print_results()  # last of all: the prompt comes with it
     return Result(code, tuple(session.faults), folder, session.summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
 
 
 def pipeline_line(rows: list[dict[str, Any]]) -> str:
-    """How well sampling and learning overlapped, and what was lost; '' for stock algorithms.
+    """How well sampling and learning overlapped, and what was lost, if anything was; '' for stock
+    algorithms.
 
     Weights travel with the requests, so a weight sync is lost only with a request.
     """
@@ -69,12 +71,15 @@ def pipeline_line(rows: list[dict[str, Any]]) -> str:
     def mean(name: str) -> float:
         return sum(row[name] or 0.0 for row in measured) / len(measured)
 
-    last = measured[-1]
+    last, losses = measured[-1], ""
+    if dropped := last["dropped_episodes_lifetime"]:
+        losses += f"dropped {dropped:,.0f} episodes that came too late\n"
+    if lost := last["lost_requests_lifetime"]:
+        losses += f"lost {lost:,.0f} requests and the weights they carried\n"
     return (
         f"learner idle {mean('learner_idle_share'):.0%}, samplers idle "
-        f"{mean('sampler_idle_share'):.0%}; staleness {mean('policy_age_mean'):.1f} updates; "
-        f"dropped {last['dropped_episodes_lifetime'] or 0:,.0f} episodes,\n"
-        f"lost {last['lost_requests_lifetime'] or 0:,.0f} requests and the weights they carried\n"
+        f"{mean('sampler_idle_share'):.0%}; staleness {mean('policy_age_mean'):.1f} updates\n"
+        f"{losses}"
     )
 
 
@@ -100,13 +105,13 @@ def print_report(console: Console, outcome: Outcome, samples: list[Trajectory]) 
         console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")
     _print_samples(console, samples, task)
     name = quoted(folder.name) + cli.code_flags(settings.task, network_name(type(outcome.network)))
-    console.print(
-        f"\nreport: {quoted(f'{folder.name}/{folder.report.name}')}\n"
-        f"next: python -m toolagent.evaluate {name}\n"
-        f"      python -m toolagent.explain {name} --stage {trained[-1]}\n"
-        f"      python -m toolagent.serve {name}",
-        soft_wrap=True,
-    )
+    commands = [f"evaluate {name}", f"explain {name} --stage {trained[-1]}", f"serve {name}"]
+    if outcome.stopped_by == "interrupted":
+        commands.insert(0, f"run --resume {quoted(folder.name)}")
+    console.print(f"\nreport: {quoted(f'{folder.name}/{folder.report.name}')}", soft_wrap=True)
+    for number, line in enumerate(commands):
+        label = "      " if number else "next: "
+        console.print(f"{label}python -m toolagent.{line}", soft_wrap=True)
 
 
 def final_table(outcome: Outcome, trained: list[int]) -> Table:
@@ -182,9 +187,22 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def fitted(text: str, console: Console) -> str:
+    """The text indented, in lines that fit a terminal; no word or number is broken."""
+    if not console.is_terminal:
+        return f"  {text}"
+    return textwrap.fill(
+        *(text, console.width),
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def _print_samples(console: Console, samples: list[Trajectory], task: Task) -> None:
     for stage, of_stage in itertools.groupby(samples, key=lambda sample: sample.stage):
         formula = task.formula(stage)
         console.print(f"\nstage {stage}{formula and f', {formula}'}: sample trajectories")
         for sample in of_stage:
-            console.print(f"  {one_line(sample)}", soft_wrap=True)
+            console.print(fitted(one_line(sample), console), soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ from toolagent.trackers.prometheus import RunMetrics
 class Session:
     """What a session was asked for, what it runs on, and where it reports and writes."""
 
-    console: Console
+    display: Display
     settings: Settings
     algorithm_config: AlgorithmConfig  # of the settings; `execute` fits it to the cluster
     cluster: Cluster
@@ -34,24 +35,29 @@ class Session:
     start: Start
     trackers: Trackers
     interrupt: Interrupt
-    display: Display = field(init=False)
     watchdog: Watchdog = field(init=False)
     # Over all restarts of learning: a counter that began again would count twice.
     metrics: RunMetrics = field(init=False)
     recording: Recording | None = field(init=False, default=None)  # of the training episodes
     summary: dict[str, Any] | None = field(init=False, default=None)  # at the end: the results
+    print_results: Callable[[], None] = field(init=False, default=lambda: None)
     faults: list[str] = field(init=False, default_factory=list)  # why the run has failed
     # `perf_counter` when Ray was up, in a resumed run that has not trained again yet.
     ray_since: float | None = field(init=False)
 
     def __post_init__(self) -> None:
         run = self.settings.run
-        self.display = Display(self.console, run.stop_env_steps, run.stop_time_s)
+        self.display.begin(self.settings)
         self.watchdog = Watchdog(self.display.event, run.stall_warning_s, run.learner_timeout_s)
         self.metrics = RunMetrics(
             self.folder.path, self.settings.task, run.checkpoint_every_s, enabled=run.metrics
         )
         self.ray_since = time.perf_counter() if self.start.resumed else None
+
+    @property
+    def console(self) -> Console:
+        """Standard output."""
+        return self.display.console
 
     def fail(self, fault: str) -> None:
         """Says on stderr why the run has failed, and keeps it."""

@@ -132,6 +132,7 @@ class TrainingLoop:
         if stopped_by == "interrupted":  # first of all: the machine may be about to go
             self._keeper.write(self._state)
         network = callback.refresh_network(self._algorithm)
+        self._display.doing("certifying")
         try:
             with interrupt.at_once(), self._session.watchdog.during("certifying"):
                 if stopped_by != "interrupted":
@@ -215,7 +216,7 @@ class TrainingLoop:
         before, self._unwritten = self._unwritten, self._session.folder.append_progress(row)
         if self._unwritten and not before:
             self._display.event(f"warning: progress.jsonl waits to be written ({self._unwritten})")
-        self._display.update(row)
+        self._display.update(row, self._state.first_solved)
 
     def _write_checkpoint(self) -> None:
         before = self._keeper.seconds

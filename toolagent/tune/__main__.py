@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolagent import cli
+from toolagent.cli.activity import Activity
 from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.ray_session import Cluster, cluster_to_join, ray_session
 from toolagent.config.folder import descriptions, shipped_searches
@@ -86,27 +87,32 @@ def command(
     elif output_dir is not None:
         folder = SearchFolder.new(output_dir, "")
 
-    from toolagent.config.folder import read_config
-    from toolagent.tasks import get_task
-    from toolagent.tune.search import load_search, search_from_texts, search_yaml
-    from toolagent.tune.tuner import check_searcher
+    with Activity(cli.console()) as activity:
+        activity.loading("torch", "ray.tune")
+        from toolagent.config.folder import read_config
+        from toolagent.tasks import get_task
+        from toolagent.tune.search import load_search, search_from_texts, search_yaml
+        from toolagent.tune.tuner import check_searcher
 
-    if resume is not None:
-        search = search_from_texts(
-            read_config(folder.search), read_config(folder.base), f"--resume {resume}"
-        )
-    else:
-        search = load_search(config, overrides, num_samples, stop_time_s)
-        if output_dir is None:
-            folder = SearchFolder.new(None, get_task(search.base.task).name)
-    check_searcher(search)
-    # What is searched over may name code too.
-    document = search.base.document() | {"space": search.settings.model_dump(mode="json")["space"]}
-    with ray_session(address, search.base.run.dashboard, document) as cluster:
-        if resume is None:
-            folder.make(search_yaml(search), search.base_yaml)
-        # A flag counts for this session; the search's own limit stays in its file.
-        return _run(search, folder, cluster, stop_time_s or search.settings.stop_time_s)
+        if resume is not None:
+            search = search_from_texts(
+                read_config(folder.search), read_config(folder.base), f"--resume {resume}"
+            )
+        else:
+            search = load_search(config, overrides, num_samples, stop_time_s)
+            if output_dir is None:
+                folder = SearchFolder.new(None, get_task(search.base.task).name)
+        check_searcher(search)
+        activity.doing("starting Ray")
+        # What is searched over may name code too.
+        space = search.settings.model_dump(mode="json")["space"]
+        document = search.base.document() | {"space": space}
+        with ray_session(address, search.base.run.dashboard, document) as cluster:
+            activity.end()
+            if resume is None:
+                folder.make(search_yaml(search), search.base_yaml)
+            # A flag counts for this session; the search's own limit stays in its file.
+            return _run(search, folder, cluster, stop_time_s or search.settings.stop_time_s)
 
 
 def _quiet_tune() -> None:
@@ -143,10 +149,8 @@ def _run(search: Search, folder: SearchFolder, cluster: Cluster, stop_time_s: fl
         f"scheduler {settings.scheduler}, objective {settings.objective}"
     )
     console.print(f"results in {folder.path}", soft_wrap=True)
-    if cluster.dashboard_url:
-        console.print(f"Ray dashboard: http://{cluster.dashboard_url}")
-    for note in notes:
-        console.print(note)
+    for note in (*cluster.dashboard_lines, *notes):
+        console.print(note, soft_wrap=True)
     nothing_left = all_ended(rows_of(folder))
     start = time.monotonic()
     with Interrupt() as interrupt:
