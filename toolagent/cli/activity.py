@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -35,7 +35,7 @@ class Activity:
         self._doing, self._since = "", time.monotonic()
         self._spinner = Spinner("dots")
 
-    def __enter__(self) -> Activity:
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(
                 get_renderable=self._picture,
