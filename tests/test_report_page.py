@@ -28,9 +28,10 @@ from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.config import load_settings, to_yaml
 from toolagent.errors import UserError
 from toolagent.report import __main__ as report
-from toolagent.report import charts, facts
-from toolagent.report.page import write_report
+from toolagent.report import charts, comparison, facts
+from toolagent.report.page import write_comparison, write_report
 from toolagent.report.run_files import read_run
+from toolagent.report.sources import Group, groups_of, read_source
 from toolagent.rollouts.certification import certify
 from toolagent.run.keeper import CheckpointKeeper
 from toolagent.run.results import behaviour, sample_trajectories, summarize
@@ -209,10 +210,110 @@ def test_seeds_stand_side_by_side(finished, make_run, tmp_path, capsys):
     page = Page((tmp_path / "both.html").read_text())
     assert len(page.ids) == len(set(page.ids))
     captions = [a["aria-label"] for tag, a in page.tags if tag == "div" and "aria-label" in a]
-    assert sum("Accuracy on stage 1" in text and "second" in text for text in captions) >= 1
-    assert "calculator, 2 runs, seeds 0, 1" in page.text
+    assert "calculator, 2 runs" in page.text
+    # They differ in nothing but the seed, so they are one line with a band.
+    figure = next(text for text in captions if "Accuracy on stage 1" in text)
+    assert figure.count("ends at") == 1
     assert not (second / "report.html").exists()
     assert (tmp_path / "both" / "accuracy_stage_2.png").is_file()
+
+
+def changed(path, name, edit):
+    """A copy of a run beside it, with another configuration."""
+    copy = path.with_name(name)
+    shutil.copytree(path, copy)
+    config = copy / "config.yaml"
+    config.write_text(edit(config.read_text()))
+    return copy
+
+
+def test_configurations_stand_side_by_side_with_what_they_differ_in(
+    finished, make_run, tmp_path, capsys
+):
+    """A group of three seeds, two single runs, and a search: one page."""
+    seeds = tmp_path / "three"
+    for seed in range(3):
+        shutil.copytree(make_run("seeded", seed), seeds / f"seed_{seed}")
+    (seeds / "seeds.json").write_text(json.dumps({"seeds": [0, 1, 2, 3], "init_from": None}))
+    faster = changed(finished, "faster", lambda text: text.replace("lr: 0.003", "lr: 0.01"))
+    search = tmp_path / "search"
+    lines = [
+        {
+            "training_iteration": n,
+            "env_steps": 1000 * n,
+            "seconds": float(n),
+            "stage": 0,
+            "certified": n == 3,
+            **{f"accuracy_stage_{stage}": n / 3 for stage in range(3)},
+        }
+        for n in (1, 2, 2, 3)  # the second was made again, after a resume
+    ]
+    trials = []
+    for number, values in enumerate(({}, {"training.lr": 0.02}), 1):
+        folder = search / "trials" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("".join(json.dumps(row) + "\n" for row in lines))
+        trial = {"number": number, "status": "certified", "settings": values}
+        trials.append(trial | {"folder": f"trials/{number}"})
+    (search / "search.yaml").write_text("space: {}\n")
+    shutil.copy(finished / "config.yaml", search / "base.yaml")
+    (search / "summary.json").write_text(json.dumps({"wall_time_s": 1.0, "trials": trials}))
+    given = [seeds, finished, faster, search]
+    groups = groups_of([read_source(path) for path in given])
+    assert [(group.name, len(group.runs)) for group in groups] == [
+        *[("three", 3), ("first", 1), ("faster", 1), ("trial 1", 1), ("trial 2", 1)]
+    ]
+    assert [row.iteration for row in groups[3].runs[0].rows] == [1, 2, 3]
+    (row,) = comparison.differences(groups).rows
+    assert row == ["training.lr", "0.003", "0.003", "0.01", "0.003", "0.02"]
+    assert comparison.env_steps_to_solve(groups[3].runs[0]) == 3000
+    assert command(*given, "--output", tmp_path / "all.html") == 0
+    assert "seed 3 is left out" in capsys.readouterr().out
+    page = Page((tmp_path / "all.html").read_text())
+    assert len(page.ids) == len(set(page.ids))
+    figures = [a["aria-label"] for tag, a in page.tags if a.get("role") == "img"]
+    assert len(figures) == 3 + len(charts.TRAINING)
+    assert figures[0].count("ends at") == 5
+
+
+def test_no_two_lines_of_a_chart_look_alike():
+    looks = {
+        (charts.SERIES[number % len(charts.SERIES)], charts.dashes_of(number))
+        for number in range(charts.MAX_LINES)
+    }
+    assert len(looks) == charts.MAX_LINES >= 10
+
+
+def test_a_line_over_several_runs_is_their_median_with_their_middle_half():
+    """Against the runs themselves, on the env steps that they share."""
+    rng = np.random.default_rng(0)
+    steps = list(range(0, 1001, 5))
+    runs = [charts.Line("", steps, rng.random(len(steps)).tolist()) for _ in range(5)]
+    runs[0] = charts.Line("", steps[:101], runs[0].values[:101])  # ends in the middle
+    line = charts.Line.over("x", runs, hold=True)
+    for place, step in enumerate(line.steps):
+        at = [np.interp(step, run.steps, run.values) for run in runs]
+        assert line.values[place] == pytest.approx(np.median(at))
+        assert [line.low[place], line.high[place]] == pytest.approx(np.quantile(at, [0.25, 0.75]))
+    ended = charts.Line.over("x", [runs[0], runs[0], runs[1]], hold=False)
+    assert ended.steps[-1] == pytest.approx(500, abs=6)  # one of three goes on
+
+
+def test_labels_of_stages_do_not_touch():
+    marks = [(100 * n, n) for n in range(1, 4)] + [(9000, 4)]
+    assert charts._together(marks, 10_000) == [(100.0, "1, 2, 3"), (9000.0, "4")]
+    assert [text for _, text in charts._together([(1, n) for n in range(9)], 10_000)] == ["0 ... 8"]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        *[(1, "100%"), (0, "0%"), (0.9912, "99.12%"), (0.99999, "99.99%"), (1e-6, "<0.01%")],
+        *[(0.07, "7.00%"), (0.29, "29.00%"), (None, "-")],
+    ],
+)
+def test_shares_have_two_decimals_and_are_never_rounded_up_to_all(share, text):
+    assert facts.percent(share) == text
 
 
 def test_names_and_texts_from_files_are_never_markup(make_run, tmp_path):
@@ -228,10 +329,15 @@ def test_names_and_texts_from_files_are_never_markup(make_run, tmp_path):
     named = path.parent / HOSTILE.replace("/", "|")
     shutil.copytree(path, named)
     file = tmp_path / "page.html"
-    write_report([read_run(path), read_run(named)], file)
-    page = Page(file.read_text())
-    assert not any(tag in ("script", "frac") for tag, _ in page.tags)
-    assert HOSTILE in "".join(page.texts)
+    run, other = read_run(path), read_run(named)
+    for write in (
+        lambda: write_report(other, file),
+        lambda: write_comparison([Group(run.name, [run]), Group(other.name, [other])], file),
+    ):
+        write()
+        page = Page(file.read_text())
+        assert not any(tag in ("script", "frac") for tag, _ in page.tags)
+        assert HOSTILE in "".join(page.texts)
 
 
 def test_an_older_run_and_a_killed_one_give_a_report_that_says_what_is_missing(
@@ -264,11 +370,11 @@ def test_long_runs_are_thinned_out():
 
 @pytest.mark.full
 def test_a_report_takes_less_than_two_seconds(finished, tmp_path):
-    write_report([read_run(finished)], tmp_path / "warm.html")
+    write_report(read_run(finished), tmp_path / "warm.html")
     seconds = []
     for _ in range(3):  # noise only slows
         started = time.process_time()
-        write_report([read_run(finished)], tmp_path / "page.html")
+        write_report(read_run(finished), tmp_path / "page.html")
         seconds.append(time.process_time() - started)
     assert min(seconds) < 2
 
@@ -283,7 +389,7 @@ def test_it_looks_right_in_a_browser_wide_narrow_dark_and_in_print(finished, tmp
     kept.mkdir(parents=True, exist_ok=True)
     page = tmp_path / "report.html"
     shown = Path(os.environ.get("TOOLAGENT_SCREENSHOT_RUN", finished))
-    write_report([read_run(shown)], page)
+    write_report(read_run(shown), page)
     with browser() as chromium:
         for name, width, height, dark in (
             ("report", 1100, 900, False),

@@ -307,13 +307,58 @@ class PolicyCard(RunFile):
     training_record: dict[str, Any] = {}
 
 
+# Several runs --------------------------------------------------------------------------------
+
+
+class SeedGroup(RunFile):
+    """`seeds.json`: runs of one configuration (`base.yaml`), a folder a seed."""
+
+    seeds: Annotated[list[_Seed], Field(min_length=1)]
+    init_from: _Text | None = None
+
+    def folders(self, group: Path) -> dict[int, Path]:
+        """Where each seed's run is, or will be, in the group's folder."""
+        return {seed: group / f"seed_{seed}" for seed in self.seeds}
+
+
 # A search ------------------------------------------------------------------------------------
 
 
+class SearchTrial(RunFile):
+    """A trial in `summary.json` of a search, as far as a report shows it."""
+
+    number: Count
+    status: _Text
+    settings: dict[str, Any]
+    seed: _Seed | None = None  # where trials differ in it
+    folder: _Text
+
+
 class SearchSummary(RunFile):
-    """`summary.json` of a search, as far as a resumed one goes on from it."""
+    """`summary.json` of a search, as far as a resumed one and a report go on from it."""
 
     wall_time_s: Seconds
+    trials: list[SearchTrial] = []
+
+
+class TrialResult(RunFile):
+    """A line of a trial's `result.json`, which Tune writes, as far as a report shows it."""
+
+    training_iteration: Count
+    env_steps: Count
+    seconds: Seconds
+    stage: Stage
+    certified: bool
+    accuracies: dict[str, Share] = {}  # by stage; in the file a field each, 'accuracy_stage_0'
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_together(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        begin = "accuracy_stage_"
+        found = {k.removeprefix(begin): v for k, v in values.items() if k.startswith(begin)}
+        return {**values, "accuracies": found}
 
 
 # Reading and writing -------------------------------------------------------------------------

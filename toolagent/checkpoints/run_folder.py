@@ -28,6 +28,10 @@ ENVIRONMENT = "environment.json"
 BEHAVIOUR = "behaviour.json"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
+# Of several runs: what lies in the folder around theirs.
+SEEDS = "seeds.json"
+BASE = "base.yaml"  # what they have in common, as of the trials of a search
+SEARCH = "search.yaml"
 _ORIGIN = "init-from.txt"  # in CHECKPOINTS; goes along to storage
 
 
@@ -56,6 +60,11 @@ def new_folder(path: Path | None, name: str, otherwise: str | None) -> Path:
         if fault := folder_fault(path):
             raise UserError(f"--output-dir {path}: {fault}")
     return path
+
+
+def holds_seeds(folder: str | Path) -> bool:
+    """Whether the folder is one of several seeds' runs, as `run --seeds` makes it."""
+    return os.path.isfile(os.path.join(folder, SEEDS))
 
 
 class RunFolder:

@@ -142,7 +142,7 @@ def ray_session(
         "address": "local",
         "include_dashboard": dashboard,
         "dashboard_host": "127.0.0.1",
-        "num_cpus": _usable_cpus(),
+        "num_cpus": usable_cpus(),
     }
     # Ray's workers have niceness 15 by default: beside any other work, env runners hardly play.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -203,7 +203,7 @@ def _hangup_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
     """The CPUs that a local cluster has to share out: Ray sees a container's quota and not the
     process's affinity (`taskset`, Slurm); the smaller one counts."""
     from toolagent.cluster.ray_internals import cpus_that_ray_sees

@@ -1,27 +1,32 @@
 """The charts of the report: matplotlib draws, CSS colours.
 
 A chart is drawn once in light colours, which is the PNG; in the SVG the colours are replaced by
-CSS variables, so that it follows the page into dark mode and onto paper. No name from a file is
-ever drawn: legends are HTML (in PNGs, plain text without mathematics).
+CSS variables, so that it follows the page into dark mode and onto paper. Names from files are plain
+text without mathematics; legends are HTML, except in PNGs.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from toolagent.cli import one_line
 from toolagent.figures import FIGURES
-from toolagent.report.facts import Table, stages_of
+from toolagent.report.facts import Table, stages_of, tools_of
 from toolagent.report.run_files import RunRecord
+from toolagent.report.sources import Group
 
+# A line's colour and dashes: the pair is another for each of the first `MAX_LINES` lines.
 # Light colours with a contrast of at least 4.5 on white; `page.css` has those for dark mode.
 SERIES = ("#0b5fa5", "#c2410c", "#15803d", "#9333ea", "#a16207", "#be185d", "#0e7490", "#57534e")
 DASHES = ("-", "--", ":", "-.")
+MAX_LINES = len(SERIES) * len(DASHES)
 INK, GRID, MARK = "#1c2128", "#d5dae1", "#6a7280"
 _VARIABLES = {
     **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)},
@@ -30,7 +35,13 @@ _VARIABLES = {
 MAX_POINTS = 300  # a line; more could not be told apart
 TABLE_ROWS = 12
 MAX_EVENTS = 12  # vertical lines that still can be told apart
+_GRID_POINTS = 200  # env steps at which the runs of a group are compared
+_CELLS = 48  # of a heatmap, from left to right
+_LONGEST_TOOL = 14  # characters of its name
+_SHADES = 8  # of a heatmap, from none to all
 _SIZE = (5.0, 3.1)  # inches; 360 units wide, so 1:1 in the narrowest window
+_ROUND = [1, 2, 2.5, 5, 10]  # the steps between ticks, but for powers of ten
+_CLOSE = 0.07  # of the width: labels nearer than that would touch
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "toolagent",
@@ -50,11 +61,13 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart."""
+    """One line of a chart, and a band around it if it stands for several runs."""
 
     label: str
     steps: list[float]
     values: list[float]
+    low: list[float] | None = None
+    high: list[float] | None = None
 
     @classmethod
     def of(cls, label: str, found: Iterable[tuple[float, float | None]], scale: float) -> Line:
@@ -75,6 +88,39 @@ class Line:
             steps = steps[edges[1:] - 1]
         return cls(label, steps.tolist(), (scale * values).tolist())
 
+    @classmethod
+    def over(cls, label: str, lines: list[Line], hold: bool) -> Line:
+        """The median of several runs' lines, and their middle half as a band; of one run, its line.
+
+        It ends where fewer than half of the runs go on.
+
+        Args:
+            label: of the line.
+            lines: one of each run.
+            hold: a run that has ended keeps its last value.
+        """
+        lines = [line for line in lines if line.steps]
+        if len(lines) < 2:
+            return cls(label, lines[0].steps, lines[0].values) if lines else cls(label, [], [])
+        steps = np.linspace(
+            min(line.steps[0] for line in lines),
+            max(line.steps[-1] for line in lines),
+            _GRID_POINTS,
+        )
+        values = np.array(
+            [
+                np.interp(
+                    *(steps, line.steps, line.values),
+                    left=np.nan,
+                    right=line.values[-1] if hold else np.nan,
+                )
+                for line in lines
+            ]
+        )
+        kept = 2 * (~np.isnan(values)).sum(axis=0) >= len(lines)
+        low, median, high = np.nanpercentile(values[:, kept], (25, 50, 75), axis=0).tolist()
+        return cls(label, steps[kept].tolist(), median, low, high)
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -92,61 +138,71 @@ class Chart:
 TRAINING = {figure.name: figure.chart for figure in FIGURES if figure.chart}
 
 
-def accuracy_charts(runs: list[RunRecord]) -> list[Chart]:
-    """One run: all its stages, with what the curriculum did. Several: each of them on the same
-    axes, side by side, and before them each stage with a line a run."""
+def accuracy_chart(run: RunRecord) -> Chart:
+    """All stages of a run, with what the curriculum did."""
+    lines = [_accuracy(run, stage, f"stage {stage}") for stage in stages_of([run])]
+    marks = [(row.env_steps, row.next_stage) for row in run.rows if row.curriculum_event]
+    title = "Accuracy of every stage"
+    return _chart("accuracy", title, lines, "%", run.rows[-1].env_steps, marks)
+
+
+def compared_accuracy(groups: list[Group]) -> list[Chart]:
+    """A chart a stage, with a line a group."""
+    runs = [run for group in groups for run in group.runs]
     limit = max(run.rows[-1].env_steps for run in runs)
-
-    def line(label: str, run: RunRecord, stage: int) -> Line:
-        found = ((row.env_steps, row.accuracy.get(stage)) for row in run.measured)
-        return Line.of(label, found, 100)
-
     charts = []
-    for stage in stages_of(runs) if len(runs) > 1 else []:
-        lines = [line(run.name, run, stage) for run in runs]
-        charts.append(
-            _chart(f"accuracy_stage_{stage}", f"Accuracy on stage {stage}", lines, "%", limit)
-        )
-    for number, run in enumerate(runs):
-        lines = [line(f"stage {stage}", run, stage) for stage in stages_of([run])]
-        marks = [(row.env_steps, row.next_stage) for row in run.rows if row.curriculum_event]
-        title = "Accuracy of every stage" + (f": {run.name}" if len(runs) > 1 else "")
-        key = "accuracy" if len(runs) == 1 else f"accuracy_run_{number}"
-        charts.append(_chart(key, title, lines, "%", limit, marks))
+    for stage in stages_of(runs):
+        lines = [
+            Line.over(group.name, [_accuracy(run, stage, "") for run in group.runs], hold=True)
+            for group in groups
+        ]
+        title = f"Accuracy on stage {stage}"
+        charts.append(_chart(f"accuracy_stage_{stage}", title, lines, "%", limit))
     return charts
 
 
-def tool_charts(run: RunRecord, suffix: str = "") -> list[Chart]:
-    """For each stage the share of greedy programs in which each tool occurs; `suffix` ends the
-    charts' keys."""
+def _accuracy(run: RunRecord, stage: int, label: str) -> Line:
+    return Line.of(label, ((row.env_steps, row.accuracy.get(stage)) for row in run.measured), 100)
+
+
+def training_charts(groups: list[Group]) -> list[Chart]:
+    """Speed, losses and the like, a line a group; what no run has is left out."""
     charts = []
-    for stage in sorted({stage for row in run.rows for stage in row.programs}):
+    for name, drawn in TRAINING.items():
+        scale = 100 if drawn.percent else 1
+
+        def line(run: RunRecord, name: str = name, scale: float = scale) -> Line:
+            return Line.of("", ((row.env_steps, getattr(row, name)) for row in run.rows), scale)
+
+        lines = [Line.over(g.name, [line(run) for run in g.runs], hold=False) for g in groups]
+        if any(line.steps for line in lines):
+            charts.append(_chart(name, drawn.title, lines, drawn.unit))
+    return charts
+
+
+def tool_charts(run: RunRecord) -> list[Chart]:
+    """For each stage a heatmap of the tools over env steps: the darker, the larger the share of
+    the greedy programs in which the tool occurs."""
+    charts = []
+    seen = {
+        tool
+        for row in run.rows
+        for program in row.programs.values()
+        for tool, share in program.tools.items()
+        if share > 0
+    }
+    # The same rows for each stage.
+    used = [tool for tool in tools_of(run) if tool in seen] or sorted(seen)
+    for stage in sorted({stage for row in run.rows for stage in row.programs} if used else ()):
         found = [
             (row.env_steps, row.programs[stage].tools) for row in run.rows if stage in row.programs
         ]
         lines = [
             Line.of(tool, ((steps, tools.get(tool, 0)) for steps, tools in found), 100)
-            for tool in sorted({tool for _, tools in found for tool in tools})
+            for tool in used
         ]
         title = f"Tools in the programs of stage {stage}"
-        charts.append(_chart(f"tools_stage_{stage}{suffix}", title, lines, "% of programs"))
-    return charts
-
-
-def training_charts(runs: list[RunRecord]) -> list[Chart]:
-    """Speed, losses and the like, a line a run; what no run has is left out."""
-    charts = []
-    for name, drawn in TRAINING.items():
-        lines = [
-            Line.of(
-                run.name,
-                ((row.env_steps, getattr(row, name)) for row in run.rows),
-                100 if drawn.percent else 1,
-            )
-            for run in runs
-        ]
-        if any(line.steps for line in lines):
-            charts.append(_chart(name, drawn.title, lines, drawn.unit))
+        charts.append(_heatmap(f"tools_stage_{stage}", title, lines, "% of programs"))
     return charts
 
 
@@ -158,7 +214,7 @@ def _chart(
     last: float | None = None,
     marks: Sequence[tuple[int, int]] = (),
 ) -> Chart:
-    """Draws the SVG, coloured by CSS, and the PNG.
+    """Lines over env steps.
 
     Args:
         key: name of the PNG.
@@ -168,57 +224,50 @@ def _chart(
         last: env step at which the axis ends; None: that of the longest line.
         marks: env step and stage of each step of the curriculum.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE)
-        FigureCanvasAgg(figure)
-        figure.subplots_adjust(left=0.15, right=0.965, bottom=0.165, top=0.95)
-        axes = figure.add_subplot()
+    def draw(axes: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         for number, line in enumerate(lines):
+            colour = SERIES[number % len(SERIES)]
             axes.plot(
                 line.steps,
                 line.values,
                 label=line.label,
-                color=SERIES[number % len(SERIES)],
-                linestyle=DASHES[number % len(DASHES)],
+                color=colour,
+                linestyle=dashes_of(number),
                 linewidth=1.8,
                 marker="o" if len(line.steps) < 25 else None,
                 markersize=3.5,
             )
-        for step, stage in marks[:MAX_EVENTS]:
-            axes.axvline(step, color=MARK, linestyle=(0, (1, 2)), linewidth=1.2)
+            if line.low is not None and line.high is not None:
+                axes.fill_between(
+                    line.steps, line.low, line.high, color=colour, alpha=0.18, linewidth=0
+                )
+        end = last or max((line.steps[-1] for line in lines if line.steps), default=1)
+        for step, label in _together(marks[:MAX_EVENTS], end):
             axes.annotate(
-                f"stage {stage}",
-                (step, 40),  # behind its line: the accuracy of the stage before rises up to it
-                xytext=(2, 0),
+                label,
+                (step, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 3),
                 textcoords="offset points",
-                rotation=90,
-                ha="left",
-                va="center",
+                ha="center",
                 color=MARK,
                 fontsize=9.5,
             )
-        axes.set(xlabel="env steps", ylabel=unit, xlim=(0, last))
+        for step, _ in marks[:MAX_EVENTS]:
+            axes.axvline(step, color=MARK, linestyle=(0, (1, 2)), linewidth=1.2)
+        axes.set(ylabel=unit, xlim=(0, end))
         if unit.startswith("%"):
-            axes.set_ylim(-3, 103)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5))
-            axis.set_major_formatter(lambda value, _: _short(value))
+            axes.set(ylim=(-3, 103), yticks=range(0, 101, 25))
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND))
+            axes.yaxis.set_major_formatter(lambda value, _: _short(value))
         axes.grid(linewidth=0.8)
         axes.set_axisbelow(True)
-        svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(
-            svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-        axes.set_title(title, fontsize=10.5)
-        figure.subplots_adjust(top=0.9)
-        if len(lines) > 1:
-            axes.legend(fontsize=8, framealpha=0.8)
-        figure.savefig(png, format="png", dpi=110)
+
+    svg, png = _drawn(draw, title, key, legend=len(lines) > 1)
     in_unit = f", in {unit}" if unit else ""
     ends = [f"{line.label} ends at {_text(line.values[-1])}" for line in lines if line.values]
     description = f"{title} over env steps{in_unit}. {'; '.join(ends)}."
@@ -226,15 +275,97 @@ def _chart(
         description += " The curriculum: " + "; ".join(
             f"stage {stage} from {step:,}" for step, stage in marks[:MAX_EVENTS]
         )
-    return Chart(
-        key,
-        title,
-        description,
-        _inline(svg.getvalue().decode(), key),
-        png.getvalue(),
-        _table(f"{title}{in_unit}", lines),
-        [line.label for line in lines],
-    )
+    table = _table(f"{title}{in_unit}", lines)
+    return Chart(key, title, description, svg, png, table, [line.label for line in lines])
+
+
+def _heatmap(key: str, title: str, lines: list[Line], unit: str) -> Chart:
+    """A row a line, over env steps: the larger its value (0..100), the darker."""
+    ends = max(line.steps[-1] for line in lines)
+
+    def draw(axes: Any) -> None:
+        edges = np.linspace(0, ends, _CELLS + 1)
+        for place, line in enumerate(lines):
+            # In each cell the newest value up to its end; before the first there is none.
+            newest = np.searchsorted(line.steps, edges[1:], side="right") - 1
+            values = np.where(newest < 0, 0.0, np.array(line.values)[newest])
+            shades = np.ceil(values / 100 * _SHADES).astype(int)
+            bounds = [0, *(np.flatnonzero(np.diff(shades)) + 1), _CELLS]
+            for left, right in itertools.pairwise(bounds):
+                if shades[left]:
+                    axes.barh(
+                        place,
+                        edges[right] - edges[left],
+                        left=edges[left],
+                        height=0.82,
+                        color=SERIES[0],
+                        alpha=float(shades[left] / _SHADES),
+                        linewidth=0,
+                    )
+        axes.set(xlim=(0, ends), ylim=(len(lines) - 0.4, -0.6))
+        names = [one_line(line.label)[:_LONGEST_TOOL] for line in lines]
+        axes.set_yticks(range(len(lines)), names)
+        axes.tick_params(axis="y", length=0)
+
+    height = 0.75 + 0.21 * len(lines)
+    svg, png = _drawn(draw, title, key, legend=False, height=height)
+    used = [f"{line.label} ends at {_text(line.values[-1])}" for line in lines]
+    description = f"{title} over env steps, in {unit}. {'; '.join(used)}."
+    return Chart(key, title, description, svg, png, _table(f"{title}, in {unit}", lines), [])
+
+
+def _drawn(
+    draw: Callable[[Any], None], title: str, key: str, legend: bool, height: float = _SIZE[1]
+) -> tuple[str, bytes]:
+    """The SVG, coloured by CSS, and the PNG, of what is drawn on axes over env steps."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context(_STYLE):
+        # Laid out around its labels, however long they are.
+        figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_xlabel("env steps")
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND))
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        svg, png = io.BytesIO(), io.BytesIO()
+        figure.savefig(
+            svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+        axes.set_title(title, fontsize=10.5, pad=16)
+        if legend:
+            axes.legend(fontsize=8, framealpha=0.8)
+        figure.savefig(png, format="png", dpi=110)
+    return _inline(svg.getvalue().decode(), key), png.getvalue()
+
+
+def dashes_of(number: int) -> str:
+    """The dashes of a line, which with its colour are no other line's."""
+    return DASHES[dash_index(number)]
+
+
+def dash_index(number: int) -> int:
+    """As `dashes_of`, as an index of `DASHES`."""
+    return (number + number // len(SERIES)) % len(DASHES)
+
+
+def _together(marks: Sequence[tuple[int, int]], end: float) -> list[tuple[float, str]]:
+    """Where to write which stage numbers: those of marks that are close to each other in one."""
+    found: list[tuple[float, list[int]]] = []
+    for step, stage in marks:
+        # A list of stages is as long as it is.
+        if found and step - found[-1][0] < _CLOSE * end * (1 + len(found[-1][1])) / 2:
+            found[-1][1].append(stage)
+        else:
+            found.append((float(step), [stage]))
+    return [
+        (step, ", ".join(map(str, stages)) if len(stages) < 4 else f"{stages[0]} ... {stages[-1]}")
+        for step, stages in found
+    ]
 
 
 def _inline(svg: str, key: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from toolagent.checkpoints.run_files import STOPPED_BY, Counts
-from toolagent.cli import accuracy_text, words
+from toolagent.cli import words
 from toolagent.report.run_files import RunRecord
 from toolagent.tasks import TASKS, get_task
 from toolagent.tasks.oracle import shortest_programs
@@ -52,36 +53,11 @@ def stages_of(runs: Iterable[RunRecord]) -> list[int]:
     return sorted({stage for run in runs for row in run.measured for stage in row.accuracy})
 
 
-def overview(runs: list[RunRecord]) -> Table:
-    """A row a run."""
-    stages = sorted({s.stage for run in runs if run.summary for s in run.summary.stages})
-    rows = []
-    for run in runs:
-        last, summary = run.rows[-1], run.summary
-        found = {s.stage: _solved(s) for s in summary.stages} if summary else {}
-        rows.append(
-            [
-                run.name,
-                str(run.seed),
-                run.algorithm,
-                summary.stopped_by if summary else "not ended",
-                f"{last.env_steps:,}",
-                f"{last.time_s:,.1f}",
-                f"{last.env_steps / max(last.time_s, 1e-9):,.0f}",
-                *(found.get(stage, "-") for stage in stages),
-            ]
-        )
-    headings = ["run", "seed", "algorithm", "ended by", "env steps", "seconds", "steps/s"]
-    headings += [f"stage {stage}" for stage in stages]
-    title = "The runs, and the accuracy of each stage at the end"
-    return Table(title, headings, rows, {1, *range(4, len(headings))})
-
-
 def accuracies(run: RunRecord) -> Table:
     """Every stage at the end: certified where all problems were played."""
-    if run.summary is None:
+    if run.summary is None or not run.summary.stages:
         rows = [
-            [str(stage), formula(run, stage), _share(share, 1)]
+            [str(stage), formula(run, stage), percent(share)]
             for stage, share in (run.measured[-1].accuracy if run.measured else {}).items()
         ]
         title = "Accuracy at the last measurement, on a sample of fresh problems"
@@ -96,7 +72,7 @@ def accuracies(run: RunRecord) -> Table:
         for counts, what, solved_at in splits:
             cells = [str(stage.stage), what, f"{counts.solved:,}/{counts.problems:,}"]
             cells += [_solved(counts), "every problem" if stage.complete else "a fixed sample"]
-            cells += [_share(counts.algebraically_valid, 2)] * judged
+            cells += [percent(counts.algebraically_valid)] * judged
             rows.append([*cells, solved_at])
     headings = ["stage", "problem", "solved", "accuracy", "counted on"]
     headings += ["algebraically valid"] * judged + ["first solved at env step"]
@@ -122,9 +98,9 @@ def optimality(run: RunRecord) -> Table | None:
             if plans:
                 plan, length = task.vocabulary.text(plans[0]), str(len(plans[0]))
             if plans and len(plans[0]) < len(stage.solved_in):
-                best = accuracy_text(stage.solved_in[len(plans[0])], counts.problems)
+                best = percent(stage.solved_in[len(plans[0])] / counts.problems)
         else:
-            best = _share(counts.shortest, 2)
+            best = percent(counts.shortest)
         text = f"{actions / solved:.2f}" if solved else "-"
         rows.append([str(stage.stage), plan, length, text, best])
     return Table(
@@ -147,15 +123,13 @@ def tools_first_used(run: RunRecord) -> Table | None:
         return None
     stages = sorted({stage for row in measured for stage in row.programs})
     rows = []
-    used = {tool for row in measured for p in row.programs.values() for tool in p.tools}
-    task = get_task(run.task) if run.task in TASKS else None
-    for tool in (task.tools or task.vocabulary.actions) if task else sorted(used):
+    for tool in tools_of(run):
         cells = [tool]
         for stage in stages:
             seen = [row for row in measured if stage in row.programs]
             first = next((r for r in seen if r.programs[stage].tools.get(tool, 0) > 0), None)
             end = seen[-1].programs[stage].tools.get(tool, 0.0)
-            cells.append("never" if first is None else f"{first.env_steps:,} ({_percent(end)})")
+            cells.append("never" if first is None else f"{first.env_steps:,} ({percent(end)})")
         rows.append(cells)
     return Table(
         "Env step at which a greedy program first used the tool (share of programs with it at "
@@ -164,6 +138,16 @@ def tools_first_used(run: RunRecord) -> Table | None:
         rows,
         range(1, len(stages) + 1),
         "As of the measurements; explorers, which try every tool from the start, are not counted.",
+    )
+
+
+def tools_of(run: RunRecord) -> list[str]:
+    """The tools of the run's task; of a task from outside, those that greedy programs used."""
+    if run.task in TASKS:
+        task = get_task(run.task)
+        return list(task.tools or task.vocabulary.actions)
+    return sorted(
+        {t for row in run.rows for program in row.programs.values() for t in program.tools}
     )
 
 
@@ -176,8 +160,8 @@ def programs_over_time(run: RunRecord) -> list[Table]:
             found = row.programs.get(stage)
             if found is None or (changes and found.program == changes[-1][1]):
                 continue
-            accuracy = _share(row.accuracy.get(stage), 1)
-            changes.append([f"{row.env_steps:,}", found.program, _percent(found.share), accuracy])
+            accuracy = percent(row.accuracy.get(stage))
+            changes.append([f"{row.env_steps:,}", found.program, percent(found.share), accuracy])
         what = formula(run, stage)
         title = f"Stage {stage}{f', {what}' if what else ''}: the most frequent greedy program"
         headings = ["from env step", "program", "its share", "accuracy then"]
@@ -226,15 +210,15 @@ def _latest(
 
 
 def _solved(counts: Counts) -> str:
-    return accuracy_text(counts.solved, counts.problems)
+    return percent(counts.solved / counts.problems)
 
 
-def _share(share: float | None, digits: int) -> str:
-    return "-" if share is None else f"{share:.{digits}%}"
-
-
-def _percent(share: float) -> str:
-    """'100%' and '0%' mean all and none."""
+def percent(share: float | None) -> str:
+    """A share as every table has it: two decimals, rounded down, so that '100%' means all; '0%'
+    means none. '-' for None."""
+    if share is None:
+        return "-"
     if share in (0, 1):
         return f"{100 * share:.0f}%"
-    return f"{min(99.9, max(0.1, 100 * share)):.1f}%"
+    hundredths = math.floor(round(10_000 * share, 6))
+    return f"{hundredths / 100:.2f}%" if hundredths else "<0.01%"

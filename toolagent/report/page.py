@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,51 +9,112 @@ from toolagent import __version__
 from toolagent.checkpoints.run_files import Sample
 from toolagent.errors import UserError
 from toolagent.files import is_stream, write_result
-from toolagent.report import charts, facts
+from toolagent.report import charts, comparison, facts
 from toolagent.report.run_files import RunRecord
+from toolagent.report.sources import Group
 
 _DASHES = ("none", "6 3", "1.5 3", "6 3 1.5 3")  # `charts.DASHES`, as SVG has them
 SAMPLES_OPEN = 1  # of each stage; the others are folded
 
 
-def write_report(runs: list[RunRecord], file: Path) -> list[Path]:
-    """Writes `file`, and the charts as PNGs into a folder beside it with the file's name.
+def write_report(run: RunRecord, file: Path) -> list[Path]:
+    """Writes a page on one run, and its charts as PNGs into a folder beside it, named as the file.
 
     Args:
-        runs: at least one, all of the same task.
+        run: the run.
         file: `report.html`; its charts go to `report/`.
 
     Returns:
         The files written, the page first.
 
     Raises:
-        UserError: the runs are of different tasks, or a file can't be written.
+        UserError: a file can't be written.
         OSError: the folder of the charts can't be made.
     """
+    accuracy, tools = charts.accuracy_chart(run), charts.tool_charts(run)
+    training = charts.training_charts([Group(run.name, [run])])
+    samples: dict[int, list[Sample]] = {}
+    for sample in run.behaviour.trajectories if run.behaviour else []:
+        samples.setdefault(sample.stage, []).append(sample)
+    return _write(
+        file,
+        "page.html",
+        [accuracy, *tools, *training],
+        run=run,
+        title=f"{run.task}, {run.algorithm}, seed {run.seed}",
+        headline=facts.headline(run),
+        accuracies=facts.accuracies(run),
+        optimality=facts.optimality(run),
+        events=facts.events(run),
+        tools=facts.tools_first_used(run),
+        programs=facts.programs_over_time(run),
+        samples=samples,
+        formulas={stage: facts.formula(run, stage) for stage in samples},
+        environment=facts.environment(run),
+        accuracy_chart=accuracy,
+        tool_charts=tools,
+        training_charts=training,
+        samples_open=SAMPLES_OPEN,
+    )
+
+
+def write_comparison(groups: list[Group], file: Path) -> list[Path]:
+    """Writes a page that puts groups of runs side by side, and its charts as `write_report` does.
+
+    Args:
+        groups: at least one, all of the same task.
+        file: the page.
+
+    Returns:
+        The files written, the page first.
+
+    Raises:
+        UserError: the runs are of different tasks, there are more groups than lines that can be
+            told apart, or a file can't be written.
+        OSError: the folder of the charts can't be made.
+    """
+    runs = [run for group in groups for run in group.runs]
     tasks = {run.task: run for run in runs}
     if len(tasks) > 1:
         of = ", ".join(f"{run.path} is of {task}" for task, run in tasks.items())
         raise UserError(f"runs of different tasks can't be put side by side: {of}")
-    accuracy, training = charts.accuracy_charts(runs), charts.training_charts(runs)
-    tools = [
-        charts.tool_charts(run, f"_run_{number}" if len(runs) > 1 else "")
-        for number, run in enumerate(runs)
-    ]
-    page = _environment().get_template("page.html").render(
-        runs=[_run(run, drawn) for run, drawn in zip(runs, tools, strict=True)],
-        title=_title(runs),
-        overview=facts.overview(runs),
+    if len(groups) > charts.MAX_LINES:
+        raise UserError(
+            f"{len(groups)} configurations: at most {charts.MAX_LINES} can be told apart in a chart"
+        )
+    accuracy, training = charts.compared_accuracy(groups), charts.training_charts(groups)
+    counted = f"{len(runs)} runs"
+    if len(groups) > 1 and len(runs) > len(groups):
+        counted += f" of {len(groups)} configurations"
+    return _write(
+        file,
+        "comparison.html",
+        [*accuracy, *training],
+        groups=groups,
+        title=f"{runs[0].task}, {counted}",
+        overview=comparison.overview(groups),
+        accuracies=comparison.accuracy_table(groups),
+        solving=comparison.solving_table(groups),
+        differences=comparison.differences(groups) if len(groups) > 1 else None,
+        method=comparison.METHOD,
+        banded=any(len(group.runs) > 1 for group in groups),
         accuracy_charts=accuracy,
         training_charts=training,
-        version=__version__,
-        samples_open=SAMPLES_OPEN,
-        series=charts.SERIES,
-    )  # fmt: skip
+    )
+
+
+def _write(file: Path, template: str, drawn: list[charts.Chart], **content: Any) -> list[Path]:
+    """Fills the template and writes it and the charts."""
+    page = (
+        _environment()
+        .get_template(template)
+        .render(version=__version__, series=charts.SERIES, **content)
+    )
     written = [file]
     folder = charts_folder(file)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        for chart in (*accuracy, *itertools.chain(*tools), *training):
+        for chart in drawn:
             written.append(folder / f"{chart.key}.png")
             write_result(written[-1], chart.png)
     write_result(file, page.encode())
@@ -66,34 +126,6 @@ def charts_folder(file: Path) -> Path | None:
     if is_stream(file):
         return None
     return file.with_suffix("") if file.suffix else file.with_name(f"{file.name}-charts")
-
-
-def _run(run: RunRecord, tool_charts: list[charts.Chart]) -> dict[str, Any]:
-    """What the template shows of one run."""
-    samples: dict[int, list[Sample]] = {}
-    for sample in run.behaviour.trajectories if run.behaviour else []:
-        samples.setdefault(sample.stage, []).append(sample)
-    return {
-        "record": run,
-        "headline": facts.headline(run),
-        "accuracies": facts.accuracies(run),
-        "optimality": facts.optimality(run),
-        "events": facts.events(run),
-        "tools": facts.tools_first_used(run),
-        "tool_charts": tool_charts,
-        "programs": facts.programs_over_time(run),
-        "samples": samples,
-        "formulas": {stage: facts.formula(run, stage) for stage in samples},
-        "environment": facts.environment(run),
-    }
-
-
-def _title(runs: list[RunRecord]) -> str:
-    first = runs[0]
-    if len(runs) == 1:
-        return f"{first.task}, {first.algorithm}, seed {first.seed}"
-    seeds = ", ".join(str(run.seed) for run in runs)
-    return f"{first.task}, {len(runs)} runs, seeds {seeds}"
 
 
 def _environment() -> Any:
@@ -109,7 +141,7 @@ def _environment() -> Any:
     )
     environment.filters["probability"] = _probability
     environment.filters["verdict"] = _verdict
-    environment.filters["dashes"] = lambda line: _DASHES[line % len(_DASHES)]
+    environment.filters["dashes"] = lambda line: _DASHES[charts.dash_index(line)]
     return environment
 
 

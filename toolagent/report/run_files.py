@@ -25,7 +25,7 @@ from toolagent.config.folder import read_config
 from toolagent.errors import UserError
 
 
-class _Head(RunFile):
+class Head(RunFile):
     """Of `config.yaml`, what every page says."""
 
     model_config = ConfigDict(extra="ignore")
@@ -81,7 +81,8 @@ def read_run(path: Path) -> RunRecord:
         notes.append(f"no {name}: {without}")
         return None
 
-    config, head = _config(path / CONFIG)
+    config = read_config(path / CONFIG)
+    head = read_head(config, str(path / CONFIG))
     rows = list(read_rows(path / PROGRESS))
     if not ends_whole(path / PROGRESS):
         notes.append(f"the last line of {PROGRESS} is cut off; it is passed over")
@@ -109,10 +110,13 @@ def read_run(path: Path) -> RunRecord:
     return record
 
 
-def _config(file: Path) -> tuple[str, _Head]:
-    """The text of `config.yaml`, and what every page says of it."""
-    text = read_config(file)
+def read_head(config: str, where: str) -> Head:
+    """Of the text of a configuration, what every page says.
+
+    Raises:
+        UserError: it is none; `where` begins the message.
+    """
     try:
-        return text, _Head.model_validate(documents.parse(text, str(file)))
+        return Head.model_validate(documents.parse(config, where))
     except ValidationError as error:
-        raise UserError(f"{file}: {fault_of(error)}") from None
+        raise UserError(f"{where}: {fault_of(error)}") from None

@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from toolagent import cli
+from toolagent.checkpoints.run_folder import holds_seeds
 from toolagent.config.folder import descriptions, shipped_configs
 from toolagent.config.settings import MAX_SEED
+from toolagent.errors import UserError
 from toolagent.run.launch import Request, launch, shorthand_overrides
 
 
@@ -41,6 +43,11 @@ _SHARE, _TIME = cli.FloatRange(min=0), cli.FloatRange(min=0, min_open=True)
 @click.option("--num-learners", type=_COUNT, metavar="N", help="Remote learners; 0: none, local.")
 @click.option("--num-gpus-per-learner", type=_SHARE, metavar="X", help="0: learn on the CPU.")
 @click.option("--seed", type=cli.IntRange(0, MAX_SEED), metavar="S", help="Seeds everything.")
+@click.option(
+    "--seeds",
+    metavar="LIST",
+    help="Run once for each of these seeds, as in 0-4 or 0,3,7, and compare them.",
+)
 @click.option("--stop-env-steps", type=_LIMIT, metavar="N", help="Stop after N env steps.")
 @click.option("--stop-time-s", type=_TIME, metavar="X", help="Stop after X seconds of training.")
 @click.option(
@@ -77,6 +84,7 @@ def command(
     list_configs: bool,
     output_dir: str | None,
     resume: str | None,
+    seeds: str | None,
     init_from: str | None,
     address: str | None,
     overrides: tuple[str, ...],
@@ -86,8 +94,18 @@ def command(
     if list_configs:
         cli.print_descriptions(descriptions(shipped_configs()))
         return 0
+    if seeds is not None:
+        for flag, given in (("--seed", shorthands["seed"]), ("--resume", resume)):
+            if given is not None:
+                raise UserError(f"{flag}: can't be given with --seeds")
     overrides += shorthand_overrides(**shorthands)
     request = Request(config, output_dir, resume, init_from, address, overrides)
+    if seeds is not None or (resume is not None and holds_seeds(resume)):
+        from toolagent.run.seeds import resume_seeds, run_seeds, seeds_of
+
+        if seeds is None:
+            return resume_seeds(request, cli.console())
+        return run_seeds(request, seeds_of(seeds), cli.console())
     return launch(request, cli.console()).exit_code
 
 

@@ -22,7 +22,7 @@ from toolagent.config import (
 )
 from toolagent.errors import UserError
 from toolagent.files import write_atomically
-from toolagent.report.charts import accuracy_charts
+from toolagent.report.charts import accuracy_chart
 from toolagent.report.page import write_report
 from toolagent.report.run_files import read_run
 from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
@@ -149,8 +149,7 @@ def _write_results(
         folder.write_summary(summary)
         folder.write_behaviour(behaviour(outcome, samples))
         if outcome.rows:
-            (accuracy,) = accuracy_charts([read_run(folder.path)])
-            write_atomically(folder.learning_curve, accuracy.png)
+            write_atomically(folder.learning_curve, accuracy_chart(read_run(folder.path)).png)
     except (OSError, UserError) as error:  # the results are printed all the same
         return getattr(error, "strerror", None) or f"{error}"
     return None
@@ -176,6 +175,6 @@ def _exit_code(session: Session, outcome: Outcome, unwritten: str | None) -> int
 def _write_report(folder: RunFolder) -> None:
     """The page beside the results; they are whole without it, so a full disk ends nothing."""
     try:
-        write_report([read_run(folder.path)], folder.report)
+        write_report(read_run(folder.path), folder.report)
     except (OSError, UserError) as error:
         print(f"warning: no {folder.report.name}: {error}", file=sys.stderr)

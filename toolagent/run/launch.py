@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -26,6 +27,11 @@ from toolagent.run.start import (
     policy_of,
     resumed_start,
 )
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    from toolagent.config import Settings
 
 # What --num-env-runners and its like mean in the configuration.
 _SHORTHANDS = {
@@ -92,6 +98,42 @@ def _plain(value: Any) -> Any:
     raise TypeError
 
 
+def given_with_resume(request: Request) -> None:
+    """Raises UserError for what a resumed run can't be given."""
+    for flag, given in (
+        ("--config", request.config),
+        ("--output-dir", request.output_dir),
+        ("--init-from", request.init_from),
+    ):
+        if given is not None:
+            raise UserError(f"{flag}: can't be given with --resume, which continues a run")
+
+
+def checked(
+    request: Request, before_building: Callable[[], None] | None = None
+) -> tuple[Settings, AlgorithmConfig, list[str]]:
+    """The settings of a request and what is built from them, before anything is started; and what
+    is to be told of them.
+
+    Args:
+        request: with its configuration.
+        before_building: called once the settings are sound, before RLlib is imported.
+
+    Raises:
+        UserError: they can't be met.
+    """
+    address = cluster_to_join(request.address)
+    from toolagent.config import build_algorithm_config, load_settings
+
+    settings = load_settings(request.config, request.overrides)
+    if before_building is not None:
+        before_building()
+    algorithm_config = build_algorithm_config(settings)
+    check_local_resources(algorithm_config, address)
+    check_recording(settings.run.record_episodes, settings.task)
+    return settings, algorithm_config, check_records(settings, algorithm_config)
+
+
 def launch(request: Request, console: Console) -> Result:
     """Checks the request, starts or joins Ray, trains and writes the results.
 
@@ -101,14 +143,8 @@ def launch(request: Request, console: Console) -> Result:
     """
     address = cluster_to_join(request.address)
     if request.resume is not None:
-        for flag, given in (
-            ("--config", request.config),
-            ("--output-dir", request.output_dir),
-            ("--init-from", request.init_from),
-        ):
-            if given is not None:
-                raise UserError(f"{flag}: can't be given with --resume, which continues a run")
-    from toolagent.config import build_algorithm_config, load_settings
+        given_with_resume(request)
+    from toolagent.config import load_settings
     from toolagent.tasks import get_task
     from toolagent.trackers import Trackers
 
@@ -122,12 +158,10 @@ def launch(request: Request, console: Console) -> Result:
             # Read before anything is started: a wrong path is answered at once.
             folder, named = stack.enter_context(run_to_resume(request.resume, tell))
             config = str(folder.config)
-        settings = load_settings(config, request.overrides)
-        display.loading("torch", "ray.rllib")
-        algorithm_config = build_algorithm_config(settings)
-        check_local_resources(algorithm_config, address)
-        check_recording(settings.run.record_episodes, settings.task)
-        notes = check_records(settings, algorithm_config)
+        settings, algorithm_config, notes = checked(
+            dataclasses.replace(request, config=config),
+            lambda: display.loading("torch", "ray.rllib"),
+        )
         start = Start()
         if request.resume is not None:
             before = load_settings(config)

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from toolagent.checkpoints.run_files import SearchSummary, read_file
-from toolagent.checkpoints.run_folder import new_folder
+from toolagent.checkpoints.run_folder import BASE, SEARCH, new_folder
 from toolagent.checkpoints.storage import is_uri
 from toolagent.errors import UserError, quoted
 from toolagent.files import folder_fault, lock_folder, write_atomically
 
-SEARCH, BASE, TRIALS = "search.yaml", "base.yaml", "trials"
+TRIALS = "trials"
 
 
 class SearchFolder:
