@@ -17,6 +17,7 @@ from ray.tune.registry import register_trainable
 from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
+from toolagent import cli
 from toolagent.cluster.ray_session import Cluster
 from toolagent.cluster.tune_state import SeededVariants
 from toolagent.config import (
@@ -25,15 +26,17 @@ from toolagent.config import (
     settings_from_text,
     shipped_configs,
     shipped_searches,
+    to_yaml,
 )
 from toolagent.errors import UserError
 from toolagent.files import lock_folder
 from toolagent.installation import install_command
+from toolagent.tune import report as tune_report
 from toolagent.tune.folder import SearchFolder
 from toolagent.tune.progress import SearchProgress
-from toolagent.tune.report import best_config, summarize
+from toolagent.tune.report import best_config, judge, summarize, write_report
 from toolagent.tune.resources import plan
-from toolagent.tune.rows import TrialRow, ranking, reports_of
+from toolagent.tune.rows import TrialRow, ranking, reports_of, trial_table
 from toolagent.tune.search import (
     SearchSettings,
     TrialLimits,
@@ -43,7 +46,7 @@ from toolagent.tune.search import (
 )
 from toolagent.tune.space import Distribution, short_names, value_text
 from toolagent.tune.trial import score
-from toolagent.tune.tuner import ResumedASHA, in_time
+from toolagent.tune.tuner import ASHA, ResumedASHA, in_time
 
 GOOD = {
     "space": {"training.lr": {"loguniform": [1e-3, 1e-2]}},
@@ -95,7 +98,7 @@ def test_flags_and_settings_reach_the_trials(write):
     assert search.base.sections["training"]["gamma"] == 0.8
     assert search.base.seed == 3
     assert not search.base.run.dashboard
-    assert search.num_trials == 7
+    assert search.num_trials == 7 + 1  # and the base
     assert search.settings.stop_time_s == 60.0
 
 
@@ -104,7 +107,8 @@ def test_a_grid_has_every_combination(write):
         "training.lr": {"choice": [1e-3, 3e-3]},
         "seed": {"choice": [1, 2, 3]},
     }
-    assert load_search(write(space=space, search="grid", num_samples=2)).num_trials == 12
+    search = load_search(write(space=space, search="grid", num_samples=2))
+    assert search.num_trials == 12 + 1  # and the base
 
 
 def test_joined_keys_get_one_value(write):
@@ -156,6 +160,9 @@ WRONG = [
     ({"search": "grid"}, "space.training.lr: ", "'choice'"),
     ({"scheduler": "pbt", "search": "optuna"}, "search: ", "pbt"),
     ({"scheduler": "pbt", "num_samples": 1}, "num_samples: ", "2"),
+    ({"scheduler": "pbt", "seeds": 2}, "seeds: ", "pbt"),
+    ({"search": "optuna", "seeds": 2}, "seeds: ", "optuna"),
+    ({"space": {"seed": {"choice": [1, 2]}}, "seeds": 2}, "space.seed: ", "'seeds'"),
     ({"scheduler": "pbt", "space": {"seed": {"choice": [1, 2]}}}, "space.seed: ", "training.*"),
 ]
 
@@ -331,6 +338,88 @@ def test_a_failed_trial_is_neither_good_nor_bad(write, tmp_path):
     assert summarize(search, rows[:1], SearchFolder(tmp_path), "completed", 1.0)["best"] is None
 
 
+def trial(number, score, settings=None, certified=True, **more):
+    """A row with what a ranking looks at; without settings, the base."""
+    metrics = RESULT | {"score": score, "certified": certified}
+    metrics |= {} if certified else {"ended": None}
+    return TrialRow(number, Path(), settings or {}, metrics, **more)
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "number", "beats_base"),
+    [
+        ("env_steps", [trial(1, 1.3), trial(2, 1.2, {LR: 2})], 1, False),
+        ("env_steps", [trial(1, 1.2), trial(2, 1.3, {LR: 2})], 2, True),
+        # 73.2% against 73.1% on a plateau is noise.
+        ("env_steps", [trial(1, 0.731, None, False), trial(2, 0.732, {LR: 2}, False)], 1, False),
+        ("accuracy", [trial(1, 0.7), trial(2, 0.8, {LR: 2})], 2, True),
+        ("env_steps", [trial(1, 0, error="OSError"), trial(2, 1.2, {LR: 2})], 2, None),
+    ],
+)
+def test_what_is_recommended_is_never_known_to_be_worse_than_the_base(
+    write, tmp_path, objective, rows, number, beats_base
+):
+    limits = {"max_env_steps": 1000, "max_time_s": 10.0}
+    search = load_search(write(objective=objective, trial=limits))
+    summary = summarize(search, rows, SearchFolder(tmp_path), "completed", 1.0)
+    assert (summary["best"]["number"], summary["beats_base"]) == (number, beats_base)
+    written = settings_from_text(best_config(search, judge(search, rows).row), "best")
+    assert (to_yaml(written) == search.base_yaml) == (number == 1)
+
+
+def test_of_several_seeds_the_median_counts(write):
+    search = load_search(write(seeds=3, num_samples=2))
+    assert search.num_trials == 3 * (2 + 1) and search.seeds == [0, 1, 2]
+    rows = [trial(n, score, None, seed=n) for n, score in enumerate((1.1, 1.4, 1.5))]
+    lucky = [trial(n, score, {LR: 1}, seed=n) for n, score in enumerate((1.9, 1.2, 1.3), 3)]
+    assert [row.metrics["score"] for row in ranking(rows + lucky)] == [1.4, 1.3]
+    assert judge(search, rows + lucky).row.settings == {}
+
+
+def test_importance_is_not_drawn_from_few_trials_or_from_noise(write, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(tune_report, "plot_learning_curves", lambda *arguments: None)
+    monkeypatch.setattr(
+        tune_report, "plot_settings", lambda name, _, rows, path: drawn.update({name: rows})
+    )
+    search, folder = load_search(write()), SearchFolder(tmp_path)
+    folder.importance.write_bytes(b"of an earlier session")
+    rows = [trial(1, 0.5, None, False)]
+    rows += [trial(n, n / 100, {LR: n / 1000}, n < 11) for n in range(2, 30)]
+    summary = summarize(search, rows, folder, "completed", 1.0)
+    (note,) = write_report(search, rows, folder, summary)
+    assert "9 of the settings certified; it takes 10" in note
+    assert not folder.importance.exists()
+    assert {name: len(rows) for name, rows in drawn.items()} == {"plot_parallel_coordinate": 9}
+
+
+def test_a_base_that_falls_behind_goes_on_and_others_are_stopped():
+    asha = ASHA(**RUNGS)
+    asha.set_search_properties("score", "max")
+    trials = [Trial("PPO", trial_id=f"ab_{number:05d}", stub=True) for number in range(3)]
+    trials[0].config, trials[2].config = {LR: 1e-3}, {LR: 2e-3}
+    for each in trials:
+        asha.on_trial_add(None, each)
+    scores = (0.9, 0.1, 0.1)  # the base is the second
+    decisions = [
+        asha.on_trial_result(None, each, report(0, 1, score))
+        for each, score in zip(trials, scores, strict=True)
+    ]
+    assert decisions == ["CONTINUE", "CONTINUE", "STOP"]
+
+
+def test_the_table_of_trials_fits_80_columns():
+    search = load_search("tune_calculator")
+    keys = list(search.space)
+    settings = {keys[0]: 0.002134, keys[1]: 0.01234, keys[2]: 1024, keys[3]: 0.2134}
+    rows = [trial(1, 1.2), trial(13, 0.731, settings, False)]
+    stream = io.StringIO()
+    console = Console(file=stream, width=80)
+    cli.print_table(console, trial_table(search, [(r, r.status) for r in rows]))
+    assert max(map(len, stream.getvalue().splitlines())) <= 80
+    assert "1 base" in stream.getvalue()
+
+
 # Shares of a cluster ----------------------------------------------------------------------
 
 
@@ -400,8 +489,8 @@ def test_the_display_shows_running_trials_ended_ones_and_failures(write, termina
     progress.on_step_end(1, trials)
     progress.on_experiment_end(trials)
     shown = stream.getvalue()
-    assert "trial 1/3: certified at 500 env steps, 5.0 s; lr=0.001" in shown
-    assert "trial 3/3: FAILED: ValueError: no such thing; lr=0.003" in shown
+    assert "trial 1/4: certified at 500 env steps, 5.0 s; lr=0.001" in shown
+    assert "trial 3/4: FAILED: ValueError: no such thing; lr=0.003" in shown
     assert "running" in shown and "failed" in shown and "100.0%" in shown
     assert not progress._live.is_started
 
@@ -424,6 +513,7 @@ def earlier_search(*trials):
     for number, (status, reports, checkpoint) in enumerate(trials):
         trial = Trial("PPO", trial_id=f"ab_{number:05d}", stub=True)
         trial.status = status
+        trial.config = {LR: 1e-3 * (number + 1)}
         if checkpoint:
             trial._restore_checkpoint_result = SimpleNamespace(
                 metrics={"training_iteration": checkpoint}
@@ -451,6 +541,7 @@ def test_asha_goes_on_with_what_the_trials_reported_before_it_was_resumed():
     resumed = ResumedASHA(earlier, **RUNGS)
     assert resumed.set_search_properties("score", "max")
     new = Trial("PPO", trial_id="ab_00002", stub=True)
+    new.config = {LR: 1e-3}
     for scheduler in (uninterrupted, resumed):
         for trial in (*earlier.trials[1:], new):
             scheduler.on_trial_add(None, trial)

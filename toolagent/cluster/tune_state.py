@@ -21,6 +21,7 @@ from typing import Any
 
 from ray.tune import Checkpoint, ExperimentAnalysis
 from ray.tune.experiment import Experiment, Trial
+from ray.tune.experiment.config_parser import _create_trial_from_spec
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.utils.serialization import TuneFunctionEncoder
@@ -106,7 +107,23 @@ def _keep_newest(folder: Path, template: str) -> None:
 
 
 class SeededVariants(BasicVariantGenerator):
-    """Random and grid search. Its state is not written down: what was drawn is drawn again."""
+    """Random and grid search. Its state is not written down: what was drawn is drawn again.
+
+    Args:
+        first: an experiment whose trials come before those that are drawn. Tune's
+            `points_to_evaluate` can hold no values outside the space, and replaces samples.
+        **options: of `BasicVariantGenerator`.
+    """
+
+    def __init__(self, first: Experiment | None = None, **options: Any):
+        super().__init__(**options)
+        self._first = first
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Takes the experiment to draw from."""
+        if self._first is not None:
+            super().add_configurations([self._first])
+        super().add_configurations(experiments)
 
     def save_to_dir(self, dirpath: str, session_str: str) -> None:
         """Nothing has to be saved."""
@@ -127,11 +144,44 @@ class SeededVariants(BasicVariantGenerator):
 
 
 class OptunaTrials(SearchGenerator):
-    """Optuna's search: what it has learned is saved and restored, the experiment is this one's."""
+    """Optuna's search: what it has learned is saved and restored, the experiment is this one's.
+
+    The first trial has no values, so that its configuration is the base, whatever the space.
+    Optuna, which knows values of the space only, is not told of it.
+    """
+
+    def __init__(self, searcher: Any):
+        super().__init__(searcher)
+        self._without_values: set[str] = set()  # ids
 
     def go_on_after(self, experiment: Experiment, trials: Sequence[Any]) -> None:
         """The next trial belongs to this experiment; the state follows from Tune's folder."""
         self.add_configurations([experiment])
+        self._without_values |= {trial.trial_id for trial in trials if not trial.config}
+
+    def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> Trial | None:
+        """The first trial, or the next that Optuna suggests."""
+        if self._counter:
+            return super().create_trial_if_possible(experiment_spec)
+        self._counter += 1
+        spec = experiment_spec | {"config": {}}
+        identity = Trial.generate_id()
+        self._without_values.add(identity)
+        return _create_trial_from_spec(
+            spec, self._parser, evaluated_params={}, experiment_tag="1", trial_id=identity
+        )
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tells Optuna."""
+        if trial_id not in self._without_values:
+            super().on_trial_result(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tells Optuna."""
+        if trial_id not in self._without_values:
+            super().on_trial_complete(trial_id, result, error)
 
     def get_state(self) -> dict[str, Any]:
         """How many trials were created."""

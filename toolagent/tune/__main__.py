@@ -179,7 +179,13 @@ def _run(search: Search, folder: SearchFolder, cluster: Cluster, stop_time_s: fl
     if ranked and (nothing_left or ranked & progress.reported):
         return 0
     where = " in this session" if ranked else ""
-    print(f"error: no trial came to a result{where}; see the messages above", file=sys.stderr)
+    why = "see the messages above"
+    if stopped_by == "time":
+        why = (
+            f"the time was up after {stop_time_s:g} s, before an iteration of a trial had ended; "
+            "raise --stop-time-s"
+        )
+    print(f"error: no trial came to a result{where}; {why}", file=sys.stderr)
     return 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolagent.installation import install_command
-from toolagent.tune.rows import TrialRow
+from toolagent.tune.rows import BASE, TrialRow
 from toolagent.tune.search import SECONDS, Search
 from toolagent.tune.space import CHOICE, short_names, value_text
 from toolagent.tune.trial import SCORE
@@ -30,7 +30,7 @@ def plot_learning_curves(search: Search, ranked: list[TrialRow], path: Path) -> 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for place, row in enumerate(ranked):
-        label = ", ".join(f"{names[k]}={value_text(v)}" for k, v in row.settings.items())
+        label = ", ".join(f"{names[k]}={value_text(v)}" for k, v in row.settings.items()) or BASE
         named = place < _MOST_NAMED
         axes.plot(
             [entry[unit] for entry in row.history],

@@ -17,11 +17,13 @@ from toolagent import cli
 from toolagent.checkpoints.policy import POLICY_FILE
 from toolagent.cluster.tune_state import has_trials
 from toolagent.tune.folder import SearchFolder
-from toolagent.tune.search import ACCURACY, Search
+from toolagent.tune.search import SECONDS, SEEDS, Search
 from toolagent.tune.space import short_names, value_text
 from toolagent.tune.trial import SCORE
 
+BASE = "base"  # the name of the trial that is the base itself
 FAILED, UNFINISHED, STOPPED = "failed", "unfinished", "stopped_early"
+_HEADING = 8  # characters on a line of a heading, if words allow it
 FIGURES = ("env_steps", "seconds", "accuracy", SCORE)  # of a trial's metrics, in the files
 
 
@@ -31,12 +33,13 @@ class TrialRow:
 
     number: int  # in the order in which they were created
     folder: Path
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # without the seed; {}: the base itself
     metrics: dict[str, Any]  # of the last result; {} if there is none
     error: str | None = None
     latest: Path | None = None  # checkpoint
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     trial_id: str = ""  # Tune's
+    seed: int | None = None  # where a setting is tried with several
 
     @property
     def status(self) -> str:
@@ -79,6 +82,7 @@ class TrialRow:
             "number": self.number,
             "status": self.status,
             "settings": self.settings,
+            **({} if self.seed is None else {"seed": self.seed}),
             "certified": bool(self.metrics.get("certified", False)),
             **{name: self.metrics.get(name) for name in FIGURES},
             "error": self.error,
@@ -114,15 +118,18 @@ def reports_of(analysis: ExperimentAnalysis, trial: Trial) -> list[dict[str, Any
 
 def row_of(trial: Trial, number: int, history: Sequence[dict[str, Any]] = ()) -> TrialRow:
     """What there is to say of a trial of Tune's."""
+    settings = dict(trial.config)
+    seed = settings.pop(SEEDS, None)
     return TrialRow(
         number=number,
         folder=Path(str(trial.path)),
-        settings=dict(trial.config),
+        settings=settings,
         metrics=dict(trial.last_result or {}),
         error=_cause(trial) if trial.status == Trial.ERROR else None,
         latest=Path(trial.checkpoint.path) if trial.checkpoint else None,
         history=list(history),
         trial_id=trial.trial_id,
+        seed=seed,
     )
 
 
@@ -132,34 +139,62 @@ def in_order(trials: Iterable[Trial]) -> list[Trial]:
     return sorted(trials, key=lambda trial: int(str(trial.experiment_tag).partition("_")[0]))
 
 
+def is_base(config: dict[str, Any]) -> bool:
+    """Whether a trial with these values is the base itself."""
+    return not config.keys() - {SEEDS}
+
+
 def ranking(rows: list[TrialRow]) -> list[TrialRow]:
-    """Those that have a score, the best first; equal ones by their env steps."""
-    return sorted(
-        (row for row in rows if row.ranked),
-        key=lambda row: (-row.metrics[SCORE], row.metrics["env_steps"]),
-    )
+    """Those that have a score, the best first; equal ones by their env steps. Of a setting that
+    was tried with several seeds, its median trial (the lower one of two)."""
+    settings: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        if row.ranked:
+            settings.setdefault(repr(sorted(row.settings.items())), []).append(row)
+    middle = [sorted(found, key=_place)[len(found) // 2] for found in settings.values()]
+    return sorted(middle, key=_place)
+
+
+def _place(row: TrialRow) -> tuple[float, int]:
+    """Sorts trials, the best first."""
+    return -row.metrics[SCORE], row.metrics["env_steps"]
 
 
 def trial_table(search: Search, rows: Iterable[tuple[TrialRow, str]]) -> Table:
-    """A line a trial: its settings, its figures and the given status."""
+    """A line a trial: its settings, its figures and the given status. Headings are broken, so that
+    four settings fit 80 columns; what is no part of the budget is in the files."""
     names = short_names(list(search.space))
-    figures = ["score", "stage", "accuracy", "env steps", "seconds"]
-    if search.settings.objective == ACCURACY:
-        figures.remove("score")
-    table = cli.table("trial", *names.values(), *figures, "status", right=figures)
+    base = search.base_values
+    seed = ["seed"] * bool(search.seeds)
+    unit = search.settings.budget[0]
+    figures = ["accuracy", "seconds" if unit == SECONDS else "env steps"]
+    headings = {name: _broken(name) for name in ("trial", *seed, *names.values(), *figures)}
+    table = cli.table(*headings.values(), "status", right=[headings[n] for n in (*seed, *figures)])
     for row, status in rows:
-        values = [value_text(row.settings.get(key)) for key in names]
+        settings = row.settings or base
+        values = [value_text(settings.get(key)) for key in names]
         cells = ["-"] * len(figures)
         if SCORE in row.metrics:
+            spent = row.metrics[unit]
             cells = [
-                f"{row.metrics[SCORE]:.3f}",
-                str(row.metrics["stage"]),
                 f"{int(1000 * row.metrics['accuracy']) / 10:.1f}%",
-                f"{row.metrics['env_steps']:,}",
-                f"{row.metrics['seconds']:.1f}",
-            ][-len(figures) :]
-        table.add_row(str(row.number), *values, *cells, status.replace("_", " "))
+                f"{spent:.1f}" if unit == SECONDS else f"{spent:,}",
+            ]
+        number = f"{row.number} {BASE}" if not row.settings else str(row.number)
+        seeds = [str(row.seed)] * len(seed)
+        table.add_row(number, *seeds, *values, *cells, status.replace("_", " "))
     return table
+
+
+def _broken(name: str) -> str:
+    """A heading on several lines: a word or two each."""
+    lines: list[str] = []
+    for word in name.replace(".", "._").replace(" ", "_").split("_"):
+        if lines and len(lines[-1]) + len(word) < _HEADING:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)
 
 
 def seen_from(base: Path, path: Path) -> Path:

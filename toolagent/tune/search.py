@@ -29,6 +29,9 @@ from toolagent.tune.space import CHOICE, STRICT, Distribution, parts_of
 
 RANDOM, GRID, OPTUNA = "random", "grid", "optuna"
 NONE, ASHA, PBT = "none", "asha", "pbt"
+# Among a trial's values: its seed, where each setting is tried with several. No key of the
+# configuration, as a search may be over that.
+SEEDS = "seeds"
 ENV_STEPS, SECONDS, ACCURACY = "env_steps", "seconds", "accuracy"
 
 _MUTABLE = "training"  # the only section that can change in the middle of a run
@@ -85,7 +88,10 @@ class SearchSettings(BaseModel):
     search: Literal["random", "grid", "optuna"] = RANDOM
     scheduler: Literal["none", "asha", "pbt"] = NONE
     objective: Literal["env_steps", "seconds", "accuracy"] = ENV_STEPS
-    num_samples: int = Field(default=12, ge=1, description="trials; with a grid, repetitions of it")
+    num_samples: int = Field(
+        default=12, ge=1, description="what is drawn, beside the base; with a grid, repetitions"
+    )
+    seeds: int = Field(default=1, ge=1, description="trials of each setting; its median is ranked")
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="of what is drawn")
     stop_time_s: float | None = Field(default=None, gt=0, description="seconds, for all trials")
     trials_at_once: int | None = Field(default=None, ge=1, description="None: as many as fit")
@@ -103,6 +109,11 @@ class SearchSettings(BaseModel):
             raise ValueError(
                 f"search: pbt chooses its values itself; '{self.search}' can't, use 'random'"
             )
+        if self.seeds > 1 and (pbt or self.search == OPTUNA):
+            which = "scheduler pbt" if pbt else "search optuna"
+            raise ValueError(f"seeds: {which} takes one seed a trial; use 'random' or 'grid'")
+        if self.seeds > 1 and "seed" in self.space:
+            raise ValueError("space.seed: is what 'seeds' sets; leave one of them out")
         if pbt and self.num_samples < 2:
             raise ValueError("num_samples: a population for pbt has at least 2 trials")
         for key, distribution in self.space.items():
@@ -148,12 +159,35 @@ class Search:
         return to_yaml(self.base)
 
     @property
+    def tries_base(self) -> bool:
+        """Whether the base itself is the first trial. Not with PBT, which changes the values of
+        every trial on its way."""
+        return self.settings.scheduler != PBT
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that each setting is tried with; [] for the base's only."""
+        count = self.settings.seeds
+        return [self.base.seed + number for number in range(count)] if count > 1 else []
+
+    @property
+    def base_values(self) -> dict[str, Any]:
+        """What the base has where the space has its keys; of keys joined by commas, the first's."""
+        values = {}
+        for key in self.space:
+            place: Any = self.base.document()
+            for part in parts_of(key)[0].split("."):
+                place = place.get(part) if isinstance(place, dict) else None
+            values[key] = place
+        return values
+
+    @property
     def num_trials(self) -> int:
         """How many trials there will be."""
         combinations = 1
         if self.settings.search == GRID:
             combinations = math.prod(len(entry.arguments) for entry in self.space.values())
-        return combinations * self.settings.num_samples
+        return (combinations * self.settings.num_samples + self.tries_base) * self.settings.seeds
 
 
 def load_search(
@@ -225,7 +259,7 @@ def trial_settings(base_yaml: str, values: dict[str, Any], name: str = "base") -
     overrides = [
         f"{part}={json.dumps(value)}"  # JSON is YAML
         for key, value in values.items()
-        for part in parts_of(key)
+        for part in parts_of("seed" if key == SEEDS else key)
     ]
     return settings_from_text(base_yaml, name, overrides)
 

@@ -30,8 +30,9 @@ from toolagent.cluster.tune_state import (
 from toolagent.errors import UserError
 from toolagent.installation import install_command
 from toolagent.tune.folder import SearchFolder
-from toolagent.tune.rows import reports_of
-from toolagent.tune.search import ASHA, GRID, OPTUNA, PBT, Search
+from toolagent.tune.rows import BASE, is_base, reports_of
+from toolagent.tune.search import ASHA as HALVING
+from toolagent.tune.search import GRID, OPTUNA, PBT, SEEDS, Search
 from toolagent.tune.space import short_names, value_text
 from toolagent.tune.trial import SCORE
 
@@ -47,7 +48,9 @@ def earlier_trials(search: Search, folder: SearchFolder) -> ExperimentAnalysis |
     if not has_trials(folder.trials):
         return None
     earlier = take_over(folder.trials.resolve())
-    if any(trial.config.keys() != search.space.keys() for trial in earlier.trials or []):
+    seed = {SEEDS} if search.seeds else set()
+    known = (seed, seed | search.space.keys())  # of the base, and of what is drawn
+    if any(trial.config.keys() not in known for trial in earlier.trials or []):
         raise UserError(
             f"--resume {folder.path}: {folder.search.name} is not that of the trials in it; was "
             "it changed?"
@@ -70,29 +73,37 @@ def run_trials(
     """
     grid = search.settings.search == GRID
     space = {key: distribution.domain(grid) for key, distribution in search.space.items()}
+    seeds = {SEEDS: tune.grid_search(search.seeds)} if search.seeds else {}
     names = short_names(list(search.space))
 
     def name(trial: Trial) -> str:
-        """'lr=0.0021 episodes_per_update=512': the trial's settings."""
-        return " ".join(f"{names[key]}={value_text(trial.config[key])}" for key in names)
+        """'lr=0.0021 episodes_per_update=512': the trial's settings; 'base' for none."""
+        shown = names | {SEEDS: "seed"}
+        text = [f"{shown[key]}={value_text(value)}" for key, value in trial.config.items()]
+        return " ".join([BASE, *text] if is_base(trial.config) else text)
 
     def directory(trial: Trial) -> str:
         """The name as a folder's, and the trial's id, which makes it unique."""
         text = re.sub(r"[^A-Za-z0-9_.=+-]+", ",", name(trial)).strip(",")
         return f"{text[:_LONGEST_DIRECTORY]},{trial.trial_id}"
 
-    experiment = Experiment(
-        folder.trials.name,
-        trainable,
-        config=space,
-        num_samples=search.settings.num_samples,
-        storage_path=str(folder.path.resolve()),
-        # All are kept: PBT copies older ones, and the best trial's last is the result.
-        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
-        trial_name_creator=name,
-        trial_dirname_creator=directory,
-    )
-    searcher = _searcher(search, at_once)
+    def experiment_of(config: dict[str, Any], num_samples: int) -> Experiment:
+        return Experiment(
+            folder.trials.name,
+            trainable,
+            config=config,
+            num_samples=num_samples,
+            storage_path=str(folder.path.resolve()),
+            # All are kept: PBT copies older ones, and the best trial's last is the result.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+            trial_name_creator=name,
+            trial_dirname_creator=directory,
+        )
+
+    experiment = experiment_of(space | seeds, search.settings.num_samples)
+    # A trial without values: its configuration is the base.
+    base = experiment_of(seeds, 1) if search.tries_base else None
+    searcher = _searcher(search, at_once, base)
     if earlier is not None:
         searcher.go_on_after(experiment, earlier.trials)
     # Not a Tuner: that one can only be resumed with all that it was when it was made.
@@ -141,7 +152,16 @@ class SearchEnd(tune.Callback):
             signal.raise_signal(signal.SIGUSR1)
 
 
-class ResumedASHA(ASHAScheduler):
+class ASHA(ASHAScheduler):
+    """ASHA that never stops the base: the others are compared with what it comes to."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """What is to happen with the trial; a trial ends at its limits by itself."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if is_base(trial.config) else decision
+
+
+class ResumedASHA(ASHA):
     """ASHA that is first told what the trials reported before, so that new ones are compared with
     them: Tune keeps no scheduler's state."""
 
@@ -196,7 +216,9 @@ def check_searcher(search: Search) -> None:
             ) from None
 
 
-def _searcher(search: Search, at_once: int) -> SeededVariants | OptunaTrials:
+def _searcher(
+    search: Search, at_once: int, base: Experiment | None
+) -> SeededVariants | OptunaTrials:
     settings = search.settings
     if settings.search == OPTUNA:
         import optuna
@@ -204,7 +226,12 @@ def _searcher(search: Search, at_once: int) -> SeededVariants | OptunaTrials:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         return OptunaTrials(TrialsAtOnce(OptunaSearch(seed=settings.seed), max_concurrent=at_once))
-    return SeededVariants(max_concurrent=at_once, random_state=settings.seed)
+    return SeededVariants(
+        base,
+        max_concurrent=at_once,
+        random_state=settings.seed,
+        constant_grid_search=bool(search.seeds),  # the same values for all seeds
+    )
 
 
 def _scheduler(
@@ -212,14 +239,14 @@ def _scheduler(
 ) -> TrialScheduler:
     settings = search.settings
     time_attr, budget = settings.budget
-    if settings.scheduler == ASHA:
+    if settings.scheduler == HALVING:
         rungs: dict[str, Any] = {
             "time_attr": time_attr,
             "max_t": budget,
             "grace_period": budget * settings.asha.grace_share,
             "reduction_factor": settings.asha.reduction_factor,
         }
-        return ASHAScheduler(**rungs) if earlier is None else ResumedASHA(earlier, **rungs)
+        return ASHA(**rungs) if earlier is None else ResumedASHA(earlier, **rungs)
     if settings.scheduler == PBT:
         return PopulationBasedTraining(
             time_attr=time_attr,
