@@ -24,7 +24,7 @@ class Vocabulary:
         observed: further tokens, which the agent reads and never writes.
         start: the previous token of an episode's first step; any of the names.
         pad: fills contexts that are shorter than `context_length`; any of the names.
-        answer: the action that answers, which ends an episode (see also `Task.answer_ends`).
+        answer: the action that answers; it ends an episode unless `Task.answer_ends` is False.
 
     Raises:
         ValueError: a name that is empty, has a space in it or is there twice, more than 128 names,
