@@ -33,12 +33,17 @@ class Stop:
 
     Once it runs they are left to it. Both Ctrl-C and `ray job stop` send theirs to this process and
     to the command; one passed on from here would be its second, which ends a run without a
-    checkpoint. To be made after Ray has connected: that sets a handler of its own, which would end
-    this process, and the command with it.
+    checkpoint. To be made after Ray has connected, which sets a handler of its own. To `listen`
+    anew after Ray has disconnected, which leaves none: SIGTERM would end this process before the
+    command, and who waits for it would take the cluster away from the command.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.listen()
+
+    def listen(self) -> None:
+        """Takes the signals, whoever has them."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._request)  # not inherited by the command, unlike SIG_IGN
 
@@ -130,6 +135,7 @@ def _wait(cpus: int, gpus: int, wait_s: float, stop: Stop) -> bool:
         there = f"{has.get('CPU', 0):g} of {cpus} CPUs, {has.get('GPU', 0):g} of {gpus} GPUs"
         if has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus:
             ray.shutdown()
+            stop.listen()
             return True
         if time.monotonic() > deadline:
             print(f"error: after {wait_s:g} s the cluster has {there}", file=sys.stderr)

@@ -481,7 +481,7 @@ def test_submit_says_that_ray_is_missing(tmp_path):
 
 FAKE_RAY = '''
 """Stands in for Ray: writes down what is asked of it; nodes come at the second look."""
-import os, signal, sys, types
+import ctypes, os, signal, sys, types
 looks, asked = [0], os.environ["ASKED"]
 def note(line):
     with open(asked, "a") as file:
@@ -497,6 +497,7 @@ def init(**options):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
 def shutdown():
     initialized[0] = False
+    ctypes.CDLL(None).signal(signal.SIGTERM, None)  # the default again, as Ray does
 def is_initialized():
     return initialized[0]
 sdk = types.ModuleType("ray.autoscaler.sdk")

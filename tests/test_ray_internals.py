@@ -141,7 +141,7 @@ def test_learners_join_by_the_backend_that_is_given():
 
 
 SIGTERM = """
-import contextlib, signal, sys
+import contextlib, os, signal, sys
 from toolagent.cluster.ray_internals import own_sigterm_handler
 import ray
 from ray._private import utils
@@ -152,7 +152,10 @@ signal.signal(signal.SIGTERM, lambda *_: None)
 with own_sigterm_handler() if sys.argv[1] == "ours" else contextlib.nullcontext():
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 print(len(calls))
-ray.shutdown()
+with own_sigterm_handler() if sys.argv[1] == "ours" else contextlib.nullcontext():
+    ray.shutdown()
+if sys.argv[1] == "ours":
+    os.kill(os.getpid(), signal.SIGTERM)  # ends it where `ray.shutdown()` has the last word
 """
 
 

@@ -111,10 +111,11 @@ def loopback_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_sigterm_handler() -> Iterator[None]:
-    """Where this process handles SIGTERM already, `ray.init()` in the block leaves it alone.
+    """Where this process handles SIGTERM already, it does so after the block too.
 
-    Ray's handler would end the process in the middle of starting, with an exit code of its own.
-    Missing: an option of `ray.init()`.
+    `ray.init()` sets a handler that would end the process in the middle of starting, with an exit
+    code of its own. `ray.shutdown()` leaves the process without one, though Python still names its
+    own. Missing: an option of `ray.init()`.
     """
     from ray._private import utils
 

@@ -184,9 +184,10 @@ def ray_session(
             end=end,
         )
     finally:
-        for thread in ending:
-            thread.join()
-        ray.shutdown()  # if it was not ended early
+        with own_sigterm_handler():  # a request to stop may come after it too
+            for thread in ending:
+                thread.join()
+            ray.shutdown()  # if it was not ended early
 
 
 @contextlib.contextmanager
