@@ -6,7 +6,8 @@
 #   sbatch cluster/slurm.sh --config expression --output-dir "$PWD/runs/first"
 #   squeue --me                                     # waiting, or on which nodes
 #   tail -f toolagent-JOB.out                       # watch
-#   ssh -L 8265:127.0.0.1:8265 NODE                 # the dashboard, with the token in the job's folder
+#   ssh -L 8265:127.0.0.1:8265 NODE                 # the dashboard, at the address in the output,
+#                                                   # with the token in .toolagent-JOB.*/auth_token
 #   scancel --batch --signal=TERM JOB               # stop: a checkpoint is written
 #   sbatch cluster/slurm.sh --resume "$PWD/runs/first"    # continue, also after the time limit
 #
@@ -14,7 +15,8 @@
 # one env runner a CPU of the second part and one learner on the GPU; later flags win. The checkout,
 # the venv (TOOLAGENT_VENV) and --output-dir are on a disk that all nodes share. If the first node
 # has several addresses, TOOLAGENT_HEAD_IP says which one the others reach. Nothing is left running
-# when the job ends, so nothing idles.
+# when the job ends, so nothing idles. A lost CPU node costs the episodes under way on it; after the
+# loss of the first node, or `scancel JOB`, which ends the job at once, continue with --resume.
 #
 # Without a GPU: delete the line with --gpus-per-node below.
 #
@@ -24,10 +26,11 @@
 #SBATCH --output=toolagent-%j.out
 #SBATCH --time=08:00:00
 #SBATCH --signal=B:TERM@300
-#SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=4 --mem=16G --exclusive
+#SBATCH --no-requeue
+#SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=4 --mem=16G
 #SBATCH --gpus-per-node=1
 #SBATCH hetjob
-#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=16 --mem=32G --exclusive
+#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=16 --mem=32G --no-kill
 set -euo pipefail
 
 # shellcheck disable=SC1091
@@ -41,28 +44,59 @@ if [[ -n "${CUDA_VISIBLE_DEVICES:-}" ]]; then
   gpus=1
 fi
 
-# A token for this job alone; srun passes the environment, which names the file, to all nodes.
+# shellcheck disable=SC2329  # called by the trap
+finish() {
+  trap '' TERM INT
+  # The other nodes first, while the head is there; srun itself would kill them on a signal.
+  if [[ -n "$nodes" ]] && scancel --signal=TERM "$SLURM_JOB_ID_HET_GROUP_1.0" 2>/dev/null; then
+    timeout 20 tail --pid="$nodes" --follow /dev/null || true
+  fi
+  if [[ -n "$head" ]] && kill -TERM "$head" 2>/dev/null; then
+    wait "$head" || true
+  fi
+  rm -rf "$private" "$TMPDIR"
+}
+head="" nodes=""
 umask 077
 private="$(mktemp -d "$SLURM_SUBMIT_DIR/.toolagent-$SLURM_JOB_ID.XXXXXX")"
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$private/auth_token"
+# Ray's sessions and all else that is temporary, on every node; a longer path is none for its sockets.
+TMPDIR="$(mktemp -d "/tmp/toolagent-$SLURM_JOB_ID.XXXXXX")"
+trap finish EXIT
+# A token for this job alone; srun passes the environment, which names the file, to all nodes.
+export TMPDIR RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$private/auth_token"
 python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH"
 umask 022
 
-# shellcheck disable=SC2329  # called by the trap
-finish() {
-  ray stop >/dev/null 2>&1 || true
-  rm -rf "$private"
-}
-trap finish EXIT
-
-address="${TOOLAGENT_HEAD_IP:-$(hostname --all-ip-addresses | cut -d ' ' -f 1)}:6379"
-export RAY_ADDRESS="$address"
+unset RAY_ADDRESS RAY_TMPDIR
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # else nodes of a job that has ended wait for 30 s
+# All ports are free ones, as another job may be on the same node; 0 leaves the choice to Ray, which
+# takes none for this one, though no client uses it.
+unused_port="$(python -c 'import socket; s = socket.create_server(("", 0)); print(s.getsockname()[1])')"
 # No CPU on the head: env runners, which ask for one each, are on the other nodes.
-ray start --head --node-ip-address="${address%:*}" --port=6379 --dashboard-host=127.0.0.1 \
-  --num-cpus=0 --num-gpus="$gpus" --disable-usage-stats
-srun --het-group=1 --nodes="$runner_nodes" --ntasks="$runner_nodes" \
-  ray start --address="$address" --num-cpus="$cpus" --num-gpus=0 --block \
-  >"toolagent-$SLURM_JOB_ID-runners.out" 2>&1 &
+ray start --head --block --port=0 --dashboard-host=127.0.0.1 --dashboard-agent-listen-port=0 \
+  --ray-client-server-port="$unused_port" --num-cpus=0 --num-gpus="$gpus" --disable-usage-stats \
+  --node-ip-address="${TOOLAGENT_HEAD_IP:-$(hostname --all-ip-addresses | cut -d ' ' -f 1)}" &
+head=$!
+until [[ -s "$TMPDIR/ray/ray_current_cluster" ]]; do
+  if ! kill -0 "$head" 2>/dev/null; then
+    echo "error: Ray did not start on the first node" >&2
+    exit 1
+  fi
+  sleep 0.5
+done
+RAY_ADDRESS="$(<"$TMPDIR/ray/ray_current_cluster")"
+export RAY_ADDRESS
+# One task a node with all of its CPUs. Those of a lost node end; the others go on.
+# shellcheck disable=SC2016  # expanded on the nodes
+srun --het-group=1 --nodes="$runner_nodes" --ntasks="$runner_nodes" --cpus-per-task="$cpus" \
+  --export=ALL --no-kill --kill-on-bad-exit=0 --wait=0 bash -c '
+    trap : TERM # Ray gets it too; what is below comes after its end
+    mkdir -p -m 700 "$TMPDIR" # Slurm may have made it
+    ray start --address="$RAY_ADDRESS" --num-cpus="$1" --num-gpus=0 --block \
+      --dashboard-agent-listen-port=0
+    rm -rf "$TMPDIR"
+  ' bash "$cpus" >"toolagent-$SLURM_JOB_ID-runners.out" 2>&1 &
+nodes=$!
 
 # Slurm signals this shell alone; it passes that on, once to each process.
 python "$here/with_nodes.py" --cpus "$runners" --gpus "$gpus" --wait-s 300 -- \

@@ -123,7 +123,7 @@ def test_every_command_line_is_understood(page, monkeypatch):
         click_command(command).make_context(
             command, list(arguments), help_option_names=["-h", "--help"]
         )
-    markers = {"full", "slow", "chaos", "scaling"}
+    markers = {"full", "slow", "chaos", "scaling", "cluster_real"}
     for words in shell_lines(page):
         if "pytest" in words:
             files = [word for word in words if word.startswith("tests/")]
