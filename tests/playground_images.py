@@ -1,4 +1,4 @@
-"""Takes the README's pictures of the playground from a server that runs.
+"""Takes the README's pictures of the playground from a server with an agent of `toolcall`.
 
 python tests/playground_images.py URL [FOLDER]     # FOLDER: .github/images
 """
@@ -9,39 +9,56 @@ import sys
 import time
 from pathlib import Path
 
-from browser import browser
+from browser import Browser, browser
 from processes import wait_for
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-PICTURES = (("playground.png", 1120, False, True), ("playground_phone.png", 360, True, False))
+PROBLEM = {"posed": "B*C", "posed-database": "19 83 86 8 1 48 2 2"}
+TOLD, STEP = "4 5", 9  # in place of the first answer; the step that is shown
 
 
 def main() -> None:
-    """Compares the first two agents at step 3, and on a phone, dark, one of them alone."""
+    """An agent beside itself where it is told another answer; and it alone on a phone, dark."""
     url = sys.argv[1]
     folder = Path(sys.argv[2] if len(sys.argv) > 2 else ".github/images")
-    for name, width, dark, compare in PICTURES:
-        with browser(width, 1000) as chromium:
-            chromium.resize(width, 1000)
-            chromium.prefer(dark=dark, calm=True)
-            driver = chromium.driver
-            driver.get(url)
-            wait_for(
-                lambda driver=driver: driver.find_element(By.ID, "posed").get_attribute("value")
-            )
-            if not compare:
-                chromium.run(
-                    "document.getElementById('model').selectedIndex = 1;"
-                    "document.getElementById('other').value = ''"
-                )
-            driver.find_element(By.CSS_SELECTOR, "#problem .primary").click()
-            wait_for(lambda driver=driver: driver.find_elements(By.CSS_SELECTOR, ".lane"))
-            chromium.run("document.activeElement.blur()")
-            body = driver.find_element(By.TAG_NAME, "body")
-            body.send_keys(Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
-            time.sleep(0.5)
-            chromium.screenshot(folder / name, whole=True)
+    for name, width, dark in (("playground.png", 1120, False), ("playground_phone.png", 360, True)):
+        with browser(width, 1000) as page:
+            page.resize(width, 1000)
+            page.prefer(dark=dark, calm=True)
+            page.driver.get(url)
+            _wait_for_lanes(page, 1)
+            _pose(page)
+            if not dark:
+                _tell(page)
+            page.run("document.activeElement.blur()")
+            body = page.driver.find_element(By.TAG_NAME, "body")
+            body.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * (STEP - 1))
+            time.sleep(0.5)  # the bars move
+            page.run("scrollTo(0, 0)")
+            page.screenshot(folder / name, whole=dark)
+
+
+def _pose(page: Browser) -> None:
+    before = page.driver.find_elements(By.CSS_SELECTOR, ".lane")
+    for identifier, text in PROBLEM.items():
+        field = page.driver.find_element(By.ID, identifier)
+        field.clear()
+        field.send_keys(text)
+    field.send_keys(Keys.ENTER)
+    wait_for(lambda: page.driver.find_elements(By.CSS_SELECTOR, ".lane") != before)
+
+
+def _tell(page: Browser) -> None:
+    page.driver.find_element(By.CSS_SELECTOR, ".answer").send_keys(Keys.ENTER)
+    field = page.driver.switch_to.active_element
+    field.clear()
+    field.send_keys(TOLD, Keys.ENTER)
+    _wait_for_lanes(page, 2)
+
+
+def _wait_for_lanes(page: Browser, count: int) -> None:
+    wait_for(lambda: len(page.driver.find_elements(By.CSS_SELECTOR, ".lane")) == count)
 
 
 if __name__ == "__main__":

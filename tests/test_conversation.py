@@ -135,7 +135,7 @@ def test_a_call_that_ends_the_episode_is_an_answer(tmp_path):
 def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("told")
     save_policy(folder, make_network("encoder_decoder"), POSED, env_steps=0, stages=())
-    return build_app(Agents([load_policy(folder, task=POSED)]), ["localhost"])
+    return build_app(Agents({"agent": load_policy(folder, task=POSED)}), ["localhost"])
 
 
 BOTH = {"asked": "both", "hidden": [2, 1], "given": ["0", "LOOK"]}
@@ -171,9 +171,9 @@ def test_a_told_answer_is_all_that_the_agent_knows_of_it(app):
         ([{"step": 2, "tokens": ["0"] * 3}], "answers: step 2: 3 tokens; an answer has 2 at most"),
         ([{"step": 2, "tokens": []}] * 2, "answers: step 2 is there twice"),
         ([{"step": 90, "tokens": []}], "answers: step 90: the episode has "),
-        ([{"step": 2, "tokens": ["7"]}], "answers.0.tokens.0: Input should be '0', '1'"),
-        ([{"step": 0, "tokens": []}], "answers.0.step: "),
-        ([{"tokens": []}], "answers.0.step: Field required"),
+        ([{"step": 2, "tokens": ["7"]}], "answers: value 1: tokens: value 1 is none of 0 1"),
+        ([{"step": 0, "tokens": []}], "answers: value 1: step: is smaller than 1"),
+        ([{"tokens": []}], "answers: value 1: step: is missing"),
     ],
 )
 def test_what_the_agent_cannot_be_told(app, answers, message):
@@ -214,7 +214,7 @@ def test_a_visitor_changes_an_answer_and_sees_the_agent_follow(tmp_path):
 
     save_policy(tmp_path, make_network("stage_gru"), POSED, env_steps=0, stages=())
     policy = replace(load_policy(tmp_path, task=POSED), network=Following(TASK.interface))
-    app = build_app(Agents([policy]), ["127.0.0.1"])
+    app = build_app(Agents({"agent": policy}), ["127.0.0.1"])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -31,7 +31,7 @@ class Page:
     def open(self, path="/"):
         self.driver.get(self.url + path)
         if path == "/":
-            self.wait(lambda: self.one("#posed").get_attribute("value"))
+            self.wait(lambda: self.all(".lane"))
 
     def one(self, selector):
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -59,8 +59,12 @@ class Page:
             self.driver.execute_script(
                 "document.getElementById('other').value = arguments[0]", other
             )
+        self.another(lambda: self.one("#problem .primary").click())
+
+    def another(self, ask):
+        """Does what has another problem played, and waits for it."""
         before = self.all(".lane")
-        self.one("#problem .primary").click()
+        ask()
         self.wait(lambda: self.all(".lane") and self.all(".lane") != before)
 
     def press(self, *keys):
@@ -193,11 +197,10 @@ def test_another_token_leads_to_a_branch_beside_the_original(page, playground):
     assert len(page.all(".lane")) == 5
 
 
-def test_it_plays_by_itself_and_pauses(page):
+def test_it_plays_when_it_is_opened_and_pauses(page):
     page.chrome.prefer()
     page.open()
-    page.play("3 4 5", other="") if page.text("#posed-hint").startswith("3") else None
-    page.play("3 4 5 6 7", other="after")
+    assert page.text("#program-title") == "3*4+5-6*7 = -25" and len(page.all(".lane")) == 2
     assert page.text("#play") == "Pause"
     page.wait(
         lambda: page.text("#place").startswith("step ") and "step 1 " not in page.text("#place")
@@ -225,8 +228,7 @@ def test_the_keyboard_is_enough(page):
         if names[-1] == "other":
             break
     assert names == ["Skip to the program", "API", "stage", "posed", "model", "other"]
-    page.one("#posed").send_keys(Keys.ENTER)
-    page.wait(lambda: page.all(".lane"))
+    page.another(lambda: page.one("#posed").send_keys(Keys.ENTER))
     page.driver.execute_script("document.activeElement.blur()")
     page.press(Keys.HOME)
     assert page.text("#place") == "step 1 of 7"
@@ -270,7 +272,8 @@ def test_a_screen_reader_is_told_each_step(page):
     [
         ("3 4", "2 numbers"),
         ("3 4 x 6 7", "'x' is no digit"),
-        ("3 4 5 6 77", "less than or equal"),
+        ("3 4 5 6 77", "'77' is no digit; expected 5 digits"),
+        ("9*8/7", "'9*8/7' is not a*b+c or a*b+c-d or a*b+c-d*e with a digit for each letter"),
     ],
 )
 def test_what_was_typed_wrong_is_said_in_the_page(page, digits, reason):
@@ -300,6 +303,8 @@ def test_nothing_is_inaccessible_and_nothing_sticks_out(page, width, dark):
         if path == "/":
             page.play("3 4 5 6 7", other="after")
             page.press(Keys.HOME, Keys.ARROW_RIGHT)
+            if width < 640:
+                page.one(".more").click()
             page.choose("STO")
             page.press(Keys.END)
         else:
@@ -310,6 +315,40 @@ def test_nothing_is_inaccessible_and_nothing_sticks_out(page, width, dark):
             "return [innerWidth, document.documentElement.scrollWidth]"
         )
         assert scroll <= inner == width
+
+
+def test_an_expression_that_has_the_form_of_a_formula_is_its_digits(page):
+    page.play(" 9*8 + 7-6·5", other="")
+    assert page.text("#program-title") == "9*8+7-6*5 = 49"
+    page.play("9*8+7", other="")  # of another stage
+    assert page.text("#program-title") == "9*8+7 = 79"
+    assert page.one("#stage").get_attribute("value") == "0"
+    assert page.text("#posed-hint") == "3 digits, 0 to 9, or 3*4+5"
+
+
+def test_a_phone_shows_the_likeliest_tokens_and_all_if_asked(page, playground):
+    from test_serve import ask
+
+    page.chrome.resize(390, 844)
+    page.play("3 4 5 6 7", other="")
+    page.press(Keys.HOME)
+    _, answer = ask(playground, digits=[3, 4, 5, 6, 7], model="before")
+    probabilities = answer["steps"][0]["probabilities"]
+    bars = page.all(".token")
+    shown = [p for bar, p in zip(bars, probabilities, strict=True) if bar.is_displayed()]
+    assert sorted(shown, reverse=True) == sorted(probabilities, reverse=True)[:6]
+    (more,) = page.all(".more")
+    assert more.text == "All 18 tokens"
+    more.click()
+    assert all(bar.is_displayed() for bar in bars) and more.text == "The 6 likeliest tokens"
+    page.choose("EOS")  # also on the branch
+    assert all(bar.is_displayed() for bar in page.all(".token"))
+    page.all(".more")[1].click()
+    shown = [bar.get_attribute("aria-pressed") for bar in page.all(".token") if bar.is_displayed()]
+    assert len(shown) == 12 and shown.count("true") == 2  # what was chosen is among the six
+    page.chrome.resize(1200, 900)
+    assert all(bar.is_displayed() for bar in page.all(".token"))
+    assert not any(button.is_displayed() for button in page.all(".more"))
 
 
 def test_nothing_is_fetched_from_elsewhere(page):
@@ -323,8 +362,7 @@ def test_nothing_is_fetched_from_elsewhere(page):
 
 
 def test_random_problems_are_played(page):
-    page.one("#random").click()
-    page.wait(lambda: page.all(".lane"))
+    page.another(lambda: page.one("#random").click())
     digits = page.one("#posed").get_attribute("value").split()
     assert len(digits) == 5 and all(digit.isdecimal() for digit in digits)
     a, b, c, d, e = map(int, digits)

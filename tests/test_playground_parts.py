@@ -8,14 +8,15 @@ import torch
 from trained import noisy_network, untrained_expression_network
 
 from toolagent.checkpoints.policy import Policy
+from toolagent.errors import UserError
 from toolagent.rollouts.play import play
 from toolagent.rollouts.trajectory import answers as answers_of
 from toolagent.rollouts.trajectory import trajectory
-from toolagent.serve.agents import names_of
+from toolagent.serve.agents import named
 from toolagent.serve.batching import Batcher
 from toolagent.serve.guard import host_of
 from toolagent.serve.player import Player, Question
-from toolagent.serve.problems import Refused, example_of, keys_of, question_of
+from toolagent.serve.problems import Refused, example_of, first_example, keys_of, question_of
 from toolagent.serve.schemas import requests_of
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import ANS, NUM_TOKENS, STO
@@ -205,11 +206,32 @@ def test_host_of_a_header(header, host):
     assert host_of(header) == host
 
 
-def test_names_are_as_short_as_they_can_be(tmp_path):
-    folders = [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b" / "y"]
-    assert names_of(folders[1:]) == ["x", "y"]
-    assert names_of(folders) == ["a/x", "b/x", "b/y"]
-    assert names_of(folders[:1]) == ["x"]
+@pytest.mark.parametrize(
+    "given, names",
+    [
+        (["runs/a", "./runs/b/", "c"], ["runs/a", "runs/b", "c"]),
+        (["old one=runs/a", "runs/b"], ["old one", "runs/b"]),
+        (["runs/lr=1", "x=y"], ["runs/lr=1", "x=y"]),  # the second one is a folder
+        (["/home/me/runs/a", "x=/home/me/runs/a"], ["a", "x"]),
+        (["/r/a/x", "s3://bucket/b/x", "../y"], ["a/x", "b/x", "{parent}/y"]),
+        ({"x=": "/r/a", "y/z": "b"}, ["x=", "y/z"]),
+    ],
+)
+def test_agents_are_called_what_was_typed(given, names, tmp_path, monkeypatch):
+    """And nobody is told where on the machine they are."""
+    (tmp_path / "here" / "x=y").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert [*named(given)] == [name.format(parent=tmp_path.name) for name in names]
+    folders = given.values() if isinstance(given, dict) else given
+    for text, folder in zip(folders, named(given).values(), strict=True):
+        assert text in (folder, f"old one={folder}", f"x={folder}")
+
+
+def test_names_are_different_and_not_empty():
+    assert named(["a=~/x"])["a"].endswith("/x") and "~" not in named(["a=~/x"])["a"]
+    for given in (["x=a", "x=b"], ["a", "./a"], ["/x/y", "/x/y"], ["=a"], ["a="], [" =a"]):
+        with pytest.raises(UserError, match="NAME=FOLDER"):
+            named(given)
 
 
 def test_answering_ends_the_program(tmp_path):
@@ -220,3 +242,12 @@ def test_answering_ends_the_program(tmp_path):
     )
     assert [step.token for step in answer.steps] == [ANS]
     assert answer.answered and answer.answer is None and not answer.solved
+
+
+@pytest.mark.parametrize("trained, stage", [(None, 4), ([2, 4, 6], 4), ([1, 3], 3), ([6], 6)])
+def test_the_page_opens_with_a_problem_that_was_trained_on(trained, stage):
+    task = get_task("toolcall")
+    example = first_example(task, trained)
+    assert example["stage"] == stage and (example["expression"] == "B*C") == (stage == 4)
+    question = question_of(task, asked_of(task, **example))
+    assert question.problem.stage.tolist() == [stage]

@@ -293,7 +293,7 @@ def test_what_is_served_opens_no_pickle(tmp_path):
     for folder in (checkpoint, tmp_path / "run"):
         plant(folder, tmp_path / "mark")
     agents = Agents(load_agents([str(tmp_path / "run")]))
-    assert list(agents.policies) == ["checkpoint_000003"] and agents.info.task == "calculator"
+    assert list(agents.policies) == ["run"] and agents.info.task == "calculator"
     assert not (tmp_path / "mark").exists()
 
 

@@ -52,8 +52,8 @@ def folder(tmp_path_factory):
 def served(request, folder):
     """The application, its task and its network."""
     place = strangers.save_untrained(folder / request.param, request.param)
-    (policy,) = load_agents([place], f"strangers:{request.param}")
-    return build_app(Agents([policy]), ["localhost"]), policy.task
+    agents = Agents(load_agents([str(place)], f"strangers:{request.param}"))
+    return build_app(agents, ["localhost"]), agents.task
 
 
 def test_drawn_problems_can_be_sent_back_and_are_played(served):

@@ -1,6 +1,6 @@
 """The playground: watch a checkpoint's agent write its programs, in a browser or through an API.
 
-python -m toolagent.serve CHECKPOINT... [--host 127.0.0.1] [--port 8000]
+python -m toolagent.serve [NAME=]CHECKPOINT... [--host 127.0.0.1] [--port 8000]
     [--task MODULE:CLASS]
 """
 
@@ -21,8 +21,15 @@ from toolagent.serve import deployment
 _LOOK_EVERY_S = 0.1
 
 
-@click.command(epilog=cli.examples("python -m toolagent.serve runs/my-run"))
-@click.argument("checkpoints", metavar="CHECKPOINT...", type=cli.PATH, nargs=-1, required=True)
+@click.command(
+    epilog=cli.examples(
+        "python -m toolagent.serve runs/my-run",
+        "python -m toolagent.serve before=runs/first after=runs/second",
+    )
+)
+@click.argument(
+    "checkpoints", metavar="[NAME=]CHECKPOINT...", type=cli.PATH, nargs=-1, required=True
+)
 @cli.code_options
 @click.option(
     "--host",
@@ -56,8 +63,8 @@ def command(
 ) -> int:
     """Serve the agents of one or more checkpoints of one task: a page and a JSON API.
 
-    A CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint). Ctrl-C ends
-    it, with exit code 130.
+    A CHECKPOINT is a checkpoint's folder, or a run's folder (then its last checkpoint). Its agent
+    is called NAME, or else as the folder is written. Ctrl-C ends it, with exit code 130.
     """
     quiet()
     listen_on_loopback()
@@ -67,12 +74,13 @@ def command(
     deployment.prepare(port)
     deployment.require_serve()
 
-    from toolagent.serve.agents import load_agents, names_of
+    from toolagent.serve.agents import load_agents
     from toolagent.serve.problems import keys_of
     from toolagent.serve.schemas import requests_of
 
     policies = load_agents(checkpoints, task, network)
-    requests_of(policies[0].task, keys_of(policies[0].task))  # refuses what can't be asked
+    served = next(iter(policies.values())).task
+    requests_of(served, keys_of(served))  # refuses what can't be asked
     console = cli.console()
     if not _is_loopback(host):
         print(
@@ -84,9 +92,8 @@ def command(
         with console.status("starting"):  # shown on terminals only
             stack.enter_context(ray_session(None, dashboard=False))
             stack.enter_context(deployment.serving(policies, host, names, task, network))
-        served = ", ".join(names_of([policy.folder for policy in policies]))
         shown = f"[{host}]" if ":" in host else host
-        console.print(f"task {policies[0].task.name}: {served}", soft_wrap=True)
+        console.print(f"task {served.name}: {', '.join(policies)}", soft_wrap=True)
         console.print(f"playground: http://{shown}:{port}/  (Ctrl-C ends it)", soft_wrap=True)
         # Only now: while it starts, Ctrl-C stops it at once.
         with Interrupt() as interrupt:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from toolagent import __version__
 from toolagent.serve.agents import Agents
 from toolagent.serve.answers import play_answer_of, result_of
+from toolagent.serve.faults import fault_of, problem
 from toolagent.serve.figures import Figures
 from toolagent.serve.guard import Guard
 from toolagent.serve.player import Answer, Question
@@ -83,7 +84,7 @@ def _add_routes(app: FastAPI, agents: Agents, asks: Requests, figures: Figures) 
     async def ask(model: str, questions: list[Question]) -> list[Answer]:
         answers = await asyncio.gather(*map(agents.batchers[model].ask, questions))
         for place, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            with _refusals("" if question.explained else f"problems.{place}."):
+            with _refusals("" if question.explained else f"{problem(place)}: "):
                 check_told(task, question, answer)
             figures.played(model, answer.solved)
         return answers
@@ -99,8 +100,7 @@ def _add_routes(app: FastAPI, agents: Agents, asks: Requests, figures: Figures) 
         """Plays many problems; one invalid problem refuses the whole batch."""
         model = _model(agents, asked.model)
         questions = [
-            _question(task, problem, f"problems.{place}.")
-            for place, problem in enumerate(asked.problems)
+            _question(task, one, f"{problem(place)}: ") for place, one in enumerate(asked.problems)
         ]
         answers = await ask(model, questions)
         results = [result_of(task, *pair) for pair in zip(questions, answers, strict=True)]
@@ -180,12 +180,5 @@ def _refusals(where: str) -> Iterator[None]:
 async def _explain(fields: list[str], _: Request, error: Exception) -> Response:
     """Answers a request of the wrong shape with its first fault, on one line, without the input."""
     assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"][1:])
-    if fault["type"] == "json_invalid":
-        status, text = 400, f"the body is not JSON: {fault['ctx']['error']}"
-    elif fault["type"] == "extra_forbidden":
-        status, text = 422, f"{place}: unknown key; a problem has {', '.join(fields)}"
-    else:
-        status, text = 422, f"{place or fault['loc'][0]}: {fault['msg']}"
+    status, text = fault_of(error.errors()[0], fields)
     return Response(to_json({"detail": ascii(text)[1:-1][:500]}), status, None, "application/json")

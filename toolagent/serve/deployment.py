@@ -15,7 +15,7 @@ from toolagent.checkpoints.policy import Policy
 from toolagent.cluster.ray_session import quiet
 from toolagent.errors import UserError
 from toolagent.installation import install_command
-from toolagent.serve.agents import Agents, load_agents
+from toolagent.serve.agents import Agents, load_agents, named, place_of
 
 APPLICATION = "playground"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -26,10 +26,11 @@ def application(arguments: Mapping[str, Any]) -> Any:
     """Builds the application; Serve's config files (`cluster/kubernetes/rayservice.yaml`) name it.
 
     Args:
-        arguments: `checkpoints`, paths that the replicas can read; `task` and `network`, where
-            they are of modules of your own, which the replicas can import; `hosts`, the names to be
-            called by besides those of loopback; `num_replicas`, 1 by default; `num_cpus` of a
-            replica, 0 by default; `one_machine`: keep all of its ports on loopback.
+        arguments: `checkpoints`, paths that the replicas can read, 'NAME=PATH' or paths by name;
+            `task` and `network`, where they are of modules of your own, which the replicas can
+            import; `hosts`, the names to be called by besides those of loopback; `num_replicas`, 1
+            by default; `num_cpus` of a replica, 0 by default; `one_machine`: keep all of its ports
+            on loopback.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -52,7 +53,7 @@ def application(arguments: Mapping[str, Any]) -> Any:
 
         def __init__(
             self,
-            checkpoints: Sequence[str],
+            checkpoints: Mapping[str, str],
             task: str | None,
             network: str | None,
             hosts: Sequence[str],
@@ -76,7 +77,7 @@ def application(arguments: Mapping[str, Any]) -> Any:
             return build_app(self._agents, self._hosts)
 
     hosts = [*LOOPBACK, *arguments.get("hosts", ())]
-    folders = [str(path) for path in arguments["checkpoints"]]
+    folders = named(arguments["checkpoints"])
     code = (arguments.get("task"), arguments.get("network"))
     return Playground.bind(folders, *code, hosts, arguments.get("one_machine", False))
 
@@ -161,7 +162,7 @@ def prepare(port: int) -> None:
 
 @contextlib.contextmanager
 def serving(
-    policies: Sequence[Policy],
+    policies: Mapping[str, Policy],
     host: str,
     hosts: Sequence[str],
     task: str | None = None,
@@ -170,7 +171,7 @@ def serving(
     """Serves the playground while the context is open; inside a `ray_session`.
 
     Args:
-        policies: the served agents; the replica reads their folders again.
+        policies: the served agents by name; the replica reads their folders again.
         host: where it listens, at the port that `prepare` was told.
         hosts: further accepted names of the `Host` header.
         task: of another module, as the user named it.
@@ -187,7 +188,7 @@ def serving(
         http_options={"host": host, "port": free_port(host)},
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
-    folders = [str(policy.folder.resolve()) for policy in policies]
+    folders = {name: place_of(policy) for name, policy in policies.items()}
     arguments = {"checkpoints": folders, "hosts": [host, *hosts], "one_machine": True}
     arguments |= {"task": task, "network": network}
     serve.run(application(arguments), name=APPLICATION, route_prefix="/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -121,11 +122,21 @@ def example_of(task: Task, stage: int | None, rng: np.random.Generator) -> dict[
     return asked_as(task, task.sample(rng, np.array([drawn], np.int8)))
 
 
-def first_example(task: Task) -> dict[str, Any]:
-    """The task's own example, as it can be asked."""
+def first_example(task: Task, trained: Sequence[int] | None = None) -> dict[str, Any]:
+    """The task's own example, as it can be asked.
+
+    Args:
+        task: the server's.
+        trained: the stages that the agent trained on, where that is known. If the example is of
+            another one, the last of them has one too.
+    """
+    stage = int(task.example().stage[0])
+    if trained and stage not in trained:
+        stage = trained[-1]
     if SEED in keys_of(task):
-        return {"stage": task.stages[-1], SEED: 0}
-    return asked_as(task, task.example())
+        return {"stage": stage, SEED: 0}
+    own = task.example()
+    return asked_as(task, own if stage == own.stage[0] else task.example(stage))
 
 
 def asked_as(task: Task, problem: Any) -> dict[str, Any]:

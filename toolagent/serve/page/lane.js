@@ -1,7 +1,9 @@
 // One lane: one agent's episode, shown at one step. It draws and reports clicks, and keeps nothing
 // but the elements it made.
 
-const percent = (p) => `${(100 * p).toFixed(p < 0.0995 ? 2 : 1)}%`;
+const LIKELIEST = 6; // tokens that a narrow window shows, unless all are asked for
+
+const percent = (p) => `${(100 * p).toFixed(p < 0.0995 ? 2 : p < 0.9995 ? 1 : 0)}%`;
 
 /** An element: make("p", { class: "x" }, "text", child, ...). */
 export function make(name, attributes = {}, ...children) {
@@ -17,9 +19,9 @@ export function make(name, attributes = {}, ...children) {
 
 const words = (tokens) => tokens.join(" ") || "nothing";
 
-/** What stands below a step: what its action was answered with, and the registers. */
+/** What stands below a step: what its action was answered with, if it was, and the registers. */
 const told = ({ response, replaced, registers }) => [
-  ...(response ? [["answered with", words(response), true]] : []),
+  ...(response?.length || replaced ? [["answered with", words(response), true]] : []),
   ...(replaced ? [["in place of", words(replaced), true]] : []),
   ...Object.entries(registers),
 ];
@@ -35,7 +37,8 @@ function source({ answer, place, tokens }) {
  * @param title what the lane is called
  * @param answer a `PlayAnswer`
  * @param info the server's `Models`: the tokens, and the registers at the start
- * @param on {step(index), choose(index, token), tell(index, text, refused(reason)), close() or null}
+ * @param on {step(index), choose(index, token), all(), tell(index, text, refused(reason)),
+ *   close() or null}
  * @param before the `PlayAnswer` that this one is compared with, or null
  */
 export class Lane {
@@ -115,6 +118,12 @@ export class Lane {
         "div",
         { class: "tokens", role: "group", "aria-label": "Probabilities of all tokens" },
         ...this.bars.map((bar) => bar.button),
+        make(
+          "button",
+          { type: "button", class: "more", hidden: tokens.length <= LIKELIEST, onclick: on.all },
+          make("span", {}, `All ${tokens.length} tokens`),
+          make("span", {}, `The ${LIKELIEST} likeliest tokens`),
+        ),
       ),
     );
   }
@@ -177,12 +186,16 @@ export class Lane {
     this.answers.forEach((button, place) => {
       button.classList.toggle("ahead", place > this.index);
     });
+    const ranked = [...this.tokens.keys()].sort((a, b) => step.probabilities[b] - step.probabilities[a]);
+    const likeliest = new Set(ranked.slice(0, LIKELIEST));
+    if (!likeliest.has(this.tokens.indexOf(step.token))) likeliest.delete(ranked[LIKELIEST - 1]);
     this.bars.forEach(({ token, button, fill, number }, place) => {
       const p = step.probabilities[place];
       const chosen = token === step.token;
       fill.style.width = `${Math.max(100 * p, p > 0 ? 0.5 : 0)}%`;
       number.textContent = percent(p);
       button.classList.toggle("chosen", chosen);
+      button.classList.toggle("unlikely", !chosen && !likeliest.has(place));
       button.setAttribute("aria-pressed", String(chosen));
       button.setAttribute("aria-label", `${token}, ${percent(p)}`);
       button.title = chosen ? "" : `Choose ${token} at step ${this.index + 1}`;

@@ -5,6 +5,7 @@ import { Lane, make } from "./lane.js";
 
 const MAX_BRANCHES = 3; // beside the originals
 const STEP_MS = 900;
+const EPISODE_MS = 12_000; // the steps of long episodes are shown for a shorter time
 const $ = (id) => document.getElementById(id);
 const short = new Intl.NumberFormat("en", { notation: "compact" });
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -21,7 +22,8 @@ let problem = null; // as it was asked
 
 async function start() {
   info = await about();
-  $("about").textContent = `Task ${info.task}. Watch a small network write a program, token by token.`;
+  const does = info.response_length ? "call tools and read their answers" : "write a program";
+  $("about").textContent = `Task ${info.task}. Watch a small network ${does}, token by token.`;
   inputs = info.posed_by.map(field);
   for (const { name, env_steps } of info.models) {
     const label = env_steps === null ? name : `${name}, ${short.format(env_steps)} steps`;
@@ -43,6 +45,7 @@ async function start() {
   $("tell-hint").hidden = !info.response_length;
   fill(info.example);
   hint();
+  await submit(info.example);
 }
 
 /** The form's input for one of `posed_by`: the first is in the page, others are copies of it. */
@@ -79,11 +82,40 @@ const isList = ({ length }) => length !== null;
 const numbers = (posed) =>
   posed.kind === "digits" ? `${count(posed)} digits, 0 to 9` : `${count(posed)} numbers`;
 
+/** The stages whose formulas have a letter for each digit, in alphabetical order: 'a*b+c'. */
+const formulas = () =>
+  info.stages.filter(({ formula, digits }) => {
+    const letters = formula.match(/[a-z]/g) ?? [];
+    return digits && letters.join("") === "abcdefghijklmnopqrstuvwxyz".slice(0, digits);
+  });
+
+/** A stage's formula with digits for its letters. */
+const withDigits = ({ formula }, digits) =>
+  formula.replace(/[a-z]/g, (letter) => digits[letter.charCodeAt(0) - 97]);
+
+/** The stage and the digits of an expression that has the form of a formula: '3*4+5' of 'a*b+c'. */
+function fitted(text) {
+  const written = text.replace(/\s/g, "").replace(/[×·]/g, "*").replace(/[−–]/g, "-");
+  for (const { stage, formula } of formulas()) {
+    const pattern = formula
+      .replace(/\s/g, "")
+      .replace(/[^a-z0-9]/g, "\\$&")
+      .replace(/[a-z]/g, "([0-9])");
+    const found = written.match(new RegExp(`^${pattern}$`));
+    if (found) return { stage, digits: found.slice(1).map(Number) };
+  }
+  return null;
+}
+
 function hint() {
   for (const posed of inputs) {
     const example = info.example[posed.name];
     if (posed.name === "seed") posed.hint.textContent = "any number draws a problem";
-    else if (isList(posed)) posed.hint.textContent = numbers(posed);
+    else if (isList(posed)) {
+      const stage = formulas().find(({ digits }) => digits === count(posed));
+      const written = posed.kind === "digits" && stage && withDigits(stage, example);
+      posed.hint.textContent = numbers(posed) + (written ? `, or ${written}` : "");
+    }
     else posed.hint.textContent = example === undefined ? "" : `such as ${example}`;
   }
 }
@@ -91,26 +123,46 @@ function hint() {
 /** The problem in the form, as the API takes it. Faults in it are the server's to find; what is
  * left empty, behind the first input, is left out. */
 function posed() {
-  const asked = info.tells_stage ? {} : { stage: Number($("stage").value) };
+  const asked = {};
   for (const [index, one] of inputs.entries()) {
     const text = one.input.value.trim();
     if (text || !index) asked[one.name] = read(one, text);
   }
-  return asked;
+  return info.tells_stage ? asked : { stage: Number($("stage").value), ...asked };
 }
 
 function read(posed, text) {
   if (!isList(posed)) {
     return posed.kind === "number" && /^-?\d{1,15}$/.test(text) ? Number(text) : text;
   }
-  const digits = posed.kind === "digits" && /^\d+$/.test(text);
-  const parts = digits ? [...text] : text.split(/[\s,;]+/).filter(Boolean);
-  const odd = parts.find((part) => !/^-?\d+$/.test(part));
-  const kind = posed.kind === "digits" ? "digit" : "number";
+  const digits = posed.kind === "digits";
+  if (digits && formulas().length && /[*+×·−–-]/.test(text)) {
+    const found = fitted(text);
+    if (!found) {
+      const known = formulas().map(({ formula }) => formula).join(" or ");
+      throw new Refused(`${posed.name}: '${text}' is not ${known} with a digit for each letter.`);
+    }
+    $("stage").value = found.stage;
+    hint();
+    return found.digits;
+  }
+  const parts = digits && /^\d+$/.test(text) ? [...text] : text.split(/[\s,;]+/).filter(Boolean);
+  const odd = parts.find((part) => !(digits ? /^\d$/ : /^-?\d+$/).test(part));
+  const kind = digits ? "digit" : "number";
   if (odd !== undefined) {
     throw new Refused(`${posed.name}: '${odd}' is no ${kind}; expected ${numbers(posed)}.`);
   }
   return parts.map(Number);
+}
+
+/** Which of these agents never trained on problems of the stage; "" if all did. */
+function untrained(names, stage) {
+  const { formula } = info.stages.find((one) => one.stage === stage);
+  const trained = ({ trained_stages }) => trained_stages === null || trained_stages.includes(stage);
+  const found = info.models.filter((model) => names.includes(model.name) && !trained(model));
+  if (!found.length) return "";
+  const agents = found.map(({ name }) => name).join(" and ");
+  return `${agents} never trained on such problems (stage ${stage}${formula && `, ${formula}`}).`;
 }
 
 /** Plays a problem; by default the one in the form. */
@@ -130,7 +182,7 @@ async function submit(drawn) {
     // What is asked of tools is not in the problem as the agent reads it: both are shown.
     const read = info.response_length && formula !== text ? `${formula} = ` : "";
     $("program-title").textContent = `${read}${text} = ${target}`;
-    $("program-title").title = `stage ${stage}`;
+    $("untrained").textContent = untrained(models, stage);
     place();
     if (calm.matches) show(longest() - 1);
     else {
@@ -165,6 +217,7 @@ function lane(title, answer, origin, asked = {}, before = null) {
     {
       step: (index) => (pause(), show(index)),
       choose: (index, token) => choose(made, index, token),
+      all: () => $("lanes").classList.toggle("all"),
       tell: (index, text, refused) => tell(made, index, text, refused),
       close: origin && (() => remove(made)),
     },
@@ -243,7 +296,8 @@ async function branch(from, index, title, asked, focused, before = null) {
   place();
   show(index);
   focused(made).focus({ preventScroll: true });
-  made.element.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+  const behavior = calm.matches ? "auto" : "smooth";
+  made.element.querySelector(".heading").scrollIntoView({ block: "nearest", behavior });
   say(`New branch. ${made.said} ${answer.verdict}${made.compared}.`);
 }
 
@@ -276,7 +330,8 @@ function say(text) {
 function run() {
   if (at >= longest() - 1) show(0);
   clearInterval(timer);
-  timer = setInterval(() => (at < longest() - 1 ? show(at + 1) : pause()), STEP_MS);
+  const ms = Math.min(STEP_MS, EPISODE_MS / longest());
+  timer = setInterval(() => (at < longest() - 1 ? show(at + 1) : pause()), ms);
   $("play").textContent = "Pause";
 }
 
