@@ -78,7 +78,18 @@ FIGURES = (
         gauge=Gauge("entropy", "Mean entropy of the policy, in nats"),
         chart=Chart("Entropy of the policy", "nats"),
     ),
-    Figure("imitation_loss", LEARNER, tag="losses/imitation_loss"),
+    Figure(
+        "imitation_loss",
+        LEARNER,
+        tag="losses/imitation_loss",
+        chart=Chart("Imitation loss"),
+    ),
+    Figure(
+        "lessons_right",
+        LEARNER,
+        tag="charts/lessons_right",
+        chart=Chart("Lessons that the student writes", percent=True),
+    ),
     Figure(
         "approximate_kl",
         LEARNER,

@@ -115,6 +115,7 @@ STOPPED_BY = {
     "env_steps": "the limit of env steps is reached",
     "time": "the limit of training time is reached",
     "iterations": "the limit of iterations is reached",
+    "taught": "the student has made all its updates",
     "interrupted": "interrupted",
 }
 
@@ -251,6 +252,7 @@ class RunState:
     faults: dict[str, Count] = field(default_factory=dict)  # name in `run.faults` -> count
     stopped_by: _Text | None = None  # as in `Outcome`, in the last checkpoint of a session
     under_way: bool = False  # the iteration is not finished
+    phase: Count = 0  # 1: a student imitates what the agent solved
     uncertified: bool = False  # a signal ended certifying what the iteration had measured
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from toolagent.config.callbacks import add_callbacks, check_callbacks
 from toolagent.config.schema import checked_sections, typed_dict
-from toolagent.config.settings import ALGORITHMS, AUTO, AUTO_KEY, Settings
+from toolagent.config.settings import AUTO, AUTO_KEY, Settings, algorithm_place
 from toolagent.config.source import KeyPath, one_line, shown
 from toolagent.config.validation import validated
 from toolagent.errors import UserError
@@ -36,8 +36,8 @@ _SUPPRESS = "To suppress all validation errors"  # RLlib's advice, appended to e
 
 
 def algorithm_config_class(name: str) -> type[AlgorithmConfig]:
-    """The AlgorithmConfig subclass of that name in `ALGORITHMS`. Imports Ray."""
-    module, _, attribute = ALGORITHMS[name].partition(":")
+    """The AlgorithmConfig subclass of that name (`algorithm_place`). Imports Ray."""
+    module, _, attribute = algorithm_place(name).partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
@@ -54,7 +54,7 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
     from toolagent.curriculum.callback import CurriculumCallback
     from toolagent.envs.registration import create_for_rllib, register_with_rllib
 
-    config_class = algorithm_config_class(settings.algorithm)
+    config_class: Any = algorithm_config_class(settings.algorithm)
     checked = checked_sections(config_class, settings.sections, settings.source)
     model_config = _model_config(settings)
     register_with_rllib()
@@ -84,6 +84,10 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
         config.validate()
         config.get_evaluation_config_object()  # applies evaluation_config, to a copy
     _check_importable(settings, config, model_config["network"])
+    if settings.student is not None:
+        student: Any = build_algorithm_config(settings.student_settings)
+        student.teacher, student.curriculum = model_config, settings.curriculum
+        config.student = student
     return config
 
 

@@ -69,6 +69,8 @@ def settings_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> S
         own["curriculum"].check_stages(get_task(own["task"]).stages)
     except ValueError as error:
         raise relative_fault(str(error), ("curriculum",), source) from None
+    if own["student"] is not None:
+        _check_student(own, source)
     sections = {key: {} if value is None else value for key, value in document.items()}
     return Settings(**own, sections=sections, source=source)
 
@@ -84,11 +86,27 @@ def _completed(document: dict[str, Any], task: object) -> dict[str, Any]:
         "run": RunSettings(),
         "recording": RecordingSettings(),
     }
-    result = {"task": DEFAULT_TASK, "algorithm": DEFAULT_ALGORITHM, "seed": 0} | document
+    result = {"task": DEFAULT_TASK, "algorithm": DEFAULT_ALGORITHM, "seed": 0, "student": None}
+    result |= document
     for key, model in models.items():
         given = {} if document.get(key) is None else document[key]
         result[key] = model.model_dump(mode="json") | given if isinstance(given, dict) else given
     return result
+
+
+def _check_student(own: dict[str, Any], source: Source) -> None:
+    """Refuses a second phase that would never begin."""
+    if own["algorithm"] != DEFAULT_ALGORITHM:
+        raise source.error(
+            ("student",), f"is for algorithm {DEFAULT_ALGORITHM}, not for {own['algorithm']}"
+        )
+    levels = own["curriculum"].levels
+    if not levels[-1].can_end:
+        raise source.error(
+            ("curriculum", "levels", str(len(levels) - 1)),
+            "can never end, so the student would never begin; give it advance_at_accuracy, "
+            "advance_after_env_steps or advance_after_iterations",
+        )
 
 
 def _task(name: object, source: Source) -> str:

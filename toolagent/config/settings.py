@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -27,6 +27,11 @@ ALGORITHMS: dict[str, str] = {
     "BC": "toolagent.learning.offline:OfflineBCConfig",
     "MARWIL": "toolagent.learning.offline:OfflineMARWILConfig",
 }
+
+# What `student` holds the sections of; it goes on from another algorithm's agent.
+STUDENT_ALGORITHM = "distillation"
+_STUDENT = {STUDENT_ALGORITHM: "toolagent.learning.distillation:DistillationConfig"}
+_NOT_STUDENTS = ("env_runners", "training", "rl_module", "callbacks", "evaluation")
 
 # In the place of a number of env runners: it follows from the cluster.
 AUTO = "auto"
@@ -114,6 +119,7 @@ OWN_KEYS: dict[str, Any] = {
     "curriculum": CurriculumSettings,
     "run": RunSettings,
     "recording": RecordingSettings,
+    "student": dict[str, dict[str, Any]] | None,
 }
 
 
@@ -140,6 +146,7 @@ class Settings:
     sections: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # as written; not to be changed
+    student: dict[str, dict[str, Any]] | None = None  # the sections of a second phase
     source: Source = field(default_factory=Source, compare=False, repr=False)
 
     def written(self, *path: str) -> Any:
@@ -158,13 +165,32 @@ class Settings:
             "curriculum": self.curriculum.model_dump(mode="json"),
             "run": self.run.model_dump(mode="json"),
             "recording": self.recording.model_dump(mode="json"),
+            **({} if self.student is None else {"student": self.student}),
             **self.sections,
         }
+
+    @property
+    def student_settings(self) -> Settings:
+        """Of the second phase: what `student` says, and of the other sections what concerns it."""
+        assert self.student is not None
+        sections = {name: of for name, of in self.sections.items() if name not in _NOT_STUDENTS}
+        return replace(
+            self,
+            algorithm=STUDENT_ALGORITHM,
+            student=None,
+            sections=sections | self.student,
+            source=replace(self.source, prefix=("student",)),
+        )
 
     @property
     def auto_runners(self) -> bool:
         """Whether the number of env runners follows from the cluster."""
         return self.written(*AUTO_KEY) == AUTO
+
+
+def algorithm_place(name: str) -> str:
+    """'module:class' of the AlgorithmConfig of that name."""
+    return (ALGORITHMS | _STUDENT)[name]
 
 
 def to_yaml(settings: Settings) -> str:

@@ -21,9 +21,11 @@ class Source:
 
     file: str = ""
     overridden: tuple[KeyPath, ...] = ()
+    prefix: KeyPath = ()  # where the settings stand that paths are given in
 
     def error(self, path: KeyPath, fault: str) -> UserError:
         """'ppo.yaml: training.lr: ...', or '--set training.lr: ...' for what `--set` wrote."""
+        path = (*self.prefix, *path)
         key = one_name(".".join(path))
         if any(path[: len(changed)] == changed for changed in self.overridden):
             return UserError(f"--set {key}: {one_line(fault)}")

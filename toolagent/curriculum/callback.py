@@ -41,6 +41,7 @@ class CurriculumCallback(RLlibCallback):
         self.state = CurriculumState()
         self.measured: list[StageAccuracy] = []  # the latest measurement
         self.network: AgentNetwork | None = None  # what was measured
+        self.passed: str | None = None  # why the last level is passed, as was measured last
         self._rng: np.random.Generator | None = None
 
     @property
@@ -90,6 +91,7 @@ class CurriculumCallback(RLlibCallback):
         )
         if fresh:
             self._weigh_earlier_stages(algorithm)
+        self.passed = decision.passed
         if decision.state.level != self.state.level:
             self.state, reason = decision.state, decision.reason
             self._send_stage(algorithm)

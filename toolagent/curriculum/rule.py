@@ -39,6 +39,15 @@ class LevelSettings(BaseModel):
         default=0, ge=0, description="dwell: neither advance nor demotion before"
     )
 
+    @property
+    def can_end(self) -> bool:
+        """Whether anything but the run's end ends it."""
+        return bool(
+            self.advance_at_accuracy
+            or self.advance_after_env_steps
+            or self.advance_after_iterations
+        )
+
 
 class CurriculumSettings(BaseModel):
     """The levels in order, and how sure the rule must be."""
@@ -70,13 +79,7 @@ class CurriculumSettings(BaseModel):
         for index, level in enumerate(self.levels):
             last = index + 1 == len(self.levels)
             where = f"levels.{index}"
-            if not last and not any(
-                (
-                    level.advance_at_accuracy,
-                    level.advance_after_env_steps,
-                    level.advance_after_iterations,
-                )
-            ):
+            if not last and not level.can_end:
                 raise ValueError(
                     f"{where}: can never end; give it advance_at_accuracy, "
                     "advance_after_env_steps or advance_after_iterations"
@@ -147,6 +150,7 @@ class Decision:
 
     state: CurriculumState
     reason: str | None = None
+    passed: str | None = None  # why the last level is passed; the state stays as it is
 
 
 def decide(
@@ -187,17 +191,20 @@ def decide(
             bound = upper_bound(*measured[before], settings.confidence)
             if bound < level.demote_below_accuracy:
                 return move(state.level - 1, f"stage {before} fell to at most {bound:.3f}")
-    if state.level + 1 == len(settings.levels):
-        return Decision(state)
+    reason = None
     if level.advance_at_accuracy is not None and level.stage in measured:
         bound = lower_bound(*measured[level.stage], settings.confidence)
         if bound > level.advance_at_accuracy:
-            return move(state.level + 1, f"stage {level.stage} is right on at least {bound:.3f}")
+            reason = f"stage {level.stage} is right on at least {bound:.3f}"
     if level.advance_after_env_steps is not None and steps >= level.advance_after_env_steps:
-        return move(state.level + 1, f"{steps:,} env steps on stage {level.stage}")
+        reason = reason or f"{steps:,} env steps on stage {level.stage}"
     if level.advance_after_iterations is not None and iterations >= level.advance_after_iterations:
-        return move(state.level + 1, f"{iterations} iterations on stage {level.stage}")
-    return Decision(state)
+        reason = reason or f"{iterations} iterations on stage {level.stage}"
+    if reason is None:
+        return Decision(state)
+    if state.level + 1 == len(settings.levels):
+        return Decision(state, passed=reason)
+    return move(state.level + 1, reason)
 
 
 def lower_bound(solved: int, problems: int, confidence: float) -> float:

@@ -98,6 +98,8 @@ class ToolAgentConfig(OptionsMixin, LoopbackLearnersMixin, AlgorithmConfig):
         self._dont_auto_sync_env_runner_states = True
         # RLlib's two looks at every gradient; the learner looks once, at their norm.
         self.torch_skip_nan_gradients = True
+        # Of the second phase: an algorithm that goes on from this one's agent, or None.
+        self.student: AlgorithmConfig | None = None
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type:

@@ -31,6 +31,7 @@ class Start:
     policy: Policy | None = None
     checkpoint: Path | None = None
     state: RunState = field(default_factory=RunState)  # copied by who changes it
+    handover: dict[str, Any] | None = None  # of the phase before (`learning.distillation`)
     resumed: bool = False  # a run that is there already, with a checkpoint or not yet
     notes: tuple[str, ...] = ()  # what is to be told of how it was found
 
@@ -92,7 +93,8 @@ def resumed_start(
         with labelled(f"--resume {named}: ", TornCheckpoint):
             checkpoint, state = named, read_run_state(named)
     folder.check_files()
-    policy_of("--resume", checkpoint, settings, algorithm_config)
+    configured: Any = algorithm_config
+    policy_of("--resume", checkpoint, settings, configured.student if state.phase else configured)
     with labelled(f"--resume {checkpoint}: ", TornCheckpoint):
         read_algorithm_state(checkpoint)  # now, while nothing is changed yet
     done = nothing_left(settings, state)
@@ -192,6 +194,8 @@ def limit_reached(settings: Settings, state: RunState) -> str | None:
 def nothing_left(settings: Settings, state: RunState) -> str | None:
     """Why a run that stands there has nothing left to do under these settings, and what would give
     it something; None if it has."""
+    if state.stopped_by == "taught":
+        return "the student has made all its updates"
     if state.stopped_by == "solved" and settings.run.stop_when_solved:
         advice = "--set run.stop_when_solved=false"
         return f"every stage of the curriculum is solved; to train on, add {advice}"

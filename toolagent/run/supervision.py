@@ -21,12 +21,13 @@ from toolagent.cluster.ray_internals import actor_manager, spread_env_runners
 from toolagent.cluster.ray_session import quiet
 from toolagent.curriculum.callback import curriculum_of
 from toolagent.errors import UserError, quoted
+from toolagent.learning.distillation import handover
 from toolagent.learning.faults import LearningFailed, lost_learners
 from toolagent.run.keeper import CheckpointKeeper
 from toolagent.run.recording import finish_recording
 from toolagent.run.session import Session
 from toolagent.run.start import Start, load_weights
-from toolagent.run.training import Outcome, TrainingLoop
+from toolagent.run.training import PASSED, Outcome, TrainingLoop
 
 STOP_WITHIN_S = 5.0  # an env runner that has not ended its work by then is ended
 
@@ -42,6 +43,8 @@ class Supervision:
         self._session = session
         self._state = RunState()
         self._keeper: CheckpointKeeper | None = None
+        self._recorded: list[str] = []
+        self._handover: dict[str, Any] = {}  # of the phase that ended
 
     def run(self, rows: list[dict[str, Any]]) -> Outcome:
         """Trains from the session's start to a stop.
@@ -59,7 +62,11 @@ class Supervision:
             self._state = copy.deepcopy(start.state)
             while True:
                 try:
-                    return self._attempt(start, rows)
+                    outcome = self._attempt(start, rows)
+                    if outcome.stopped_by != PASSED:
+                        return outcome
+                    start, rows = self._hand_over(start, outcome)
+                    continue
                 except LearningFailed as error:
                     reason = str(error)
                 except RayError as error:  # while building: what was lost may not be back yet
@@ -81,8 +88,9 @@ class Supervision:
         try:
             with session.interrupt.at_once():  # nothing is trained yet that could be lost
                 session.interrupt.check()
+                config: Any = session.algorithm_config
                 with spread_env_runners():
-                    algorithm = session.algorithm_config.build_algo()
+                    algorithm = (config.student if self._state.phase else config).build_algo()
                 quiet()  # RLlib has turned its loggers on again
                 session.watchdog.watch(algorithm)
                 with session.watchdog.during("restoring"):
@@ -93,7 +101,10 @@ class Supervision:
             )
             loop = TrainingLoop(session, self._keeper, self._state, rows)
             outcome = loop.run()
-            outcome.recorded = finish_recording(algorithm, session.recording)
+            self._recorded += finish_recording(algorithm, session.recording)
+            outcome.recorded = self._recorded
+            if outcome.stopped_by == PASSED:
+                self._handover = handover(algorithm, outcome.network)
             return outcome
         except Exception as error:
             if loop is not None:  # an update that hung took its time too
@@ -114,6 +125,12 @@ class Supervision:
             return "there is no checkpoint to continue from"
         return f"continue with --resume {quoted(self._session.folder.name)}"
 
+    def _hand_over(self, start: Start, outcome: Outcome) -> tuple[Start, list[dict[str, Any]]]:
+        """Where the second phase starts: from the agent of the first."""
+        self._state.phase, self._state.stopped_by = 1, None
+        start = dataclasses.replace(start, policy=None, checkpoint=None, handover=self._handover)
+        return start, outcome.rows
+
     def _begin_again(self, start: Start) -> tuple[Start, list[dict[str, Any]]]:
         """Where the next attempt starts: the newest whole checkpoint, or the very beginning.
 
@@ -124,10 +141,10 @@ class Supervision:
         session.ray_since = None  # how long a resumed run takes is not told by a restart
         try:
             checkpoint, state = newest_checkpoint(session.folder.checkpoints, session.display.event)
-            start = dataclasses.replace(start, checkpoint=checkpoint, state=state)
+            start = dataclasses.replace(start, checkpoint=checkpoint, state=state, handover=None)
             where = f"continues from {checkpoint.name}"
         except UserError:  # none was written yet, or none is whole
-            start = dataclasses.replace(start, checkpoint=None, state=RunState())
+            start = dataclasses.replace(start, checkpoint=None, state=RunState(), handover=None)
             where = "begins anew, there is no checkpoint yet"
         self._state = copy.deepcopy(start.state)
         self._state.time_s = failed.time_s
@@ -155,6 +172,8 @@ def prepare(algorithm: Algorithm, start: Start, console: Console) -> None:
         if requests := getattr(algorithm, "lost_at_restore", 0):
             episodes = requests * (algorithm.config.num_envs_per_env_runner or 1)
             console.print(f"lost: {requests} requests under way, so {episodes:,} episodes")
+    elif start.handover is not None:
+        algorithm.set_state(start.handover)
     elif start.policy is not None:
         load_weights(algorithm, start.policy)
 

@@ -30,13 +30,18 @@ class Outcome:
     """What a session came to."""
 
     state: RunState
-    stopped_by: str  # "solved", "env_steps", "time", "iterations", "interrupted"
+    stopped_by: (
+        str  # "solved", "env_steps", "time", "iterations", "interrupted", "taught", `PASSED`
+    )
     stages: list[StageAccuracy]
     rows: list[dict[str, Any]]
     keeper: CheckpointKeeper
     network: AgentNetwork  # as it is at the end
     task: Task
     recorded: list[str] = field(default_factory=list)  # lines on the recorded episodes
+
+
+PASSED = "passed"  # `stopped_by` of the first of two phases
 
 
 class _Stopped(Exception):
@@ -66,6 +71,9 @@ class TrainingLoop:
         self._clock = TrainingClock(state.time_s)
         self._faults = FaultCounts(state.faults, self._algorithm)
         self._certifier = StageCertifier(self._callback)
+        # Whether another phase comes after this one, and whether this one is that other phase.
+        self._hands_over = session.settings.student is not None and state.phase == 0
+        self._is_student = state.phase > 0
         self._unwritten: str | None = None  # why rows of the progress wait to be written
 
     def run(self) -> Outcome:
@@ -129,6 +137,13 @@ class TrainingLoop:
     def _end(self, stopped_by: str) -> Outcome:
         interrupt, callback = self._session.interrupt, self._callback
         self._state.stopped_by = stopped_by
+        if stopped_by == PASSED:  # the next phase's agent is what will be certified
+            network = callback.refresh_network(self._algorithm)
+            self._keeper.write(self._state)
+            return Outcome(
+                *(self._state, stopped_by, callback.measured, self._rows),
+                *(self._keeper, network, callback.task),
+            )
         if stopped_by == "interrupted":  # first of all: the machine may be about to go
             self._keeper.write(self._state)
         network = callback.refresh_network(self._algorithm)
@@ -151,10 +166,15 @@ class TrainingLoop:
     def _why_stop(self, solved: bool) -> str | None:
         """Why training stops now, or None; solved: because every stage is."""
         if solved:
-            return "solved"
+            return PASSED if self._hands_over else "solved"
         if self._session.interrupt.requested:
             return "interrupted"
-        return limit_reached(self._settings, self._state)
+        limit = limit_reached(self._settings, self._state)
+        if limit is None and self._hands_over and self._callback.passed:
+            return PASSED
+        if limit is None and getattr(self._algorithm, "finished", False):
+            return "taught"
+        return limit
 
     def _certify(self, measured: bool) -> bool:
         """Certifies what was measured anew, if anything was; whether the run is to end because all
@@ -184,7 +204,9 @@ class TrainingLoop:
             known[stage] = self._certifier.is_solved(stage)
             if known[stage]:
                 self._note_first_solved(stage)
-        return self._settings.run.stop_when_solved and self._certifier.all_solved(known)
+        # A student goes on: what it can do beyond these stages comes last.
+        ends = self._settings.run.stop_when_solved and not self._is_student
+        return ends and self._certifier.all_solved(known)
 
     def _note_first_solved(self, stage: int) -> None:
         env_steps, time_s = self._state.env_steps, self._state.time_s
@@ -204,6 +226,12 @@ class TrainingLoop:
         if session.ray_since is not None:
             seconds, session.ray_since = time.perf_counter() - session.ray_since, None
             self._display.event(f"trains again, {seconds:.1f} s after Ray was up")
+        news = getattr(self._algorithm, "news", [])
+        if self._hands_over and self._callback.passed:
+            news = [f"the student begins: {self._callback.passed}"]
+        if news:
+            row["curriculum_event"] = "; ".join(filter(None, [row["curriculum_event"], *news]))
+            news.clear()
         if row["curriculum_event"]:
             self._display.event(f"{state.env_steps:>9,} env steps: {row['curriculum_event']}")
         self._add_row(row)
