@@ -76,6 +76,8 @@ class Lessons:
         problems = [first, *(task.variants(first, self.rng) for _ in range(self.variants - 1))]
         before, env_steps = self.added, 0
         for network in networks:
+            if not len(problems[0]):
+                break
             failed, more = self._play(network, problems)
             env_steps += more
             problems = [each.take(failed) for each in problems]
