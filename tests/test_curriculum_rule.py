@@ -291,7 +291,8 @@ def test_the_level_stays_in_range_moves_by_one_and_the_rule_is_pure(settings, hi
             dwell = settings.levels[state.level].min_env_steps
             assert env_steps - state.entered_env_steps >= dwell
         else:
-            assert decision == Decision(state)
+            assert decision == Decision(state, passed=decision.passed)
+            assert not decision.passed or state.level + 1 == len(settings.levels)
         state = decision.state
     assert settings.model_dump() == before
 

@@ -280,6 +280,7 @@ class Manifest(RunFile):
     iteration: Count | None = None
     env_steps: Count | None = None
     accuracy: dict[Stage, Share] = {}
+    phase: Count = 0  # as in `RunState`
     config_sha256: _Text | None = None
 
 

@@ -88,6 +88,7 @@ def write_checkpoint(
         contents = {
             **stand,
             "accuracy": accuracy or {},
+            "phase": run_state.phase,
             "config_sha256": policy_metadata.get("config_sha256"),
         }
         write_manifest(partial, contents)
@@ -191,7 +192,9 @@ def read_run_state(folder: Path) -> RunState:
 
 def best_checkpoint(checkpoints: Path) -> Path | None:
     """The one with the highest accuracy on the curriculum's last stage; of equals, on the stage
-    before, and so on; of equals in all of them, the one with the fewest env steps.
+    before, and so on; of equals in all of them, the one with the fewest env steps. Those of a
+    student come before those of the agent that it imitates, and of equals its latest: what it can
+    do beyond these stages comes last.
 
     Accuracies are those at the time: certified in a run's last checkpoint, measured in others.
     """
@@ -204,10 +207,11 @@ def best_checkpoint(checkpoints: Path) -> Path | None:
         ranked.append((manifest, folder))
     stages = sorted({stage for manifest, _ in ranked for stage in manifest.accuracy}, reverse=True)
 
-    def rank(entry: tuple[Manifest, Path]) -> tuple[list[float], int]:
+    def rank(entry: tuple[Manifest, Path]) -> tuple[int, list[float], int]:
         manifest = entry[0]
         accuracies = [manifest.accuracy.get(stage, -1.0) for stage in stages]
-        return accuracies, -(manifest.env_steps or 0)
+        steps = manifest.env_steps or 0
+        return manifest.phase, accuracies, steps if manifest.phase else -steps
 
     return max(ranked, key=rank)[1] if ranked else None
 
