@@ -16,11 +16,14 @@ from network_forms import (
     unrolled,
 )
 
+from toolagent.explain.stack import stack_rows
 from toolagent.export.check import load_player
 from toolagent.export.player import source
 from toolagent.models.base import as_responses
 from toolagent.models.call_stack import CallStackNetwork, CallStackOptions
+from toolagent.models.network import StageGRUNetwork
 from toolagent.models.state_stack import KEEP, POP, PUSH, SlotWeights
+from toolagent.rollouts.trajectory import trajectory
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import ANS, CTX, EOS, NUM_TOKENS
 
@@ -254,3 +257,33 @@ def test_the_player_computes_the_same(answered, tmp_path):
         heard = None if responses is None else responses[:, step].numpy().astype(np.int64)
         logits, state = player.step(batch.tokens[:, step].numpy(), state, heard)
         np.testing.assert_allclose(logits, expected[:, step], atol=5e-5)
+
+
+def test_what_each_token_does_with_the_stack_is_explained():
+    task = get_task("expression")
+    network = saturated(SMALL._replace(stack_size=4))
+    problems = task.pose(None, expression=["((3+4)*2)"])
+    recorded = trajectory(network, task, problems)
+    rows = stack_rows(network, task, problems, recorded)
+    assert [row["token"] for row in rows] == [
+        "(",
+        "(",
+        "3",
+        "ADD",
+        "4",
+        ")",
+        "MUL",
+        "2",
+        ")",
+        "CTX",
+    ]
+    assert [row["depth"] for row in rows] == [1, 2, 2, 2, 2, 1, 1, 1, 0, 0]
+    for row in rows:
+        action = {"(": "push", ")": "pop"}.get(row["token"], "keep")
+        assert {name: row[name] for name in ("push", "pop", "keep")} == {
+            name: float(name == action) for name in ("push", "pop", "keep")
+        }
+    written = [name for row in rows for name in row["written"]]
+    trace = network.stack_trace(torch.from_numpy(problems.context))
+    assert len(written) <= int((trace.opened > 0.5).sum())
+    assert stack_rows(StageGRUNetwork(INTERFACE), task, problems, recorded) == []

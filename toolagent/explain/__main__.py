@@ -29,6 +29,7 @@ from toolagent.explain import views
 from toolagent.explain.memory import MemoryReport, check_memory, run_memory
 from toolagent.explain.microscope import Look, look_at, record
 from toolagent.explain.probes import ProbeReport, check_probes, run_probes
+from toolagent.explain.stack import stack_rows
 from toolagent.files import check_writable, write_result
 from toolagent.rollouts.conversation import turns
 from toolagent.rollouts.trajectory import (
@@ -164,6 +165,7 @@ def explain(
     else:
         told += judgement(recorded, task.plan(problems, 0)).splitlines()
     looks = look_at(policy.network, task, problems, recorded)
+    stack = stack_rows(policy.network, task, problems, recorded)
     report = run_probes(policy.network, task) if probes else None
     named = None if stage is None else [stage]
     remembered = run_memory(policy.network, task, named) if memory else None
@@ -185,6 +187,8 @@ def explain(
             write_result(Path(parquet_file), stream.getvalue().to_pybytes())
     if json_file is not None:
         document = json_document(about, recorded, told, looks, report, remembered)
+        if stack:
+            document["stack"] = stack
         write_result(Path(json_file), (json.dumps(document, indent=1) + "\n").encode())
 
     console = cli.console()
@@ -193,6 +197,9 @@ def explain(
     console.print("\n" + "\n".join(told), soft_wrap=True)
     console.print("\nwhat each token was chosen from, in per cent:")
     cli.print_table(console, views.probability_table(looks, task))
+    if stack:
+        console.print("\nwhat reading each token does with the stack of states, and writes:")
+        cli.print_table(console, stack_table(stack))
     if task.defines("continuation"):
         console.print(
             "\nwhat the oracle would write, with how many tokens to go; and what the\n"
@@ -208,6 +215,16 @@ def explain(
             console.print(note, soft_wrap=True)
     if remembered is not None:
         print_memory(console, remembered)
+
+
+def stack_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows of `stack_rows` for people."""
+    gates = ("push", "pop", "keep")
+    table = cli.table("token", *gates, "depth", "written", right=(*gates, "depth"))
+    for row in rows:
+        shares = [f"{row[gate]:.2f}" for gate in gates]
+        table.add_row(row["token"], *shares, str(row["depth"]), " ".join(row["written"]))
+    return table
 
 
 def print_memory(console: Console, report: MemoryReport) -> None:
