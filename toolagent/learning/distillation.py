@@ -198,7 +198,8 @@ class Distillation(ToolAgent):
         self._teacher: AgentNetwork | None = None
         self._lesson = np.zeros(0, np.int64)  # of the batch that was sampled last
         super().setup(config)
-        self._module = copy.deepcopy(self.get_module()).cpu()
+        module: Any = self.get_module()
+        self._module = copy.deepcopy(module).cpu()
         task = self.env_runner_group.local_env_runner.env.task
         settings = self.config.curriculum
         seed = None if self.config.seed is None else (int(self.config.seed), _STREAM)

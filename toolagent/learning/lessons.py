@@ -167,11 +167,12 @@ class Lessons:
         """(M,) rows, and (M,) places that a tool is moved from and to; answers stay at the end."""
         place = np.arange(programs.shape[1])
         movable = place < lengths[:, None] - 1  # (B, T)
-        return np.nonzero(
+        row, origin, to = np.nonzero(
             (np.isin(programs, self._tools()) & movable)[:, :, None]
             & movable[:, None, :]
             & (place != place[:, None])
         )
+        return row, origin, to
 
     def _solves(self, problems: Any, programs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """(B,) bool: the program is right, ends when it says so, and each action did something."""

@@ -230,7 +230,8 @@ class TrainingLoop:
         if self._hands_over and self._callback.passed:
             news = [f"the student begins: {self._callback.passed}"]
         if news:
-            row["curriculum_event"] = "; ".join(filter(None, [row["curriculum_event"], *news]))
+            event = row["curriculum_event"]
+            row["curriculum_event"] = "; ".join([str(event), *news] if event else news)
             news.clear()
         if row["curriculum_event"]:
             self._display.event(f"{state.env_steps:>9,} env steps: {row['curriculum_event']}")
