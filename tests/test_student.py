@@ -154,7 +154,7 @@ def test_the_shipped_config_ends_in_a_network_with_a_stack():
     config = build_algorithm_config(load_settings("expression_long"))
     assert config.student.rl_module_spec.model_config["network"] == "call_stack"
     assert config.student.teacher["network"] == "encoder_decoder"
-    assert config.student.curriculum.trained_stages(range(1, 17)) == [1, 2, 3, 4, 5]
+    assert config.student.stages == [1, 2, 3, 4, 5]
 
 
 # The phase ---------------------------------------------------------------------------------------

@@ -86,7 +86,9 @@ def build_algorithm_config(settings: Settings) -> AlgorithmConfig:
     _check_importable(settings, config, model_config["network"])
     if settings.student is not None:
         student: Any = build_algorithm_config(settings.student_settings)
-        student.teacher, student.curriculum = model_config, settings.curriculum
+        student.teacher = model_config
+        student.stages = settings.curriculum.trained_stages(get_task(settings.task).stages)
+        student.earlier_share = settings.curriculum.earlier_stage_share
         config.student = student
     return config
 

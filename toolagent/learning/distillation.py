@@ -18,7 +18,6 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
-from toolagent.curriculum.rule import CurriculumSettings
 from toolagent.learning.algorithm import ToolAgent, ToolAgentConfig
 from toolagent.learning.batches import STEP_COLUMNS, learner_batches, training_data
 from toolagent.learning.faults import LearningFailed
@@ -150,7 +149,8 @@ class DistillationConfig(ToolAgentConfig):
             if name not in self.OPTIONS.model_fields:
                 setattr(self, name, option.default)
         self.teacher: dict[str, Any] = {}  # the model config of the agent that is imitated
-        self.curriculum = CurriculumSettings()  # lessons are of its stages
+        self.stages: list[int] = []  # that lessons are of, the last one most of all
+        self.earlier_share = 0.0  # of the lessons, of other stages than the last
         self.num_env_runners = 0
         self.num_envs_per_env_runner = 1
         self.gamma = 0.95
@@ -201,12 +201,11 @@ class Distillation(ToolAgent):
         module: Any = self.get_module()
         self._module = copy.deepcopy(module).cpu()
         task = self.env_runner_group.local_env_runner.env.task
-        settings = self.config.curriculum
         seed = None if self.config.seed is None else (int(self.config.seed), _STREAM)
         self._lessons = Lessons(
             task,
-            settings.trained_stages(task.stages),
-            settings.earlier_stage_share,
+            self.config.stages,
+            self.config.earlier_share,
             self.config.lesson_variants,
             self.config.lessons,
             np.random.default_rng(np.random.SeedSequence(seed)),
