@@ -235,3 +235,15 @@ def test_importing_toolagent_costs_little_beyond_gymnasium():
         for _ in range(2)
     ]
     assert min(seconds) < 0.5
+
+
+@pytest.mark.full
+def test_the_default_configuration_is_built_without_torch_s_compiler():
+    """Which takes as long to import as the rest of torch."""
+    out = run(
+        "import sys\n"
+        "from toolagent.config import build_algorithm_config, load_settings\n"
+        "build_algorithm_config(load_settings(None))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert out.split()[-1] == "False"

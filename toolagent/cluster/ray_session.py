@@ -109,7 +109,10 @@ def listen_on_loopback() -> None:
 
 @contextlib.contextmanager
 def ray_session(
-    address: str | None, dashboard: bool, document: dict[str, Any] | None = None
+    address: str | None,
+    dashboard: bool,
+    document: dict[str, Any] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[Cluster]:
     """Ray for the length of a run: a cluster of this machine, or the one at `address`.
 
@@ -121,6 +124,8 @@ def ray_session(
         address: of a cluster to join; None: start one.
         dashboard: of a cluster that is started.
         document: the configuration, for the code that it names.
+        meanwhile: called when Ray is imported, just before it is started: that takes seconds,
+            most of them spent waiting.
 
     Raises:
         UserError: Ray runs in this process already; there is no cluster at `address`, or it can't
@@ -159,6 +164,7 @@ def ray_session(
         loopback_only() if local else contextlib.nullcontext(),
     ):
         try:
+            meanwhile()
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
             if not address:

@@ -31,6 +31,7 @@ _ENV_CONFIGS = (
 _MODEL_CONFIG = ("rl_module", "model_config")
 _NETWORK = (*_MODEL_CONFIG, "network")
 _MOST_WEIGHTS = 10**9
+_PLAINLY_SMALL = 256  # an option of a network
 _LONGEST_MESSAGE = 300
 _SUPPRESS = "To suppress all validation errors"  # RLlib's advice, appended to every message
 
@@ -109,8 +110,8 @@ def _check_importable(settings: Settings, config: AlgorithmConfig, network: str)
 
 
 def _model_config(settings: Settings) -> dict[str, Any]:
-    """The options of the network, which is built without storage for its weights: it knows best
-    what it refuses. One of another module is then tried out."""
+    """The options of the network, which is built: it knows best what it refuses. One of another
+    module is then tried out."""
     import torch
 
     from toolagent.models.check import check_network
@@ -135,8 +136,12 @@ def _model_config(settings: Settings) -> dict[str, Any]:
     outside = is_outside(name)
     # torch's own RuntimeError is for sizes beyond 64 bits.
     refusals = (ValueError, OverflowError, *(() if outside else (RuntimeError,)))
+    # Sizes that may be beyond the memory are tried without storage; for that, torch loads its
+    # compiler, which takes as long as torch itself.
+    sizes = [value for value in model_config.values() if type(value) is int]
+    small = not outside and max(sizes) <= _PLAINLY_SMALL
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]) if small else torch.device("meta"):
             network = build_network(model_config)
         weights = sum(tensor.numel() for tensor in network.state_dict().values())
         if weights > _MOST_WEIGHTS:

@@ -27,6 +27,7 @@ from toolagent.report.page import write_report
 from toolagent.report.run_files import read_run
 from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
 from toolagent.rollouts.trajectory import Trajectory
+from toolagent.run.ahead import FOR_RESULTS, import_ahead
 from toolagent.run.environment import describe_environment
 from toolagent.run.recording import recording_of
 from toolagent.run.results import behaviour, print_report, sample_trajectories, summarize
@@ -52,6 +53,7 @@ def execute(session: Session) -> int:
     _print_what_begins(session, notes)
     rows = _rows_so_far(session)
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
+    import_ahead(FOR_RESULTS)  # while env runners start
     try:
         outcome = Supervision(session).run(rows)
     except RunFailed as error:

@@ -1,0 +1,36 @@
+"""Imports that are made while the main thread waits for other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import threading
+
+# What a run cannot be configured without: RLlib, with torch, takes some seconds.
+FOR_TRAINING = ("ray.rllib.algorithms.ppo", "toolagent.run.execution")
+# What the report at the end is made with.
+FOR_RESULTS = ("jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure")
+
+
+def loaded(names: tuple[str, ...]) -> bool:
+    """Whether there is nothing to import of these."""
+    return all(name in sys.modules for name in names)
+
+
+def import_ahead(names: tuple[str, ...]) -> None:
+    """Imports the modules in a thread; who imports one of them meanwhile waits for it.
+
+    An import that fails is left to who needs the module: it fails there again.
+
+    What the main thread imports meanwhile must import none of these modules: two threads would each
+    wait for the other, and Python then hands out modules that are not complete. `ray.init()`
+    imports parts of Ray's core, which know nothing of its libraries.
+    """
+
+    def work() -> None:
+        for name in names:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+    threading.Thread(target=work, name="import-ahead", daemon=True).start()
