@@ -43,6 +43,9 @@ def refusal(capfd, name, arguments, named=(), folder=None):
         named: what the line must name: the flag, key or file at fault, and what would be right.
         folder: in which nothing may change; by default the current one.
     """
+    # A process that has RLlib starts no Ray before it has checked what it was given.
+    import ray.rllib  # noqa: F401
+
     folder = folder or Path.cwd()
     before = snapshot(folder)
     with mock.patch.dict(os.environ):  # commands set variables for Ray

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import sys
 import threading
 
 # What a run cannot be configured without: RLlib, with torch, takes some seconds.
 FOR_TRAINING = ("ray.rllib.algorithms.ppo", "toolagent.run.execution")
 # What the report at the end is made with.
 FOR_RESULTS = ("jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure")
-
-
-def loaded(names: tuple[str, ...]) -> bool:
-    """Whether there is nothing to import of these."""
-    return all(name in sys.modules for name in names)
 
 
 def import_ahead(names: tuple[str, ...]) -> None:
