@@ -73,6 +73,7 @@ def row_of(iteration, seed):
         "curriculum_event": f"stage {next_stage} begins: test" if stage != next_stage else None,
         "measured": True,
         "accuracy": accuracy,
+        **({"accuracy_at_start": dict.fromkeys(accuracy, 0.125)} if iteration == 1 else {}),
         "mean_return": {},
         "programs": programs,
         "episode_return_mean": done,
@@ -189,6 +190,11 @@ def test_the_page_says_what_the_files_say_and_needs_nothing_else(finished, capsy
     assert sum(tag == "caption" for tag, _ in page.tags) >= len(figures)
     pictures = sorted(path.name for path in (finished / "report").iterdir())
     assert len(pictures) == len(figures) and all(name.endswith(".png") for name in pictures)
+
+
+def test_curves_of_accuracy_begin_before_the_first_update(finished):
+    table = charts.accuracy_chart(read_run(finished)).table
+    assert table.rows[0] == ["0", "12.5", "12.5", "12.5"]
 
 
 def test_tools_and_programs_over_time_are_read_off_the_measurements(finished):

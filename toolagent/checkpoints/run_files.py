@@ -153,6 +153,7 @@ class Row(_Figures):
     curriculum_event: _Text | None = None
     measured: bool
     accuracy: dict[Stage, Share]
+    accuracy_at_start: dict[Stage, Share] = Field(default_factory=dict)  # in the first row
     programs: dict[Stage, ProgramRow] = Field(default_factory=dict)
 
 
@@ -224,6 +225,7 @@ TrackerRecords = dict[str, _Text]  # `trackers.json`: which record is this run's
 # A checkpoint --------------------------------------------------------------------------------
 
 
+_StageKey = Annotated[str, Field(pattern=r"^[0-9]{1,3}$")]
 _EXACT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -246,14 +248,13 @@ class RunState:
     iteration: Count = 0  # the latest, which may be under way
     env_steps: Count = 0
     time_s: Seconds = 0.0  # of training, over all sessions of a resumed run
-    first_solved: dict[Annotated[str, Field(pattern=r"^[0-9]{1,3}$")], FirstSolved] = field(
-        default_factory=dict
-    )  # by stage
+    first_solved: dict[_StageKey, FirstSolved] = field(default_factory=dict)  # by stage
     faults: dict[str, Count] = field(default_factory=dict)  # name in `run.faults` -> count
     stopped_by: _Text | None = None  # as in `Outcome`, in the last checkpoint of a session
     under_way: bool = False  # the iteration is not finished
     phase: Count = 0  # 1: a student imitates what the agent solved
     uncertified: bool = False  # a signal ended certifying what the iteration had measured
+    accuracy_at_start: dict[_StageKey, Share] = field(default_factory=dict)  # before any update
 
     def __post_init__(self) -> None:
         if self.finished_iterations < 0:

@@ -18,6 +18,7 @@ from toolagent.tasks import Task, get_task
 
 CURRICULUM = "curriculum"  # where its figures stand in a result
 LEAST_WEIGHT = 0.02  # of an earlier stage of which nothing is forgotten
+_START_STREAM = 0x73746172  # 'star': of the measurement before the first update
 _MEASURE_STREAM = 0x6D656173  # 'meas': keeps the measured problems apart from any runner's
 
 
@@ -107,6 +108,18 @@ class CurriculumCallback(RLlibCallback):
                 str(row.stage): row.programs.record() for row in self.measured if row.programs
             },
         }
+
+    def accuracy_at_start(self, algorithm: Any) -> dict[str, float]:
+        """The accuracy by stage before the first update. Its problems are a stream of their own:
+        nothing that is measured later depends on them."""
+        seed = algorithm.config.seed
+        stages = self.settings.trained_stages(self.task.stages)
+        rng = np.random.default_rng(
+            np.random.SeedSequence(None if seed is None else (int(seed), _START_STREAM))
+        )
+        network = self.refresh_network(algorithm)
+        found = measure(network, self.task, stages, rng, self.settings.measure_problems)
+        return {str(row.stage): row.accuracy for row in found}
 
     def refresh_network(self, algorithm: Any) -> AgentNetwork:
         """Loads the learner's newest weights into `network` and returns it."""

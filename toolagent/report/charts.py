@@ -162,7 +162,8 @@ def compared_accuracy(groups: list[Group]) -> list[Chart]:
 
 
 def _accuracy(run: RunRecord, stage: int, label: str) -> Line:
-    return Line.of(label, ((row.env_steps, row.accuracy.get(stage)) for row in run.measured), 100)
+    found = [(row.env_steps, row.accuracy.get(stage)) for row in run.measured]
+    return Line.of(label, [(0, run.rows[0].accuracy_at_start.get(stage)), *found], 100)
 
 
 def training_charts(groups: list[Group]) -> list[Chart]:

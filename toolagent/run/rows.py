@@ -59,6 +59,7 @@ def progress_row(
         "measured": curriculum["measured"],
         "accuracy": curriculum["accuracy"],
         "mean_return": curriculum["mean_return"],
+        **({"accuracy_at_start": state.accuracy_at_start} if state.iteration == 1 else {}),
         "programs": curriculum["programs"] if curriculum["measured"] else {},
         **{
             figure.name: _number(sources[figure.source].get(figure.key or figure.name))

@@ -83,6 +83,8 @@ class TrainingLoop:
         if isinstance(algorithm, IterationMixin):  # RLlib's own stop after an iteration
             algorithm.between_updates = lambda: self._between_updates(algorithm.env_steps)
         self._session.metrics.begin(algorithm)
+        if self._state.iteration == 0:
+            self._state.accuracy_at_start = self._callback.accuracy_at_start(algorithm)
         stopped_by = self._certify_left_over()
         while not stopped_by:
             stopped_by = self._iterate()
