@@ -246,7 +246,12 @@ def _carry_out(path: Path, runs: list[_Run], at_once: int, console: Console) -> 
     noun = "at once" if at_once > 1 else "at a time"
     console.print(f"{len(runs)} runs, {min(at_once, len(runs))} {noun}", soft_wrap=True)
     console.print(f"results in {cli.one_line(path)}", soft_wrap=True)
-    interrupted = _play_out(runs, at_once, console)
+    resume = f"continue with python -m toolagent.run --resume {quoted(path)}"
+    try:
+        interrupted = _play_out(runs, at_once, console)
+    except KeyboardInterrupt:  # the second one
+        console.print(f"stopped; {resume}", soft_wrap=True)
+        raise
     for run in runs:
         if run.state == "FAILED":
             log = cli.one_line(run.log)
@@ -254,10 +259,7 @@ def _carry_out(path: Path, runs: list[_Run], at_once: int, console: Console) -> 
     with contextlib.suppress(UserError):  # no seed has trained: why was said above
         _publish(path, read_source(path), console)
     if interrupted:
-        console.print(
-            f"interrupted; continue with python -m toolagent.run --resume {quoted(path)}",
-            soft_wrap=True,
-        )
+        console.print(f"interrupted; {resume}", soft_wrap=True)
         return cli.EXIT_INTERRUPTED
     codes = {run.code for run in runs if run.process is not None}
     if codes == {0}:
