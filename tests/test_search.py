@@ -11,6 +11,7 @@ import pandas
 import pytest
 import refusals
 import yaml
+from ray import tune
 from ray.tune import Trainable
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.registry import register_trainable
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from toolagent import cli
 from toolagent.cluster.ray_session import Cluster
-from toolagent.cluster.tune_state import SeededVariants
+from toolagent.cluster.tune_state import OptunaTrials, SeededVariants, TrialsAtOnce
 from toolagent.config import (
     build_algorithm_config,
     find_search,
@@ -36,8 +37,9 @@ from toolagent.tune.folder import SearchFolder
 from toolagent.tune.progress import SearchProgress
 from toolagent.tune.report import best_config, judge, summarize, write_report
 from toolagent.tune.resources import plan
-from toolagent.tune.rows import TrialRow, ranking, reports_of, trial_table
+from toolagent.tune.rows import TrialRow, in_order, is_base, ranking, reports_of, trial_table
 from toolagent.tune.search import (
+    SEEDS,
     SearchSettings,
     TrialLimits,
     load_search,
@@ -607,3 +609,53 @@ def test_a_resumed_search_draws_what_it_would_have_drawn(tmp_path, search):
     assert [trial.experiment_tag for trial in rest] == [t.experiment_tag for t in whole[4:]]
     whole[3].status = "PENDING"  # goes on first: one trial at once
     assert draw(whole[:4]) == []
+
+
+def experiment_of(folder, config, samples=1):
+    register_trainable("__fake", type("Fake", (Trainable,), {}))
+    return Experiment(
+        "trials", "__fake", config=config, num_samples=samples, storage_path=str(folder)
+    )
+
+
+def all_trials(searcher):
+    found = []
+    while (trial := searcher.next_trial()) is not None:
+        for tell in (searcher.on_trial_result, searcher.on_trial_complete):
+            tell(trial.trial_id, {"score": 0.5, "training_iteration": 1})
+        found.append(trial)
+    return found
+
+
+def test_each_setting_has_all_seeds_and_the_base_comes_first(tmp_path):
+    seeds = {SEEDS: tune.grid_search([4, 5])}
+    space = {LR: Distribution(choice=[1e-3, 2e-3, 3e-3]).domain()}
+    base, experiment = experiment_of(tmp_path, seeds), experiment_of(tmp_path, space | seeds, 3)
+
+    def generator():
+        return SeededVariants(base, random_state=5, constant_grid_search=True)
+
+    whole = generator()
+    whole.add_configurations([experiment])
+    trials = all_trials(whole)
+    assert [trial.config.get(SEEDS) for trial in trials] == [4, 5] * 4
+    assert [is_base(trial.config) for trial in trials] == [True] * 2 + [False] * 6
+    rates = [trial.config[LR] for trial in trials[2:]]
+    assert rates[::2] == rates[1::2] and len(set(rates)) > 1
+    assert in_order(reversed(trials)) == trials
+    for trial in trials:
+        trial.status = "TERMINATED"
+    rest = generator()
+    rest.go_on_after(experiment, trials[:3])  # in the middle of a setting
+    assert [trial.config for trial in all_trials(rest)] == [t.config for t in trials[3:]]
+
+
+def test_optunas_first_trial_is_the_base_of_which_it_is_not_told(tmp_path):
+    optuna_search = pytest.importorskip("ray.tune.search.optuna")
+    space = {LR: Distribution(loguniform=[1e-3, 1e-2]).domain()}
+    searcher = OptunaTrials(TrialsAtOnce(optuna_search.OptunaSearch(seed=0), max_concurrent=2))
+    searcher.set_search_properties("score", "max", space)
+    searcher.add_configurations([experiment_of(tmp_path, space, 3)])
+    base, *others = all_trials(searcher)
+    assert is_base(base.config) and in_order([*others, base])[0] is base
+    assert len(others) == 3 and all(1e-3 <= t.config[LR] <= 1e-2 for t in others)

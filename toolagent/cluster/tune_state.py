@@ -154,6 +154,11 @@ class OptunaTrials(SearchGenerator):
         super().__init__(searcher)
         self._without_values: set[str] = set()  # ids
 
+    def add_configurations(self, experiments: Any) -> None:
+        """Takes the experiment, of which Tune counts the samples."""
+        super().add_configurations(experiments)
+        self._total_samples += 1  # and the first trial
+
     def go_on_after(self, experiment: Experiment, trials: Sequence[Any]) -> None:
         """The next trial belongs to this experiment; the state follows from Tune's folder."""
         self.add_configurations([experiment])
