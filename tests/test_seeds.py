@@ -197,7 +197,7 @@ def test_seeds_are_trained_stopped_resumed_and_compared(tmp_path):
         cwd=tmp_path,
     )
     folder = tmp_path / "out"
-    processes.wait_for(lambda: (folder / "seed_3" / "progress.jsonl").exists())
+    processes.wait_for(lambda: (folder / "seed_3" / "config.yaml").exists())
     process.send_signal(signal.SIGINT)
     out = processes.end(process, 130)
     assert "continue with python -m toolagent.run --resume out" in out

@@ -24,7 +24,7 @@ from rich.live import Live
 from rich.table import Table
 
 from toolagent import cli
-from toolagent.checkpoints.run_files import SeedGroup, Summary, read_file, written
+from toolagent.checkpoints.run_files import SeedGroup, read_file, written
 from toolagent.checkpoints.run_folder import (
     BASE,
     PROGRESS,
@@ -187,7 +187,7 @@ def resume_seeds(request: Request, console: Console) -> int:
         run = _new(path, group, seed, request.address)
         sets = [part for text in request.overrides for part in ("--set", text)]
         if RunFolder(folder).config.is_file():
-            if _nothing_left(folder, raised=bool(sets)):
+            if _nothing_left(folder, request.overrides):
                 continue
             run.command = _command("--resume", os.fspath(folder), *sets, address=request.address)
         else:
@@ -204,13 +204,18 @@ def resume_seeds(request: Request, console: Console) -> int:
     return _carry_out(path, runs, _at_once(settings, algorithm_config, request.address), console)
 
 
-def _nothing_left(folder: Path, raised: bool) -> bool:
-    """Whether a run has ended, and will not go on with limits that were `raised` or not."""
-    summary = RunFolder(folder).summary
-    if not summary.exists():
+def _nothing_left(folder: Path, overrides: tuple[str, ...]) -> bool:
+    """Whether a run has ended, and will not go on with these overrides."""
+    from toolagent.checkpoints.training_state import newest_checkpoint
+    from toolagent.config import load_settings
+    from toolagent.run.start import nothing_left
+
+    run = RunFolder(folder)
+    try:
+        _, state = newest_checkpoint(run.checkpoints)
+    except UserError:  # none yet; or torn ones, of which the run itself tells
         return False
-    stopped_by = read_file(summary, Summary).stopped_by
-    return stopped_by == "solved" or (stopped_by != "interrupted" and not raised)
+    return nothing_left(load_settings(run.config, overrides), state) is not None
 
 
 def _new(path: Path, group: SeedGroup, seed: int, address: str | None) -> _Run:
