@@ -206,7 +206,8 @@ def test_seeds_are_trained_stopped_resumed_and_compared(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     for seed in (3, 5):
         own = json.loads((folder / f"seed_{seed}" / "summary.json").read_text())
-        assert own["seed"] == seed and own["stopped_by"] == "env_steps"
+        # A signal may have come when the limit was reached.
+        assert own["seed"] == seed and own["stopped_by"] in ("env_steps", "interrupted")
         assert summary["seeds"][str(seed)]["env_steps"] == own["env_steps"]
     runs = [json.loads((folder / f"seed_{s}" / "summary.json").read_text()) for s in (3, 5)]
     shares = [run["stages"][0]["solved"] / run["stages"][0]["problems"] for run in runs]
