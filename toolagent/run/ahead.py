@@ -12,14 +12,15 @@ FOR_TRAINING = ("ray.rllib.algorithms.ppo", "toolagent.run.execution")
 FOR_RESULTS = ("jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure")
 
 
-def import_ahead(names: tuple[str, ...]) -> None:
-    """Imports the modules in a thread; who imports one of them meanwhile waits for it.
+def import_ahead(names: tuple[str, ...]) -> threading.Thread:
+    """Imports the modules in a thread, which is returned.
 
     An import that fails is left to who needs the module: it fails there again.
 
-    What the main thread imports meanwhile must import none of these modules: two threads would each
-    wait for the other, and Python then hands out modules that are not complete. `ray.init()`
-    imports parts of Ray's core, which know nothing of its libraries.
+    Until the thread has ended, nothing else may be imported that imports each other with these
+    modules, as the parts of RLlib do: two threads would each wait for the other, and Python then
+    hands out modules that are not complete. `ray.init()` imports parts of Ray's core, which know
+    nothing of its libraries.
     """
 
     def work() -> None:
@@ -27,4 +28,6 @@ def import_ahead(names: tuple[str, ...]) -> None:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
 
-    threading.Thread(target=work, name="import-ahead", daemon=True).start()
+    thread = threading.Thread(target=work, name="import-ahead", daemon=True)
+    thread.start()
+    return thread

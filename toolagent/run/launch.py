@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,16 +176,18 @@ def launch(request: Request, console: Console) -> Result:
             display.loading("torch", "ray.rllib")
             within.enter_context(interrupt)  # a signal while Ray starts is remembered
             display.doing("starting Ray and loading RLlib" if prepared is None else "starting Ray")
+            imports: list[Thread] = []
             cluster = within.enter_context(
                 ray_session(
                     *(address, settings.run.dashboard, settings.document()),
-                    meanwhile=functools.partial(import_ahead, FOR_TRAINING),
+                    meanwhile=lambda: imports.append(import_ahead(FOR_TRAINING)),
                 )
             )
             interrupt.check()
             if prepared is None:
                 display.doing("loading RLlib")
                 with interrupt.at_once():
+                    imports[0].join()
                     prepared = prepare()
             display.doing("starting env runners and learners")
             from toolagent.run.execution import execute
