@@ -98,6 +98,20 @@ def test_a_lesson_is_every_way_that_is_as_right():
         assert judged["shortest"].all()
 
 
+def test_actions_that_did_nothing_are_left_out_of_lessons():
+    lessons = Lessons(EXPRESSION, [2], 0.0, 1, 10, np.random.default_rng(0))
+    problems = EXPRESSION.pose(None, expression=["3+4", "3+4"])
+    names = ("3 4 MUL ADD ANS", "3 CTX 4 ADD ANS")  # a wrong one
+    given = [[EXPRESSION.vocabulary.token(name) for name in text.split()] for text in names]
+    chooser = GivenTokens(np.array(given))
+    episodes = play(untrained_expression_network(), EXPRESSION, problems, chooser=chooser)
+    assert episodes.solved.tolist() == [False, True]
+    lessons._leave_out_idle(episodes, problems)
+    assert episodes.solved.tolist() == [False, True] and episodes.lengths[1] == 4
+    assert EXPRESSION.vocabulary.text(episodes.actions[1, :4]) == "3 4 ADD ANS"
+    assert episodes.rewards[1].tolist()[:5] == [0, 0, 0, 1, 0]
+
+
 def test_lessons_are_what_the_agent_is_right_with_of_the_stages_it_was_trained_on():
     task = get_task("calculator")
     lessons = Lessons(task, [0, 1, 2], 0.4, 3, 900, np.random.default_rng(1))

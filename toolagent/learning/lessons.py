@@ -23,7 +23,7 @@ class Lessons:
     """A ring of solved episodes whose plan was right on several problems of one structure.
 
     An episode is kept if the greedy agent solved its problem and others that the same plan solves
-    (`Task.variants`), and if each of its actions did something. No program comes from anywhere
+    (`Task.variants`), without the actions that did nothing. No program comes from anywhere
     else: what is right is what the environment rewards.
 
     Many plans can be written in several ways that are all right: `4 7 + 9 4 * *` is
@@ -87,15 +87,38 @@ class Lessons:
         """The rows of the problems that nothing was kept of, and the env steps it took."""
         task = self.task
         played = [play(network, task, each) for each in problems]
-        kept = played[0].effective(task).sum(1) == played[0].lengths
+        env_steps = sum(episodes.env_steps for episodes in played)
+        if not task.response_length:
+            for episodes, each in zip(played, problems, strict=True):
+                env_steps += self._leave_out_idle(episodes, each)
+        kept = np.ones(len(played[0]), bool)
+        if task.response_length:
+            kept = played[0].effective(task).sum(1) == played[0].lengths
         for episodes in played:
             kept &= episodes.solved & (episodes.lengths == played[0].lengths)
         rows = np.flatnonzero(kept)
-        env_steps = sum(episodes.env_steps for episodes in played)
         if len(rows):
             found = [episodes.take(rows) for episodes in played]
             env_steps += self._add(found, [each.take(rows) for each in problems])
         return np.flatnonzero(~kept), env_steps
+
+    def _leave_out_idle(self, episodes: EpisodeBatch, problems: Any) -> int:
+        """Leaves actions that did nothing out of the episodes, in place; what is not right without
+        them counts as not solved. Returns the env steps that trying it took."""
+        did = episodes.effective(self.task)
+        order = np.argsort(~did, 1, kind="stable")
+        happened = np.arange(did.shape[1]) < did.sum(1)[:, None]
+        answer = self.task.vocabulary.answer_token
+        actions = np.take_along_axis(episodes.actions, order, 1)
+        rewards = np.take_along_axis(episodes.rewards, order, 1)
+        episodes.actions = np.where(happened, actions, answer).astype(np.int8)
+        episodes.rewards = np.where(happened, rewards, 0.0).astype(np.float32)
+        episodes.lengths = happened.sum(1).astype(np.int8)
+        rows = np.flatnonzero(episodes.solved)
+        lengths = episodes.lengths[rows]
+        right = self._solves(problems.take(rows), episodes.actions[rows], lengths)
+        episodes.solved[rows] = right
+        return int(lengths.sum())
 
     def _add(self, played: list[EpisodeBatch], problems: list[Any]) -> int:
         """Keeps the first of the played episodes; returns the env steps that finding other ways to
