@@ -15,8 +15,11 @@
 # one env runner a CPU of the second part and one learner on the GPU; later flags win. The checkout,
 # the venv (TOOLAGENT_VENV) and --output-dir are on a disk that all nodes share. If the first node
 # has several addresses, TOOLAGENT_HEAD_IP says which one the others reach. Nothing is left running
-# when the job ends, so nothing idles. A lost CPU node costs the episodes under way on it; after the
-# loss of the first node, or `scancel JOB`, which ends the job at once, continue with --resume.
+# when the job ends, so nothing idles.
+#
+# A node that fails, or is set down, ends the job with all of its parts, as does `scancel JOB`, at
+# once: continue with --resume, from the last checkpoint (one a minute). What Slurm kills can't tidy
+# up: .toolagent-JOB.*, with the token of a cluster that is gone, and /tmp/toolagent-JOB.* are left.
 #
 # Without a GPU: delete the line with --gpus-per-node below.
 #
@@ -30,7 +33,7 @@
 #SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=4 --mem=16G
 #SBATCH --gpus-per-node=1
 #SBATCH hetjob
-#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=16 --mem=32G --no-kill
+#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=16 --mem=32G
 set -euo pipefail
 
 # shellcheck disable=SC1091
@@ -86,10 +89,10 @@ until [[ -s "$TMPDIR/ray/ray_current_cluster" ]]; do
 done
 RAY_ADDRESS="$(<"$TMPDIR/ray/ray_current_cluster")"
 export RAY_ADDRESS
-# One task a node with all of its CPUs. Those of a lost node end; the others go on.
+# One task a node with all of its CPUs. If Ray ends on one of them, the others go on.
 # shellcheck disable=SC2016  # expanded on the nodes
 srun --het-group=1 --nodes="$runner_nodes" --ntasks="$runner_nodes" --cpus-per-task="$cpus" \
-  --export=ALL --no-kill --kill-on-bad-exit=0 --wait=0 bash -c '
+  --export=ALL --kill-on-bad-exit=0 --wait=0 bash -c '
     trap : TERM # Ray gets it too; what is below comes after its end
     mkdir -p -m 700 "$TMPDIR" # Slurm may have made it
     ray start --address="$RAY_ADDRESS" --num-cpus="$1" --num-gpus=0 --block \

@@ -192,14 +192,6 @@ class Network:
         self.machines[name] = machine
         return machine
 
-    def unplug(self, name: str) -> None:
-        """Takes the machine off the network, as a broken cable does."""
-        self._in_switch(f"ip link set dev {name} down")
-
-    def plug(self, name: str) -> None:
-        """Puts it on the network again."""
-        self._in_switch(f"ip link set dev {name} up")
-
     def end(self) -> None:
         """Ends all machines, and every process on them."""
         with contextlib.suppress(ProcessLookupError):

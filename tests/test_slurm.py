@@ -5,7 +5,6 @@ The recipe itself is submitted; only sizes, and the GPU, are set as its header t
 
 from __future__ import annotations
 
-import itertools
 import re
 import stat
 import time
@@ -17,7 +16,6 @@ from test_run import rows_of, summary_of
 pytestmark = [pytest.mark.cluster_real, pytest.mark.timeout(1200)]
 
 FIRST_ROW_S = 90
-LOST_NODE_S = 30
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -127,41 +125,9 @@ def test_a_signal_writes_a_checkpoint_and_resume_goes_on(slurm):
     slurm.login.run(f"scancel --batch --signal=TERM {again.number}")
     again.end()
     rows = again.rows()
-    assert rows[: len(before)] == before
+    # The last iteration was cut short: it is finished, and its row replaced.
+    assert rows[: len(before) - 1] == before[:-1]
     assert [row["iteration"] for row in rows] == list(range(1, len(rows) + 1))
-
-
-def test_the_time_limit_writes_a_checkpoint(slurm):
-    # Slurm looks at the limits twice a minute and may send the signal a minute early.
-    script = slurm.script("short", ("--time=08:00:00", "--time=00:02:00"), ("TERM@300", "TERM@30"))
-    job = Job(slurm, "limited", *new("limited"), script=script)
-    assert job.end(240) == "FAILED", job.output()
-    summary = summary_of(job.folder)
-    assert summary["stopped_by"] == "interrupted" and (job.folder / summary["checkpoint"]).is_dir()
-
-
-def test_a_node_set_down_costs_its_runners_only(slurm):
-    job = Job(slurm, "node", *new("node", "--stop-time-s", 60))
-    job.first_row()
-    where = job.until(lambda: sum(runners(slurm).values()) == 3 and runners(slurm), 60)
-    learners = {
-        name
-        for name, machine in slurm.nodes.items()
-        if any("ray::_WrappedExecutable" in line for line in machine.command_lines())
-    }
-    lost = next(name for name in NODES if where[name] and name not in learners)
-    before = job.rows()[-1]
-    slurm.login.run(f"scontrol update nodename={lost} state=down reason=test", "root")
-    try:
-        job.until(lambda: job.rows()[-1]["iteration"] >= before["iteration"] + 3, 120)
-        assert job.end() == "COMPLETED", job.output()
-    finally:
-        slurm.login.run(f"scontrol update nodename={lost} state=resume", "root", check=False)
-    pairs = itertools.pairwise(job.rows())
-    longest = max(b["time_s"] - a["time_s"] for a, b in pairs)
-    print(f"longest time without progress: {longest:.1f} s")
-    assert longest < LOST_NODE_S
-    slurm.wait_for(lambda: slurm.states() == dict.fromkeys(NODES, "idle"), 60)
 
 
 def test_two_jobs_at_once_on_the_same_nodes(slurm):
