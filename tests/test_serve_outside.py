@@ -147,20 +147,28 @@ def test_a_real_server_finds_the_task_beside_it_and_the_page_shows_it(tmp_path):
             chrome.prefer(calm=True)  # it does not play by itself
             chrome.driver.get(server.url)
 
+            def all_of(selector):
+                return chrome.driver.find_elements(By.CSS_SELECTOR, selector)
+
             def texts(selector):
-                return [one.text for one in chrome.driver.find_elements(By.CSS_SELECTOR, selector)]
+                return [one.text for one in all_of(selector)]
 
             def click(selector):
                 chrome.driver.find_element(By.CSS_SELECTOR, selector).click()
 
+            def play_with(selector):
+                before = all_of(".lane")
+                click(selector)
+                wait_for(lambda: all_of(".lane") != before, "another episode")
+
             wait_for(lambda: texts("#posed-label") == ["Problem number"], "the form")
-            click("#random")
-            wait_for(lambda: texts(".lane"), "the episode")
+            wait_for(lambda: texts(".lane"), "the example")
+            play_with("#random")
             assert texts(".token .name") == ["UP", "LIFT", "RING"]
             assert texts(".registers dt") == ["answered with"]
             title = texts("#program-title")
-            click("#problem .primary")  # what was drawn stands in the form, and is played again
-            wait_for(lambda: texts("#program-title") == title, "the same problem")
+            play_with("#problem .primary")  # what was drawn stands in the form
+            assert texts("#program-title") == title  # the same problem
             click(".token[aria-pressed=false]")
             wait_for(lambda: len(texts(".lane")) == 2, "the branch")
             assert [entry for entry in chrome.console() if entry["level"] == "SEVERE"] == []
