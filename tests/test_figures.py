@@ -18,6 +18,7 @@ policy_loss                   losses/policy_loss                  -
 vf_loss                       losses/value_loss                   -
 entropy                       losses/entropy                      entropy
 imitation_loss                losses/imitation_loss               -
+lessons_right                 charts/lessons_right                -
 approximate_kl                losses/approx_kl                    -
 clipped_share                 losses/clipfrac                     -
 explained_variance            losses/explained_variance           -
@@ -49,7 +50,7 @@ CURRICULUM = {
 
 
 def row_of(**parts):
-    state = SimpleNamespace(iteration=1, time_s=2.0, env_steps=10)
+    state = SimpleNamespace(iteration=1, time_s=2.0, env_steps=10, accuracy_at_start={})
     return (
         progress_row({"curriculum": CURRICULUM, **parts}, state, [])
         | FaultCounts({}, None).fields()

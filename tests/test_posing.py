@@ -190,7 +190,7 @@ def test_flags_that_cannot_be_posed(policy, capfd, tmp_path, monkeypatch, flags,
 
 @pytest.fixture(scope="module")
 def app(policy):
-    return build_app(Agents([policy]), ["localhost"])
+    return build_app(Agents({"posed": policy}), ["localhost"])
 
 
 def test_requests(app):

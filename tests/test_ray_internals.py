@@ -37,6 +37,7 @@ ENTRIES = {
     "control_service",
     "node_ids_here",
     "deprecated_default",
+    "trial_without_values",
 }
 
 
@@ -47,6 +48,17 @@ def test_no_other_file_touches_ray_s_private_parts():
         if path != Path(ray_internals.__file__)
     }
     assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_tune_makes_trials_from_the_space_alone(tmp_path):
+    from ray.tune.experiment import Experiment, config_parser
+
+    assert not [name for name in dir(config_parser) if "trial" in name and name[0] != "_"]
+    experiment = Experiment("search", "PPO", config={"lr": 1}, storage_path=str(tmp_path))
+    trial = ray_internals.trial_without_values(
+        experiment.spec, config_parser._make_parser(), "first"
+    )
+    assert (trial.trial_id, trial.config) == ("first", {})
 
 
 def test_every_entry_is_tested_here():

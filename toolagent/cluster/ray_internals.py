@@ -184,6 +184,27 @@ def node_ids_here() -> set[str]:
     return set(find_node_ids())
 
 
+def trial_without_values(spec: dict[str, Any], parser: Any, identity: str) -> Any:
+    """A Tune `Trial` whose config is empty, whatever the search space.
+
+    Missing: a public way for a searcher to make a trial that it did not draw from the space.
+
+    Args:
+        spec: the experiment's.
+        parser: the searcher's, of a trial's resources and stopping rules.
+        identity: the trial's id.
+    """
+    from ray.tune.experiment.config_parser import _create_trial_from_spec
+
+    return _create_trial_from_spec(
+        spec | {"config": {}},
+        parser,
+        evaluated_params={},
+        experiment_tag="1",
+        trial_id=identity,
+    )
+
+
 def deprecated_default() -> Any:
     """RLlib's default for an argument that has become ineffective. Missing: a public name."""
     from ray._common.deprecation import DEPRECATED_VALUE

@@ -21,11 +21,11 @@ from typing import Any
 
 from ray.tune import Checkpoint, ExperimentAnalysis
 from ray.tune.experiment import Experiment, Trial
-from ray.tune.experiment.config_parser import _create_trial_from_spec
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.utils.serialization import TuneFunctionEncoder
 
+from toolagent.cluster.ray_internals import trial_without_values
 from toolagent.errors import UserError
 
 _TRIALS_FILE = "experiment_state-{}.json"
@@ -169,12 +169,9 @@ class OptunaTrials(SearchGenerator):
         if self._counter:
             return super().create_trial_if_possible(experiment_spec)
         self._counter += 1
-        spec = experiment_spec | {"config": {}}
         identity = Trial.generate_id()
         self._without_values.add(identity)
-        return _create_trial_from_spec(
-            spec, self._parser, evaluated_params={}, experiment_tag="1", trial_id=identity
-        )
+        return trial_without_values(experiment_spec, self._parser, identity)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tells Optuna."""

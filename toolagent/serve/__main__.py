@@ -27,9 +27,7 @@ _LOOK_EVERY_S = 0.1
         "python -m toolagent.serve before=runs/first after=runs/second",
     )
 )
-@click.argument(
-    "checkpoints", metavar="[NAME=]CHECKPOINT...", type=cli.PATH, nargs=-1, required=True
-)
+@click.argument("checkpoints", metavar="CHECKPOINT...", type=cli.PATH, nargs=-1, required=True)
 @cli.code_options
 @click.option(
     "--host",

@@ -89,9 +89,9 @@ def load_agents(
     Raises:
         UserError: none or too many of them, an unsound one, one twice, or two of different tasks.
     """
+    if not 1 <= len(checkpoints) <= MAX_CHECKPOINTS:
+        raise UserError(f"{len(checkpoints)} checkpoints; expected 1 to {MAX_CHECKPOINTS}")
     folders = named(checkpoints)
-    if not 1 <= len(folders) <= MAX_CHECKPOINTS:
-        raise UserError(f"{len(folders)} checkpoints; expected 1 to {MAX_CHECKPOINTS}")
     policies = {
         name: load_policy(folder, task=task, network=network) for name, folder in folders.items()
     }
@@ -124,12 +124,16 @@ def named(checkpoints: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
             visitors see the name, and not where the files are.
 
     Raises:
-        UserError: two have the same name, or a name is empty.
+        UserError: two are the same or have the same name, or a name is empty.
     """
     if isinstance(checkpoints, Mapping):
         given: list[tuple[str | None, str]] = [*checkpoints.items()]
     else:
         given = [_split(text) for text in checkpoints]
+    places = [folder if is_uri(folder) else os.path.realpath(folder) for _, folder in given]
+    for place, (_, folder) in zip(places, given, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"the checkpoint {folder} is given twice")
     names = [_written(folder) if name is None else name for name, folder in given]
     endings = _endings([folder for name, (_, folder) in zip(names, given, strict=True) if not name])
     names = [name or next(endings) for name in names]
