@@ -81,6 +81,7 @@ def check_folder(folder, trials):
     return summary
 
 
+@pytest.mark.full
 def test_a_search_with_asha_ends_with_a_config_that_runs(tmp_path):
     write(tmp_path, scheduler="asha", num_samples=1, seeds=2)
     out = tune("--config", "search.yaml", "--output-dir", "out", cwd=tmp_path)
