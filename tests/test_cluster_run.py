@@ -246,7 +246,7 @@ def test_tokens_and_resources_that_the_cluster_does_not_take(ray_cluster, tmp_pa
         ended = list(pool.map(run, cases))
     for done, (_, _, message) in zip(ended, cases, strict=True):
         err = done.stderr
-        assert (done.returncode, done.stdout) == (2, "loading torch and ray.rllib\n"), err
+        assert (done.returncode, done.stdout) == (2, ""), err
         assert err.startswith("error: ") and err.count("\n") == 1, err
         assert message in err and TOKEN not in err and "f" * 64 not in err
     assert list(empty.iterdir()) == []

@@ -99,13 +99,13 @@ def test_a_signal_is_acknowledged_before_anything_acts_on_it():
 def test_a_log_has_a_line_for_what_takes_long_and_none_for_the_rest():
     screen = console(60, terminal=False)
     with display_of(screen) as display:
-        display.loading("io")
         display.loading("a_module_that_is_not_loaded")
+        display.step("certifying")
         display.doing("starting Ray")
         display.update(ROW)
         display.update(ROW)
     first, second = screen.file.getvalue().splitlines()
-    assert first == "loading a_module_that_is_not_loaded"
+    assert first == "certifying"
     assert "accuracy 0: 100%, 1: 99.9%, 2: 50.0%" in second and "return -1.23" in second
 
 

@@ -59,7 +59,7 @@ class Activity:
     def loading(self, *modules: str) -> None:
         """Says that these are being imported; nothing if they are there already."""
         if not all(name in sys.modules for name in modules):
-            self.step(f"loading {' and '.join(modules)}")
+            self.doing(f"loading {' and '.join(modules)}")
 
     def step(self, text: str) -> None:
         """What is done from now on, and may take so long that a log has a line of it."""

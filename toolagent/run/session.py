@@ -40,7 +40,7 @@ class Session:
     metrics: RunMetrics = field(init=False)
     recording: Recording | None = field(init=False, default=None)  # of the training episodes
     summary: dict[str, Any] | None = field(init=False, default=None)  # at the end: the results
-    print_results: Callable[[], None] = field(init=False, default=lambda: None)
+    print_results: Callable[[], None] = field(init=False, default_factory=lambda: lambda: None)
     faults: list[str] = field(init=False, default_factory=list)  # why the run has failed
     # `perf_counter` when Ray was up, in a resumed run that has not trained again yet.
     ray_since: float | None = field(init=False)
