@@ -376,7 +376,7 @@ training: {episodes_per_update: 512, updates_per_iteration: 20, lr: 3.0e-3}
 """
 
 
-@pytest.mark.slow  # test_learning has tool calls learned in the full tier, test_posing their records
+@pytest.mark.slow  # learned in the full tier: test_learning; recorded: test_posing
 def test_an_agent_learns_to_ask_and_to_remember_and_another_from_its_records(tmp_path):
     """Without the response the best that can be had is 1/3 in stage 0 and 1/9 in stage 1."""
     shutil.copy(sys.modules["answering"].__file__, tmp_path)
