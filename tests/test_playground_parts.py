@@ -229,8 +229,11 @@ def test_agents_are_called_what_was_typed(given, names, tmp_path, monkeypatch):
 
 def test_names_are_different_and_not_empty():
     assert named(["a=~/x"])["a"].endswith("/x") and "~" not in named(["a=~/x"])["a"]
-    for given in (["x=a", "x=b"], ["a", "./a"], ["/x/y", "/x/y"], ["=a"], ["a="], [" =a"]):
+    for given in (["x=a", "x=b"], ["=a"], ["a="], [" =a"]):
         with pytest.raises(UserError, match="NAME=FOLDER"):
+            named(given)
+    for given in (["a", "./a"], ["/x/y", "/x/y"]):
+        with pytest.raises(UserError, match="twice"):
             named(given)
 
 

@@ -131,13 +131,12 @@ def named(checkpoints: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
     else:
         given = [_split(text) for text in checkpoints]
     places = [folder if is_uri(folder) else os.path.realpath(folder) for _, folder in given]
-    for place, (_, folder) in zip(places, given, strict=True):
-        if places.count(place) > 1:
-            raise UserError(f"the checkpoint {folder} is given twice")
     names = [_written(folder) if name is None else name for name, folder in given]
     endings = _endings([folder for name, (_, folder) in zip(names, given, strict=True) if not name])
     names = [name or next(endings) for name in names]
-    for name in names:
+    for name, place, (_, folder) in zip(names, places, given, strict=True):
+        if names.count(name) > 1 and places.count(place) > 1:
+            raise UserError(f"the checkpoint {folder} is given twice")
         if names.count(name) > 1:
             raise UserError(f"two agents are called '{name}'; write NAME=FOLDER for one of them")
     return dict(zip(names, (folder for _, folder in given), strict=True))
