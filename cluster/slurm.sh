@@ -62,7 +62,7 @@ finish() {
 head="" nodes=""
 umask 077
 private="$(mktemp -d "$SLURM_SUBMIT_DIR/.toolagent-$SLURM_JOB_ID.XXXXXX")"
-# Ray's sessions and all else that is temporary, on every node; a longer path is none for its sockets.
+# Ray's sessions and all else that is temporary, on every node; Ray's sockets need a short path.
 TMPDIR="$(mktemp -d "/tmp/toolagent-$SLURM_JOB_ID.XXXXXX")"
 trap finish EXIT
 # A token for this job alone; srun passes the environment, which names the file, to all nodes.
