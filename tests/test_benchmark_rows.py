@@ -242,6 +242,7 @@ def test_the_table_shows_what_was_measured_and_says_what_was_explored(capsys):
     assert max(map(len, out.splitlines()[2:-3])) <= 80
 
 
+@pytest.mark.full
 def test_the_command_measures_a_run_and_writes_what_it_measured(solved, tmp_path):
     arguments = ["--run", str(solved), "--repeats", "2", "--seconds", "0.1", "--json", "out.json"]
     (result,) = run_modules(["-m", "toolagent.benchmark", *arguments], cwd=tmp_path)
