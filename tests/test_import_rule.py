@@ -21,17 +21,18 @@ MAY_IMPORT = {
     "files": "errors",
     "installation": "",
     "figures": "",
+    "phases": "",
     "vocabulary": "",
     "outside": "errors",
     "tasks": "errors outside vocabulary",
-    "models": "errors outside tasks vocabulary",
-    "cluster": "__init__ errors outside",
+    "models": "errors outside phases tasks vocabulary",
+    "cluster": "__init__ errors outside phases",
     "envs": "tasks vocabulary",
     "__init__": "envs",
     "examples": "cluster envs models tasks vocabulary",
     "checkpoints": "__init__ errors figures files models outside tasks vocabulary",
-    "rollouts": "__init__ cluster envs errors models outside tasks vocabulary",
-    "learning": "cluster envs errors figures models rollouts tasks vocabulary",
+    "rollouts": "__init__ cluster envs errors models outside phases tasks vocabulary",
+    "learning": "cluster envs errors figures models phases rollouts tasks vocabulary",
     "curriculum": "models rollouts tasks",
     "cli": "errors outside rollouts tasks",
     "config": "__init__ cluster curriculum envs errors models outside rollouts tasks",
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "report": "__init__ checkpoints cli config errors figures files tasks vocabulary",
     "run": (
         "__init__ checkpoints cli cluster config curriculum errors figures files learning "
-        "models report rollouts tasks trackers vocabulary"
+        "models phases report rollouts tasks trackers vocabulary"
     ),
     "api": "checkpoints cli envs errors evaluate models rollouts run tasks",
     "serve": (
@@ -64,6 +65,7 @@ OUTSIDE = {
     "files": set(),
     "installation": set(),
     "figures": set(),
+    "phases": {"psutil"},
     "tasks": {"numpy"},
     "models": {"numpy", "torch", "ray"},
     "__init__": set(),

@@ -53,6 +53,7 @@ from toolagent.learning.pipeline_state import (
 )
 from toolagent.learning.sampling import SamplingAlgorithm
 from toolagent.models.rl_module import NetworkModule
+from toolagent.phases import phase
 from toolagent.rollouts.env_runner import EARLIER_STAGES, EXPLORERS, BatchedEnvRunner
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.tasks import get_task
@@ -195,30 +196,32 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
     def training_step(self) -> None:
         check_learners(self)
         if self._stage() != self._published_stage:
-            self.publish_weights()
+            with phase("publish weights"):
+                self.publish_weights()
         figures = self._figures
         figures.lost_requests += self.lost_at_restore
         self.lost_at_restore = 0
         updates = self.config.updates_per_iteration
         while self.updates_done < updates and self._may_update():
-            started = time.perf_counter()
-            batch = self._next_batch(figures)
+            with phase("next batch") as waited:
+                batch = self._next_batch(figures)
             if batch is None:  # the iteration ends early
                 break
-            sampled = time.perf_counter()
             last = self.updates_done + 1 == updates
-            figures.trained_env_steps += self._update(batch, reduce_metrics=last)
-            learned = time.perf_counter()
-            self.publish_weights()
-            figures.wait_s += sampled - started
-            figures.learn_s += learned - sampled
-            figures.sync_s += time.perf_counter() - learned
+            with phase("update") as learned:
+                figures.trained_env_steps += self._update(batch, reduce_metrics=last)
+            with phase("publish weights") as published:
+                self.publish_weights()
+            figures.wait_s += waited.seconds
+            figures.learn_s += learned.seconds
+            figures.sync_s += published.seconds
             self.updates_done += 1
-        if 0 < self.updates_done < updates:
-            self._take_learner_metrics()
-        if self._runner_metrics:
-            self.metrics.aggregate(self._runner_metrics, key=ENV_RUNNER_RESULTS)
-        figures.log(self.metrics, PIPELINE)
+        with phase("metrics"):
+            if 0 < self.updates_done < updates:
+                self._take_learner_metrics()
+            if self._runner_metrics:
+                self.metrics.aggregate(self._runner_metrics, key=ENV_RUNNER_RESULTS)
+            figures.log(self.metrics, PIPELINE)
         self._figures, self._runner_metrics = PipelineFigures(), []
         self._end_updates()
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:

@@ -8,6 +8,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
+from toolagent.phases import timed
+
 STEP_COLUMNS = ("actions", "rewards", "log_probabilities", "response")  # (B, T, ...)
 
 
@@ -26,6 +28,7 @@ def learner_batches(columns: dict[str, np.ndarray], num_learners: int) -> list[M
     ]
 
 
+@timed("hand batches to the learners")
 def training_data(batches: list[MultiAgentBatch], num_learners: int) -> TrainingData:
     """The batches as `LearnerGroup.update` takes them."""
     if num_learners:

@@ -12,6 +12,7 @@ from toolagent.learning.dataflow_replay import DataflowReplay
 from toolagent.learning.success_replay import SuccessReplay
 from toolagent.learning.trials import TrialTable
 from toolagent.learning.verified_replay import VerifiedReplay
+from toolagent.phases import timed
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.explorers import ExplorerTables
 from toolagent.tasks import Task
@@ -73,6 +74,7 @@ class Exploration:
             share *= 1 - solved
         return share, self.table.for_explorers()
 
+    @timed("exploration and replay columns")
     def learner_columns(self, batch: EpisodeBatch) -> dict[str, np.ndarray]:
         """The columns of an update: what the policy played, and replayed episodes behind it.
 

@@ -11,6 +11,8 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
+from toolagent.phases import timed
+
 _LIFETIME = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
 
 
@@ -61,6 +63,7 @@ class IterationMixin:
         """To be called when an iteration's updates are made."""
         self.updates_done, self._ends_early = 0, False
 
+    @timed("learner metrics")
     def _note_learners(self, results: list[dict[str, Any]]) -> None:
         """Takes in what the learners have logged: one dict of each."""
         self.metrics.aggregate(results, key=LEARNER_RESULTS)

@@ -42,6 +42,7 @@ from toolagent.learning.returns import (
     step_mask,
 )
 from toolagent.models.allocation import keep_freed_memory
+from toolagent.phases import timed
 
 APPROX_KL = "approx_kl"
 CLIPFRAC = "clipfrac"
@@ -63,6 +64,11 @@ class EpisodeColumnsLearner(TorchLearner):
     are then recomputed with the current values for each minibatch (Andrychowicz et al. 2021,
     "What matters in on-policy reinforcement learning?", section 3.5).
     """
+
+    update = timed("learner")(TorchLearner.update)
+    compute_losses = timed("losses")(TorchLearner.compute_losses)
+    compute_gradients = timed("backward")(TorchLearner.compute_gradients)
+    postprocess_gradients = timed("clip gradients")(TorchLearner.postprocess_gradients)
 
     def __repr__(self) -> str:
         """What Ray's dashboard calls this actor; it asks before the learner has its number."""
@@ -183,6 +189,7 @@ class EpisodeColumnsLearner(TorchLearner):
         )
 
     @override(TorchLearner)
+    @timed("optimizer")
     def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
         """One optimizer step; none, and weights and moments as they were, where a gradient is NaN
         or infinite.
@@ -203,6 +210,7 @@ class EpisodeColumnsLearner(TorchLearner):
         self.metrics.log_value((DEFAULT_MODULE_ID, SKIPPED_IN_A_ROW), in_a_row, window=1)
 
     @override(TorchLearner)
+    @timed("columns to tensors")
     def _convert_batch_type(
         self,
         batch: MultiAgentBatch,

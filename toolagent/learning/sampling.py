@@ -16,6 +16,7 @@ from toolagent.learning.faults import LearningFailed, fault_in
 from toolagent.learning.iteration import IterationMixin
 from toolagent.learning.pipeline_figures import PipelineFigures
 from toolagent.learning.requests import Requests
+from toolagent.phases import timed
 from toolagent.rollouts.env_runner import Fragment
 from toolagent.rollouts.episode_batch import EpisodeBatch
 
@@ -80,6 +81,7 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
         batches = [fragment.batch for fragment in fragments]
         return EpisodeBatch.concatenate(batches)
 
+    @timed("wait for fragments")
     def _next_fragments(self, wanted: int, figures: PipelineFigures) -> list[Fragment] | None:
         """Fragments with at least `wanted` episodes, none older than `max_staleness`."""
         taken: list[Fragment] = []

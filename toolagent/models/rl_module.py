@@ -19,6 +19,7 @@ from torch import Tensor
 
 from toolagent.models.base import AgentNetwork, as_responses
 from toolagent.models.registry import DEFAULT_NETWORK, network_class
+from toolagent.phases import timed
 from toolagent.tasks import get_task
 
 HIDDEN = "hidden"
@@ -65,6 +66,7 @@ class NetworkModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
         return {Columns.ACTION_DIST_INPUTS: logits, Columns.STATE_OUT: state_out}
 
     @override(TorchRLModule)
+    @timed("forward")
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         if Columns.OBS not in batch:  # the columns of whole episodes
             logits, values = self.network.unroll_episodes(

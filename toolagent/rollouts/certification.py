@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from toolagent.models.base import AgentNetwork
+from toolagent.phases import timed
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play
 from toolagent.rollouts.programs import Programs, programs_of
@@ -170,6 +171,7 @@ def fixed_sample(task: Task, stage: int, split: str) -> Iterator[Any]:
         yield problems.take(np.arange(start, min(start + CHUNK, SAMPLE_SIZE)))
 
 
+@timed("measure accuracy")
 def measure(
     network: AgentNetwork,
     task: Task,

@@ -47,6 +47,7 @@ from ray.rllib.utils.metrics import (
 from toolagent.envs.registration import create_for_rllib, task_of_env_id
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.models.allocation import keep_freed_memory
+from toolagent.phases import gap, phase, timed
 from toolagent.rollouts.draw import ProblemDraw
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.explorers import ExplorerTables
@@ -93,6 +94,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     """
 
     @override(EnvRunner)
+    @timed("build the env runner")
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
         # One thread an actor: the matrices are small, and the cores belong to other actors.
@@ -103,7 +105,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.env: ToolVectorEnv | None = None
         self.module: Any = None
         self._weights_seq_no = 0
-        self._last_return: float | None = None
+        # When the last fragment was returned, and the processor time of this thread by then.
+        self._last_return: tuple[float, float] | None = None
         self._process = _process_number()
         self._generator = torch.Generator()
         self._explorer_share = 0.0
@@ -204,31 +207,39 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     def _sample_episodes(self, count: int, explore: bool, random_actions: bool) -> EpisodeBatch:
         """That many episodes at once: played, counted and recorded."""
         assert self.env is not None
-        started = time.perf_counter()
         self._times = PlayTimes()
         # Greedy episodes have no need of a second try, nor has a random one of an explorer; and
         # what is played to evaluate is drawn as the stage has it.
         learning = explore and not random_actions and not self.config.in_evaluation
-        drawn = (self._draw if learning else ProblemDraw()).draw(
-            self.env, count, self._explorer_share if learning else 0.0, self._explorer_tables
-        )
+        with phase("draw problems") as drawing:
+            drawn = (self._draw if learning else ProblemDraw()).draw(
+                self.env, count, self._explorer_share if learning else 0.0, self._explorer_tables
+            )
         recording = self.recorder is not None and self.recorder.active
         details = PlayDetails.empty(count, self.env.task.max_actions) if recording else None
-        batch = play(
-            self.module.network,
-            self.env.task,
-            drawn.problems,
-            self._generator if explore or random_actions else None,
-            random_actions=random_actions,
-            explorers=drawn.explorers,
-            times=self._times,
-            observer=details,
-        )
-        if learning:
-            self._draw.compare(batch, drawn, self.env.stage)
-        self._log(batch, time.perf_counter() - started)
+        with phase("play") as playing:
+            batch = play(
+                self.module.network,
+                self.env.task,
+                drawn.problems,
+                self._generator if explore or random_actions else None,
+                random_actions=random_actions,
+                explorers=drawn.explorers,
+                times=self._times,
+                observer=details,
+            )
+            playing.parts = {
+                "network and sampling": self._times.inference_s,
+                "machine": self._times.machine_s,
+            }
+        with phase("compare") as comparing:
+            if learning:
+                self._draw.compare(batch, drawn, self.env.stage)
+        with phase("metrics"):
+            self._log(batch, drawing.seconds + playing.seconds + comparing.seconds)
         if self.recorder is not None and details is not None:
-            self.recorder.add(batch, details, self._weights_seq_no)
+            with phase("record episodes"):
+                self.recorder.add(batch, details, self._weights_seq_no)
         return batch
 
     def _sample_steps(self, env_steps: int, explore: bool, random_actions: bool) -> EpisodeBatch:
@@ -250,24 +261,36 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             num_episodes: as in `sample`.
             request: comes back with the fragment.
         """
-        started = time.perf_counter()
-        idle = 0.0 if self._last_return is None else started - self._last_return
-        if state is not None:
-            self.set_state(state)
-        batch = self.sample(num_episodes=num_episodes)
-        metrics = self.get_metrics()
-        self._last_return = time.perf_counter()
+        idle = self._since_last_return()
+        with phase("play a fragment") as playing:
+            if state is not None:
+                with phase("set weights"):
+                    self.set_state(state)
+            batch = self.sample(num_episodes=num_episodes)
+            with phase("metrics"):
+                metrics = self.get_metrics()
+        self._last_return = time.perf_counter(), time.thread_time()
         return Fragment(
             batch=batch,
             weights_seq_no=self._weights_seq_no,
             env_runner=int(self.worker_index or 0),
             process=self._process,
             request=request,
-            busy_s=self._last_return - started,
+            busy_s=playing.seconds,
             idle_s=idle,
             times=self._times,
             metrics=metrics,
         )
+
+    def _since_last_return(self) -> float:
+        """Seconds; in an actor, they are a phase."""
+        if self._last_return is None:
+            return 0.0
+        began, cpu_s = self._last_return
+        ended = time.perf_counter()
+        if self.worker_index:
+            gap("wait for a request", began, ended, time.thread_time() - cpu_s)
+        return ended - began
 
     def set_stage(self, stage: int) -> None:
         """Episodes that start from now on are of this stage (or a share of earlier ones)."""
