@@ -32,6 +32,7 @@ ENTRIES = {
     "learner_backend",
     "loopback_only",
     "own_sigterm_handler",
+    "shut_down_beside",
     "cpus_that_ray_sees",
     "keep_replicas_on_loopback",
     "control_service",
@@ -154,7 +155,7 @@ def test_learners_join_by_the_backend_that_is_given():
 
 SIGTERM = """
 import contextlib, os, signal, sys
-from toolagent.cluster.ray_internals import own_sigterm_handler
+from toolagent.cluster.ray_internals import own_sigterm_handler, shut_down_beside
 import ray
 from ray._private import utils
 calls = []
@@ -164,6 +165,11 @@ signal.signal(signal.SIGTERM, lambda *_: None)
 with own_sigterm_handler() if sys.argv[1] == "ours" else contextlib.nullcontext():
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 print(len(calls))
+if sys.argv[1] == "ours":
+    ending = shut_down_beside()
+    assert ending.is_alive() and not ray.is_initialized()
+    os.kill(os.getpid(), signal.SIGTERM)
+    ending.join()
 with own_sigterm_handler() if sys.argv[1] == "ours" else contextlib.nullcontext():
     ray.shutdown()
 if sys.argv[1] == "ours":

@@ -8,6 +8,7 @@ be prepared first (`ray_session.quiet`), and no command should import more of it
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import tempfile
 import threading
@@ -129,6 +130,34 @@ def own_sigterm_handler() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, own)  # Ray's C++ has taken it
+
+
+def shut_down_beside() -> threading.Thread:
+    """`ray.shutdown()` whose longest part, the end of Ray's processes, is left to a thread.
+
+    To be called in the main thread: `ray.shutdown()` takes the handler of SIGTERM away, only the
+    main thread can set one, and until it does, SIGTERM ends the process. So this thread leaves the
+    cluster, which takes some milliseconds, and sets its handler anew.
+
+    Missing: an option of `ray.shutdown()`; with `wait_for_processes=False` it waits too.
+
+    Returns:
+        The thread, started.
+    """
+    import ray
+    from ray._private.node import Node
+
+    end_processes = Node.kill_all_processes
+    work: list[Callable[[], None]] = []
+
+    def leave_it(node: Node, *args: Any, **options: Any) -> None:
+        work.append(functools.partial(end_processes, node, *args, **options))
+
+    with own_sigterm_handler(), _replaced(Node, "kill_all_processes", leave_it):
+        ray.shutdown()
+    thread = threading.Thread(target=lambda: [end() for end in work], name="ray-shutdown")
+    thread.start()
+    return thread
 
 
 def cpus_that_ray_sees() -> int:

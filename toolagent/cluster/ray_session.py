@@ -140,7 +140,7 @@ def ray_session(
     import ray
     from ray.exceptions import AuthenticationError
 
-    from toolagent.cluster.ray_internals import loopback_only, own_sigterm_handler
+    from toolagent.cluster.ray_internals import loopback_only, own_sigterm_handler, shut_down_beside
 
     # "local": without it, Ray would join whatever cluster `ray start` has left on this machine.
     options: dict[str, Any] = {
@@ -173,8 +173,7 @@ def ray_session(
     ending: list[Thread] = []
 
     def end() -> None:
-        ending.append(Thread(target=ray.shutdown, name="ray-shutdown"))
-        ending[0].start()
+        ending.append(shut_down_beside())
 
     try:
         quiet()
