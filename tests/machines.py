@@ -111,13 +111,14 @@ class Network:
         self.machines: dict[str, Machine] = {}
         self._addresses = {name: f"{PREFIX}{10 + place}" for place, name in enumerate(names)}
         self._etc = folder / "etc"
-        self._etc.mkdir()
+        # The whole folder: where a program replaces a file of this machine, as `useradd` does
+        # with its users, the kernel takes away what others have mounted there.
+        shutil.copytree("/etc", self._etc, symlinks=True)
         for file, line in (
             ("passwd", f"{USER}:x:{USER_ID}:{USER_ID}::{HOME}:/bin/bash"),
             ("group", f"{USER}:x:{USER_ID}:"),
             ("shadow", f"{USER}:*:19000:0:99999:7:::"),
         ):
-            shutil.copy2(Path("/etc") / file, self._etc / file)
             with (self._etc / file).open("a") as out:
                 out.write(f"{line}\n")
         hosts = ["127.0.0.1 localhost", *(f"{a} {name}" for name, a in self._addresses.items())]
@@ -142,10 +143,7 @@ class Network:
         tmp = own / "tmp"
         tmp.mkdir(parents=True)
         tmp.chmod(0o1777)
-        binds = {home: "/home", srv: "/srv", **(mounts or {})}
-        binds |= {
-            self._etc / file: f"/etc/{file}" for file in ("passwd", "group", "shadow", "hosts")
-        }
+        binds = {self._etc: "/etc", home: "/home", srv: "/srv", **(mounts or {})}
         setup = [
             "mount -t tmpfs -o mode=755 tmpfs /run",
             "mkdir -p /run/sshd /run/munge /run/lock",
