@@ -87,6 +87,8 @@ class RunFolder:
         self.environment = path / ENVIRONMENT
         self.behaviour = path / BEHAVIOUR
         self.report = path / REPORT
+        self.profile = path / "profile.json"
+        self.profile_table = path / "profile.txt"
         self._waiting = ""  # rows of progress that could not be written yet
 
     @classmethod

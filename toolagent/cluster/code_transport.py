@@ -22,6 +22,7 @@ from typing import Any
 
 import toolagent
 from toolagent.outside import name_of_main
+from toolagent.phases import PROFILE
 
 _NAMED_CODE = re.compile(r'"([A-Za-z_]\w*)(?:\.\w+)*:\w+(?:\.\w+)*"')  # a text in JSON
 # Set by Ray for a submitted job's driver.
@@ -37,13 +38,15 @@ def runtime_environment(document: dict[str, Any]) -> dict[str, Any]:
             ('package.module:Name'), and what was imported from beside them.
 
     Returns:
-        Empty in a job that was submitted with modules of its own: Ray takes one list only.
+        No modules in a job that was submitted with some of its own: Ray takes one list only.
     """
     submitted = _of_the_job()
+    result: dict[str, Any] = {}
+    if PROFILE in os.environ:
+        result["env_vars"] = {PROFILE: os.environ[PROFILE]}
     if "py_modules" in submitted:
-        return {}
-    paths = [str(Path(toolagent.__file__).parent), *map(str, _own_modules(document))]
-    result: dict[str, Any] = {"py_modules": paths}
+        return result
+    result["py_modules"] = [str(Path(toolagent.__file__).parent), *map(str, _own_modules(document))]
     if "excludes" not in submitted:
         result["excludes"] = ["__pycache__"]
     return result

@@ -47,7 +47,7 @@ from ray.rllib.utils.metrics import (
 from toolagent.envs.registration import create_for_rllib, task_of_env_id
 from toolagent.envs.vector import ToolVectorEnv
 from toolagent.models.allocation import keep_freed_memory
-from toolagent.phases import gap, phase, timed
+from toolagent.phases import phase, timed
 from toolagent.rollouts.draw import ProblemDraw
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.explorers import ExplorerTables
@@ -105,8 +105,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.env: ToolVectorEnv | None = None
         self.module: Any = None
         self._weights_seq_no = 0
-        # When the last fragment was returned, and the processor time of this thread by then.
-        self._last_return: tuple[float, float] | None = None
+        self._last_return: float | None = None
         self._process = _process_number()
         self._generator = torch.Generator()
         self._explorer_share = 0.0
@@ -261,7 +260,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             num_episodes: as in `sample`.
             request: comes back with the fragment.
         """
-        idle = self._since_last_return()
+        idle = 0.0 if self._last_return is None else time.perf_counter() - self._last_return
         with phase("play a fragment") as playing:
             if state is not None:
                 with phase("set weights"):
@@ -269,7 +268,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             batch = self.sample(num_episodes=num_episodes)
             with phase("metrics"):
                 metrics = self.get_metrics()
-        self._last_return = time.perf_counter(), time.thread_time()
+        self._last_return = time.perf_counter()
         return Fragment(
             batch=batch,
             weights_seq_no=self._weights_seq_no,
@@ -281,16 +280,6 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             times=self._times,
             metrics=metrics,
         )
-
-    def _since_last_return(self) -> float:
-        """Seconds; in an actor, they are a phase."""
-        if self._last_return is None:
-            return 0.0
-        began, cpu_s = self._last_return
-        ended = time.perf_counter()
-        if self.worker_index:
-            gap("wait for a request", began, ended, time.thread_time() - cpu_s)
-        return ended - began
 
     def set_stage(self, stage: int) -> None:
         """Episodes that start from now on are of this stage (or a share of earlier ones)."""

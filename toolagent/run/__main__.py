@@ -73,6 +73,9 @@ _SHARE, _TIME = cli.FloatRange(min=0), cli.FloatRange(min=0, min_open=True)
 )
 @click.option("--record-episodes", metavar="DIR", help="Record training episodes as Parquet.")
 @click.option(
+    "--profile", is_flag=True, help="Write where the time of each process goes: table and trace."
+)
+@click.option(
     "--set",
     "overrides",
     multiple=True,
@@ -87,6 +90,7 @@ def command(
     seeds: str | None,
     init_from: str | None,
     address: str | None,
+    profile: bool,
     overrides: tuple[str, ...],
     **shorthands: Any,
 ) -> int:
@@ -99,8 +103,10 @@ def command(
             if given is not None:
                 raise UserError(f"{flag}: can't be given with --seeds")
     overrides += shorthand_overrides(**shorthands)
-    request = Request(config, output_dir, resume, init_from, address, overrides)
+    request = Request(config, output_dir, resume, init_from, address, overrides, profile)
     if seeds is not None or (resume is not None and holds_seeds(resume)):
+        if profile:
+            raise UserError("--profile: is of one run; give it with --seed")
         from toolagent.run.seeds import resume_seeds, run_seeds, seeds_of
 
         if seeds is None:

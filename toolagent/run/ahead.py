@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import threading
 
+from toolagent.phases import phase
+
 # What a run cannot be configured without: RLlib, with torch, takes some seconds.
 FOR_TRAINING = ("ray.rllib.algorithms.ppo", "toolagent.run.execution")
 # What the report at the end is made with.
@@ -25,7 +27,7 @@ def import_ahead(names: tuple[str, ...]) -> threading.Thread:
 
     def work() -> None:
         for name in names:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), phase(f"import {name}"):
                 importlib.import_module(name)
 
     thread = threading.Thread(target=work, name="import-ahead", daemon=True)

@@ -13,6 +13,7 @@ from rich.segment import Segments
 from toolagent.cli.activity import Activity
 from toolagent.cli.interrupt import Interrupt
 from toolagent.config.settings import Settings
+from toolagent.phases import main_phase
 from toolagent.run.faults import faults_line
 from toolagent.run.panel import TrainingPanel, number_text, percent_text, time_text
 from toolagent.tasks import get_task
@@ -36,6 +37,11 @@ class Display(Activity):
         self._next_log = self._next_memory = self._next_panel = 0.0
         self._panel: tuple[Any, RenderableType] = (None, "")  # what it depends on, and the panel
         self._memory_bytes = 0
+
+    def doing(self, text: str) -> None:
+        """What is done from now on; in a profile it is a phase."""
+        main_phase(text)
+        super().doing(text)
 
     def begin(self, settings: Settings) -> None:
         """Knows from now on what is trained."""

@@ -11,6 +11,7 @@ from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.checkpoints.training_state import list_checkpoints, write_checkpoint
 from toolagent.config import Settings, config_sha256
 from toolagent.curriculum.callback import CurriculumCallback
+from toolagent.phases import timed
 from toolagent.rollouts.certification import StageAccuracy
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class CheckpointKeeper:
         """The configured time has passed since the last attempt."""
         return time.perf_counter() - self._since >= self.settings.run.checkpoint_every_s
 
+    @timed("write a checkpoint")
     def write(self, state: RunState, stages: Sequence[StageAccuracy] = ()) -> Path | None:
         """Writes a checkpoint; None, with a warning, if that is not possible.
 

@@ -23,6 +23,7 @@ from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.ray_session import cluster_to_join, ray_session
 from toolagent.errors import UserError
+from toolagent.phases import main_phase, recording
 from toolagent.run.ahead import FOR_TRAINING, import_ahead
 from toolagent.run.display import Display
 from toolagent.run.recording import check_recording, check_records
@@ -61,6 +62,7 @@ class Request:
     init_from: str | None = None
     address: str | None = None
     overrides: tuple[str, ...] = ()  # 'section.key=value'
+    profile: bool = False  # write where the time of each process went
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,9 @@ def launch(request: Request, console: Console) -> Result:
 
     config, named, interrupt = request.config, None, Interrupt()
     with contextlib.ExitStack() as stack:
+        if request.profile:
+            stack.enter_context(recording())
+            main_phase("reading what is asked for")
         display = stack.enter_context(Display(console, interrupt))
         if request.resume is not None:
             # Read before anything is started: a wrong path is answered at once.
@@ -191,15 +196,19 @@ def launch(request: Request, console: Console) -> Result:
                     prepared = prepare()
             display.doing("starting env runners and learners")
             from toolagent.run.execution import execute
+            from toolagent.run.profile import Profile
             from toolagent.run.session import Session
 
             algorithm_config, start, trackers = prepared
             session = Session(
                 *(display, settings, algorithm_config, cluster),
                 *(folder, start, trackers, interrupt),
+                Profile() if request.profile else None,
             )
             code = execute(session)
             display.doing("ending Ray")
+        if session.profile is not None:
+            session.profile.finish(folder, session.console)
         code = code if finish(folder) else code or 1
         display.end()
         session.print_results()  # last of all: the prompt comes with it

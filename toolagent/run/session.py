@@ -17,6 +17,7 @@ from toolagent.cluster.ray_session import Cluster
 from toolagent.config import Settings
 from toolagent.rollouts.recorder import Recording
 from toolagent.run.display import Display
+from toolagent.run.profile import Profile
 from toolagent.run.start import Start
 from toolagent.run.watchdog import Watchdog
 from toolagent.trackers import Trackers
@@ -35,6 +36,7 @@ class Session:
     start: Start
     trackers: Trackers
     interrupt: Interrupt
+    profile: Profile | None = None  # if one was asked for
     watchdog: Watchdog = field(init=False)
     # Over all restarts of learning: a counter that began again would count twice.
     metrics: RunMetrics = field(init=False)

@@ -116,6 +116,8 @@ class Supervision:
         finally:
             session.watchdog.watch(None)
             if algorithm is not None:
+                if session.profile is not None:
+                    session.profile.collect(algorithm)
                 stop(algorithm)
 
     def _advice(self) -> str:

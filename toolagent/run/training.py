@@ -16,6 +16,7 @@ from toolagent.curriculum.stopping import StageCertifier, TrainingClock
 from toolagent.learning.faults import check_learners
 from toolagent.learning.iteration import IterationMixin
 from toolagent.models.base import AgentNetwork
+from toolagent.phases import main_phase, phase, timed
 from toolagent.rollouts.certification import SAMPLE_SIZE, StageAccuracy, certify
 from toolagent.run.faults import FaultCounts
 from toolagent.run.keeper import CheckpointKeeper
@@ -78,6 +79,7 @@ class TrainingLoop:
 
     def run(self) -> Outcome:
         """Trains, certifies the final network and writes the last checkpoint."""
+        main_phase("training")
         self._state.stopped_by = None
         algorithm = self._algorithm
         if isinstance(algorithm, IterationMixin):  # RLlib's own stop after an iteration
@@ -106,7 +108,8 @@ class TrainingLoop:
         """One iteration; why training stops after it, or None."""
         state = self._state
         try:
-            result = self._algorithm.train()
+            with phase("iteration"):
+                result = self._algorithm.train()
         except _Stopped as stop:
             row = unfinished_row(self._callback, state, self._rows)
             self._add_row(row | self._faults.fields())
@@ -178,6 +181,7 @@ class TrainingLoop:
             return "taught"
         return limit
 
+    @timed("certify")
     def _certify(self, measured: bool) -> bool:
         """Certifies what was measured anew, if anything was; whether the run is to end because all
         stages are solved."""
@@ -221,6 +225,7 @@ class TrainingLoop:
         )
         self._display.event(f"{env_steps:>9,} env steps: stage {stage} {solved} ({time_s:.1f} s)")
 
+    @timed("rows and display")
     def _report(self, result: dict[str, Any]) -> None:
         """Shows and writes what a whole iteration came to."""
         session, state = self._session, self._state
