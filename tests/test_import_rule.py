@@ -67,7 +67,7 @@ OUTSIDE = {
     "figures": set(),
     "phases": {"psutil"},
     "tasks": {"numpy"},
-    "models": {"numpy", "torch", "ray"},
+    "models": {"llvmlite", "numpy", "torch", "ray"},
     "__init__": set(),
 }
 

@@ -18,6 +18,7 @@ from toolagent.learning.returns import (
     step_mask,
 )
 from toolagent.models.base import as_responses
+from toolagent.models.fused_gru import without_kernels
 from toolagent.models.network import StageGRUNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch
 from toolagent.rollouts.play import play
@@ -27,9 +28,10 @@ from toolagent.tasks import get_task
 class BareLoop:
     """On-policy actor-critic on one thread, with the network and the losses of the product.
 
-    Rollouts are `rollouts.play`, as everywhere. The update is what a PyTorch user would write:
-    `nn.GRU` over padded sequences, autograd, `torch.optim.Adam`, gradient norm clipped. It has no
-    metrics, no checkpoints, no exploration bonus and no replay.
+    Rollouts are `rollouts.play`, as everywhere, but without the compiled kernels of `fused_gru`.
+    The update is what a PyTorch user would write: `nn.GRU` over padded sequences, autograd,
+    `torch.optim.Adam`, gradient norm clipped. It has no metrics, no checkpoints, no exploration
+    bonus and no replay.
 
     Args:
         task: a name.
@@ -67,6 +69,10 @@ class BareLoop:
 
     def update(self) -> tuple[int, int]:
         """Plays a batch and learns from it: env steps and episodes of the batch."""
+        with without_kernels():
+            return self._update()
+
+    def _update(self) -> tuple[int, int]:
         stages = draw_stages(
             self.rng, self.episodes, self.stage, self.earlier_stage_share, self.task.first_stage
         )

@@ -25,7 +25,7 @@ from toolagent.models.base import (
     unpack,
 )
 from toolagent.models.bidirectional_gru import ReadContexts, read_both_ways, shown_tokens
-from toolagent.models.packed_gru import GRUTable, PackedGRU, gru_step, gru_table, tanh_
+from toolagent.models.packed_gru import GRUTable, gru_step, gru_table, packed_gru, tanh_
 from toolagent.vocabulary import Interface
 
 _COPY_SCALE = 2.0  # copying has to be found first, so its gates move faster than other weights
@@ -368,7 +368,7 @@ class AnswerAttentionNetwork(AgentNetwork):
         """The packing of the steps, and the GRU's state (N, D) after each."""
         packing = pack(lengths, tokens.shape[1])
         gru = self.decoder_gru
-        outputs = PackedGRU.apply(
+        outputs = packed_gru(
             functional.linear(self._token_table(), gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,

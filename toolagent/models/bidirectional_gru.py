@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolagent.models.base import pack, unpack
-from toolagent.models.packed_gru import PackedGRU
+from toolagent.models.packed_gru import packed_gru
 
 
 class ReadContexts(NamedTuple):
@@ -53,7 +53,7 @@ def read_both_ways(
     start = embedding.new_zeros(rows, forward.hidden_size)
 
     def run(gru: nn.GRUCell, sequence: Tensor) -> Tensor:
-        packed = PackedGRU.apply(
+        packed = packed_gru(
             functional.linear(embedding, gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,

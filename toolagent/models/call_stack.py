@@ -197,10 +197,12 @@ class CallStackNetwork(AgentNetwork):
             shape = (tokens.shape[1], len(tokens), self.options.state_size)
             noise = self.options.state_noise * torch.randn(shape, device=tokens.device)
         table = gru_table(self.context_embedding.weight, self.reader)
+        size = self.options.state_size
         states = StackedGRU.apply(
             inputs.transpose(0, 1),
             gates.transpose(0, 1),
-            *table[1:],
+            *table.recurrent_weight.split([2 * size, size], 1),
+            table.candidate_bias,
             self.call_state,
             noise,
             self.options.stack_size,

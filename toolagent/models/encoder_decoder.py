@@ -24,7 +24,7 @@ from toolagent.models.base import (
 )
 from toolagent.models.bidirectional_gru import read_both_ways, shown_tokens
 from toolagent.models.coordinate_attention import CoordinateAttention
-from toolagent.models.packed_gru import GRUTable, PackedGRU, gru_step, gru_table
+from toolagent.models.packed_gru import GRUTable, gru_step, gru_table, packed_gru
 from toolagent.vocabulary import Interface
 
 READINGS = ("learned", "operands")
@@ -188,7 +188,7 @@ class EncoderDecoderNetwork(AgentNetwork):
         if responses is not None:
             extra = extra + self.response_input(responses.flatten(0, 1)[packing.place])
         gru = self.decoder_gru
-        outputs = PackedGRU.apply(
+        outputs = packed_gru(
             functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,

@@ -20,7 +20,7 @@ from toolagent.models.base import (
     pack,
     unpack,
 )
-from toolagent.models.packed_gru import GRUTable, GRUWeights, PackedGRU, gru_step, gru_table
+from toolagent.models.packed_gru import GRUTable, GRUWeights, gru_step, gru_table, packed_gru
 from toolagent.vocabulary import Interface
 
 
@@ -126,7 +126,7 @@ class StageGRUNetwork(AgentNetwork):
         packing = pack(lengths, tokens.shape[1])
         read = self.response_input.packed(responses, packing)
         gru = self.gru_weights
-        outputs = PackedGRU.apply(
+        outputs = packed_gru(
             functional.linear(self._read_embedding(), gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,

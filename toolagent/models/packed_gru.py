@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from toolagent.models.fused_gru import FusedGRU, fused_step, kernels_for
+
 # In one pass: gradient * (1 - y^2), and gradient * y * (1 - y).
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -32,8 +34,7 @@ class GRUTable(NamedTuple):
     """What `gru_step` needs of a GRU and the embeddings of the V tokens that it may read."""
 
     inputs: Tensor  # (V, 3D): W_ih embedding + b_ih, and b_hh of the gates r and z
-    gate_weight: Tensor  # (D, 2D)
-    candidate_weight: Tensor  # (D, D)
+    recurrent_weight: Tensor  # (D, 3D)
     candidate_bias: Tensor  # (D,)
 
 
@@ -43,24 +44,48 @@ def gru_table(embedding: Tensor, gru: GRUWeights | nn.GRUCell) -> GRUTable:
     gate_bias = functional.pad(gru.bias_hh[:two], (0, two // 2))
     return GRUTable(
         functional.linear(embedding, gru.weight_ih, gru.bias_ih) + gate_bias,
-        gru.weight_hh[:two].t().contiguous(),
-        gru.weight_hh[two:].t().contiguous(),
+        gru.weight_hh.t().contiguous(),
         gru.bias_hh[two:].clone(),
     )
 
 
 def gru_step(table: GRUTable, inputs: Tensor, hidden: Tensor) -> Tensor:
-    """One step: (B, 3D), a row of `table.inputs` for each, and (B, D) to (B, D)."""
+    """One step: (B, 3D), a row of `table.inputs` for each, and (B, D) to (B, D).
+
+    For rollouts: what it returns can't be differentiated.
+    """
     width = hidden.shape[1]
-    gates = torch.sigmoid_(torch.addmm(inputs[:, : 2 * width], hidden, table.gate_weight))
-    recurrent = torch.addmm(table.candidate_bias, hidden, table.candidate_weight)
-    new = tanh_(torch.addcmul(inputs[:, 2 * width :], gates[:, :width], recurrent))
+    two = 2 * width
+    weight, bias = table.recurrent_weight, table.candidate_bias
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, hidden, weight))
+    if not learning and (kernels := kernels_for(inputs, hidden, weight)):
+        return fused_step(kernels, inputs, hidden @ weight, bias, hidden)
+    gates = torch.sigmoid_(torch.addmm(inputs[:, :two], hidden, weight[:, :two]))
+    recurrent = torch.addmm(bias, hidden, weight[:, two:])
+    new = tanh_(torch.addcmul(inputs[:, two:], gates[:, :width], recurrent))
     return torch.lerp(new, hidden, gates[:, width:])
 
 
 def tanh_(values: Tensor) -> Tensor:
     """tanh in place, as 2 sigmoid(2x) - 1: on a CPU in a third of the time of torch's own."""
     return values.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
+
+
+def packed_gru(
+    table: Tensor,
+    recurrent_weight: Tensor,
+    recurrent_bias: Tensor,
+    hidden: Tensor,
+    tokens: Tensor,
+    sizes: list[int],
+    extra: Tensor | None = None,
+    extra_steps: Tensor | None = None,
+) -> Tensor:
+    """The GRU over packed episodes, by the fastest way there is (see `PackedGRU`)."""
+    inputs = (table, recurrent_weight, recurrent_bias, hidden)
+    fused = kernels_for(*inputs, *(() if extra is None else (extra,)))
+    function = FusedGRU if fused else PackedGRU
+    return function.apply(*inputs, tokens, sizes, extra, extra_steps)
 
 
 class PackedGRU(torch.autograd.Function):
@@ -73,6 +98,8 @@ class PackedGRU(torch.autograd.Function):
 
     *Packed* means time-major without padding: first the N_0 episodes' step 0, then the N_1
     <= N_0 episodes' step 1, and so on; N steps in all.
+
+    This is the reference, and for all types and devices; `FusedGRU` is faster.
 
     Source: Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder", in the
     variant of `torch.nn.GRU`.

@@ -82,8 +82,8 @@ class StackedGRU(torch.autograd.Function):
         """Args:
             inputs: (L, P, 3D), of the tokens.
             gates: (L, P, 3).
-            gate_weight: (D, 2D), and the other weights of `GRUTable`.
-            candidate_weight: (D, D).
+            gate_weight: (D, 2D), columns of `GRUTable.recurrent_weight`.
+            candidate_weight: (D, D), the others.
             candidate_bias: (D,).
             call_state: (D,).
             noise: (L, P, D), added to the state behind each token; None: nothing.
