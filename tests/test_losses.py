@@ -1,4 +1,5 @@
-"""The losses against values worked out by hand, and against each other where one is the other."""
+"""The losses against values worked out by hand, and the learner's, whose gradients are written
+out, against the plain ones and autograd."""
 
 import math
 
@@ -8,13 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolagent.learning.losses import (
-    approx_kl,
-    explained_variance,
-    policy_loss,
-    policy_step,
+from toolagent.benchmark.bare_loop import policy_loss
+from toolagent.learning.algorithm import ToolAgentConfig
+from toolagent.learning.losses import actor_critic_loss, policy_step
+from toolagent.learning.returns import (
+    generalized_advantages,
+    leave_one_out_advantages,
+    masked_mean,
+    normalize,
+    step_mask,
 )
-from toolagent.learning.returns import masked_mean, step_mask
 
 ALL = torch.ones(1, 2, dtype=torch.bool)
 
@@ -125,17 +129,100 @@ def test_padding_has_no_loss_and_no_gradient(clip, seed, garbage):
         torch.testing.assert_close(one, other)
 
 
-def test_the_divergence_and_the_explained_variance_against_plain_numpy():
-    rng = np.random.default_rng(0)
-    new, old, values, targets = (rng.normal(size=(6, 4)).astype(np.float32) for _ in range(4))
-    mask = rng.random((6, 4)) < 0.7
-    ratio = np.exp((new - old)[mask])
-    tensors = [torch.from_numpy(array) for array in (new, old, mask, values, targets)]
-    divergence = approx_kl(*tensors[:3])
-    assert float(divergence) == pytest.approx(np.mean(ratio - 1 - np.log(ratio)), rel=1e-4)
-    assert float(approx_kl(tensors[0], tensors[0], tensors[2])) == 0.0
-    _, _, where, v, target = tensors
-    expected = 1 - np.var((targets - values)[mask]) / np.var(targets[mask])
-    assert float(explained_variance(v, target, where)) == pytest.approx(expected, rel=1e-3)
-    assert float(explained_variance(target, target, where)) == 1.0
-    assert torch.isnan(explained_variance(v, torch.ones_like(v), where))
+# The learner's loss ----------------------------------------------------------------------------
+
+
+def random_batch(seed, size=7, steps=5, actions=6):
+    """Logits, values, and the columns of a batch, a part of it replayed."""
+    logits, taken, _, rewards, mask = random_steps(seed, size, steps, actions)
+    rng = np.random.default_rng(seed)
+    now = policy_step(logits, taken).log_probabilities
+    numbers = torch.from_numpy(rng.normal(size=(3, size, steps)).astype(np.float32))
+    batch = {
+        "lengths": mask.sum(1).to(torch.int8),
+        "actions": taken.to(torch.int8),
+        "rewards": rewards,
+        # Some of the ratios are within the clip, some beyond it.
+        "log_probabilities": now + 0.3 * numbers[0],
+        "baseline": numbers[1, :, 0],
+        "entropy_weight": numbers[1, :, 1].abs(),
+        "replayed": torch.from_numpy(rng.random(size) < 0.3),
+    }
+    return logits, numbers[2], batch
+
+
+def plain_loss(logits, values, batch, config):
+    """The same loss of plain parts, for autograd."""
+    happened = step_mask(batch["lengths"], logits.shape[1])
+    replayed = happened & batch["replayed"].unsqueeze(1)
+    mask, rewards, gamma = happened & ~replayed, batch["rewards"], config.gamma
+    advantages, targets = generalized_advantages(rewards, values, mask, gamma, config.lambda_)
+    if config.advantage_estimator == "leave_one_out":
+        advantages = leave_one_out_advantages(rewards, batch["baseline"], mask, gamma)
+    if config.normalize_advantages:
+        advantages = normalize(advantages, mask)
+    step = policy_step(logits, batch["actions"])
+    log_probabilities, behaviour = step.log_probabilities, batch["log_probabilities"]
+    policy, share = policy_loss(log_probabilities, behaviour, advantages, mask, config.clip_param)
+    value = masked_mean((values - targets).square(), mask)
+    bonus = masked_mean(step.entropy * batch["entropy_weight"].unsqueeze(1), mask)
+    surplus, _ = generalized_advantages(rewards, values, replayed, gamma, 1.0)
+    imitation = masked_mean(-log_probabilities * surplus.clamp(min=0), replayed)
+    loss = (
+        policy
+        + config.vf_loss_coeff * value
+        - config.entropy_coeff * bonus
+        + config.replay_coeff * imitation
+    )
+    old, now = behaviour[mask].numpy(), log_probabilities[mask].detach().numpy()
+    rest, target = (targets - values)[mask].detach().numpy(), targets[mask].numpy()
+    divergence = np.mean(np.exp(now - old) - 1 - (now - old))
+    explained = 1 - np.var(rest) / np.var(target) if np.var(target) > 0 else math.nan
+    entropy = masked_mean(step.entropy, mask)
+    return loss, (policy, value, entropy, imitation, share, divergence, explained)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clip_param": None, "max_staleness": 0},
+        {"advantage_estimator": "leave_one_out", "normalize_advantages": False},
+        {"gamma": 0.9, "lambda_": 0.8, "entropy_coeff": 0.5, "vf_loss_coeff": 2.0},
+    ],
+    ids=["default", "plain A2C", "leave one out", "discounted"],
+)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_written_gradients_are_those_of_autograd(options, seed):
+    config = ToolAgentConfig().training(replay_coeff=0.5, **options)
+    logits, values, batch = random_batch(seed)
+    results = []
+    for loss_of in (actor_critic_loss, plain_loss):
+        leaves = [logits.clone().requires_grad_(), values.clone().requires_grad_()]
+        loss, parts = loss_of(*leaves, batch, config)
+        (3 * loss).backward()
+        results.append([loss, *parts, *(leaf.grad for leaf in leaves)])
+    for written, plain in zip(*results, strict=True):
+        torch.testing.assert_close(
+            written,
+            torch.as_tensor(plain, dtype=torch.float32),
+            atol=2e-5,
+            rtol=1e-3,
+            equal_nan=True,
+        )
+
+
+def test_a_critic_without_error_explains_everything_and_the_same_policy_has_no_divergence():
+    logits, _, batch = random_batch(0)
+    batch["replayed"][:] = False
+    mask = step_mask(batch["lengths"], logits.shape[1])
+    _, targets = generalized_advantages(batch["rewards"], torch.zeros(mask.shape), mask, 1.0, 1.0)
+    batch["log_probabilities"] = policy_step(logits, batch["actions"]).log_probabilities
+    config = ToolAgentConfig()
+    _, parts = actor_critic_loss(logits, targets, batch, config)
+    assert float(parts.explained_variance) == pytest.approx(1.0, abs=1e-6)
+    assert float(parts.approximate_kl) == float(parts.clipped_share) == 0.0
+    nothing = {**batch, "rewards": 0 * targets}
+    _, parts = actor_critic_loss(logits, 0 * targets, nothing, config)
+    assert torch.isnan(parts.explained_variance)  # all targets are the same

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from toolagent.envs.vector import draw_stages
-from toolagent.learning.losses import policy_loss, policy_step
+from toolagent.learning.losses import policy_step
 from toolagent.learning.returns import (
     generalized_advantages,
     masked_mean,
@@ -110,3 +110,21 @@ class BareLoop:
         value_loss = masked_mean((values - targets).square(), mask)
         entropy = masked_mean(step.entropy, mask)
         return policy + self.vf_loss_coeff * value_loss - self.entropy_coeff * entropy
+
+
+def policy_loss(
+    log_probabilities: torch.Tensor,
+    behaviour_log_probabilities: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    clip: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The policy-gradient loss, and the share of steps where clipping took the gradient away (see
+    `toolagent.learning.losses.actor_critic_loss`)."""
+    if clip is None:
+        return -masked_mean(log_probabilities * advantages, mask), torch.zeros(())
+    ratio = torch.exp((log_probabilities - behaviour_log_probabilities) * mask)
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
+    share = masked_mean((clipped < unclipped).float(), mask)
+    return -masked_mean(torch.min(unclipped, clipped), mask), share

@@ -27,30 +27,28 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
-from toolagent.learning.losses import (
-    approx_kl,
-    explained_variance,
-    imitation_loss,
-    policy_loss,
-    policy_step,
-)
-from toolagent.learning.returns import (
-    generalized_advantages,
-    leave_one_out_advantages,
-    masked_mean,
-    normalize,
-    step_mask,
-)
+from toolagent.learning.losses import actor_critic_loss
 from toolagent.models.allocation import keep_freed_memory
 from toolagent.phases import timed
 
 APPROX_KL = "approx_kl"
 CLIPFRAC = "clipfrac"
 EXPLAINED_VARIANCE = "vf_explained_var"  # as RLlib's PPO calls it
+GRADIENT_NORM = "gradients_default_optimizer_global_norm"  # as RLlib calls it
 IMITATION_LOSS = "imitation_loss"
 RANDOM_STREAMS = "random_streams"
 SKIPPED_UPDATES = "skipped_updates"
 SKIPPED_IN_A_ROW = "skipped_in_a_row"
+# The names of the `LossParts` in RLlib's results.
+_PARTS = (
+    POLICY_LOSS_KEY,
+    VF_LOSS_KEY,
+    ENTROPY_KEY,
+    IMITATION_LOSS,
+    CLIPFRAC,
+    APPROX_KL,
+    EXPLAINED_VARIANCE,
+)
 
 
 class EpisodeColumnsLearner(TorchLearner):
@@ -93,7 +91,7 @@ class EpisodeColumnsLearner(TorchLearner):
         parameters: Any = self.get_parameters(self.module[module_id])
         self.register_optimizer(
             module_id=module_id,
-            optimizer=torch.optim.Adam(parameters, weight_decay=config.weight_decay),
+            optimizer=torch.optim.Adam(parameters, weight_decay=config.weight_decay, fused=True),
             params=parameters,
             lr_or_lr_schedule=config.lr,
         )
@@ -126,7 +124,7 @@ class EpisodeColumnsLearner(TorchLearner):
             config: Any = self.config.get_config_for_module(module_id=module_id)
             for name in optimizers:
                 for group in self._named_optimizers[name].param_groups:  # type: ignore[attr-defined]
-                    group["weight_decay"] = config.weight_decay
+                    group["weight_decay"], group["fused"] = config.weight_decay, True
                     if isinstance(config.lr, int | float):  # a schedule sets it by env steps
                         group["lr"] = config.lr
         if RANDOM_STREAMS in state:
@@ -140,53 +138,30 @@ class EpisodeColumnsLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
-        logits = fwd_out[Columns.ACTION_DIST_INPUTS]  # (B, T, A)
-        values = fwd_out[Columns.VF_PREDS]  # (B, T)
-        happened = step_mask(batch["lengths"], logits.shape[1])  # (B, T)
-        replayed = batch["replayed"].unsqueeze(1)  # (B, 1)
-        mask = happened & ~replayed  # what the present policy (or a recent one) played
-        rewards = batch["rewards"]
-        advantages, targets = generalized_advantages(
-            rewards, values, mask, config.gamma, config.lambda_
-        )
-        if config.advantage_estimator == "leave_one_out":
-            advantages = leave_one_out_advantages(rewards, batch["baseline"], mask, config.gamma)
-        if config.normalize_advantages:
-            advantages = normalize(advantages, mask)
-        step = policy_step(logits, batch["actions"])
-        policy, clipfrac = policy_loss(
-            step.log_probabilities,
-            batch["log_probabilities"],
-            advantages,
-            mask,
-            config.clip_param,
-        )
-        value_loss = masked_mean((values - targets).square(), mask)
-        entropy = masked_mean(step.entropy, mask)
-        bonus = masked_mean(step.entropy * batch["entropy_weight"].unsqueeze(1), mask)
-        imitation = imitation_loss(
-            step.log_probabilities, rewards, values, happened & replayed, config.gamma
+        loss, parts = actor_critic_loss(
+            fwd_out[Columns.ACTION_DIST_INPUTS], fwd_out[Columns.VF_PREDS], batch, config
         )
         # Kept as tensors: RLlib reads them when it reduces its metrics, not once an update.
-        self.metrics.log_dict(
-            {
-                POLICY_LOSS_KEY: policy.detach(),
-                VF_LOSS_KEY: value_loss.detach(),
-                ENTROPY_KEY: entropy.detach(),
-                CLIPFRAC: clipfrac,
-                APPROX_KL: approx_kl(step.log_probabilities, batch["log_probabilities"], mask),
-                EXPLAINED_VARIANCE: explained_variance(values, targets, mask),
-                IMITATION_LOSS: imitation.detach(),
-            },
-            key=module_id,
-            window=1,
+        for name, value in zip(_PARTS, parts, strict=True):
+            self.metrics.log_value((module_id, name), value, window=1)
+        return loss
+
+    @override(Learner)
+    def postprocess_gradients_for_module(
+        self, *, module_id: str, config: Any = None, module_gradients_dict: dict[Any, Any]
+    ) -> dict[Any, Any]:
+        """As in RLlib; the global norm is computed, and clipped by, for all tensors at once."""
+        gradients = [each for each in module_gradients_dict.values() if each is not None]
+        self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        if config.grad_clip is None or config.grad_clip_by != "global_norm":
+            return super().postprocess_gradients_for_module(
+                module_id=module_id, config=config, module_gradients_dict=module_gradients_dict
+            )
+        torch.nn.utils.clip_grads_with_norm_(
+            module_gradients_dict, config.grad_clip, self._gradient_norm
         )
-        return (
-            policy
-            + config.vf_loss_coeff * value_loss
-            - config.entropy_coeff * bonus
-            + config.replay_coeff * imitation
-        )
+        self.metrics.log_value((module_id, GRADIENT_NORM), self._gradient_norm, window=1)
+        return module_gradients_dict
 
     @override(TorchLearner)
     @timed("optimizer")
@@ -196,8 +171,7 @@ class EpisodeColumnsLearner(TorchLearner):
 
         Several learners have averaged their gradients by now: all of them skip, or none does.
         """
-        gradients = [gradient for gradient in gradients_dict.values() if gradient is not None]
-        if bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
+        if bool(torch.isfinite(self._gradient_norm)):
             super().apply_gradients(gradients_dict)
             if self._skipped_in_a_row:
                 self._note_skipped(0)

@@ -6,8 +6,11 @@ an episode's steps are a prefix of its row. What stands in the other places neve
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def step_mask(lengths: Tensor, steps: int) -> Tensor:
@@ -46,16 +49,23 @@ def generalized_advantages(
             f"{tuple(mask.shape)} must have one shape (B, T)"
         )
     values = values.detach() * mask
-    rewards = rewards * mask
-    advantages = torch.zeros_like(values)
-    advantage = next_value = torch.zeros_like(values[:, 0])  # (B,)
-    for step in reversed(range(values.shape[1])):
-        # Where the step did not happen, rewards and values are 0 and so is everything behind it.
-        delta = rewards[:, step] + gamma * next_value - values[:, step]
-        advantage = (delta + gamma * lambda_ * advantage) * mask[:, step]
-        advantages[:, step] = advantage
-        next_value = values[:, step]
+    following = functional.pad(values[:, 1:], (0, 1))  # V_{t+1}
+    # Where a step did not happen, rewards and values are 0, and so is what is behind it.
+    deltas = rewards * mask + gamma * following - values
+    advantages = discounted_sums(deltas, gamma * lambda_) * mask
     return advantages, advantages + values
+
+
+def discounted_sums(data: Tensor, rate: float) -> Tensor:
+    """(B, T): at step t of (B, T) data, the sum over k >= t of rate^(k - t) data_k."""
+    return data @ _discounts(data.shape[1], rate, data.dtype, data.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _discounts(steps: int, rate: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(T, T): rate^(k - t) in row k and column t <= k, 0 elsewhere."""
+    step = torch.arange(steps, dtype=dtype, device=device)
+    return (rate ** (step.unsqueeze(1) - step).clamp(min=0)).tril()
 
 
 def leave_one_out_advantages(
