@@ -52,8 +52,8 @@ MAY_IMPORT = {
     "tune": "checkpoints cli cluster config curriculum errors files installation rollouts tasks",
     "__main__": "cli errors",
     "benchmark": (
-        "checkpoints cli cluster config envs errors figures files learning models rollouts run "
-        "tasks vocabulary"
+        "checkpoints cli cluster config curriculum envs errors figures files installation learning "
+        "models rollouts run tasks vocabulary"
     ),
 }
 

@@ -68,6 +68,18 @@ _DEFAULT_RUN_ROWS = ("batched_runners", "plain_runners")
 @click.option("--startup/--no-startup", default=True, help="Measure the time to an update.")
 @click.option("--learning", is_flag=True, help="Instead: the learning record over 20 seeds.")
 @click.option("--ablations", is_flag=True, help="Instead: what each part of the run is worth.")
+@click.option(
+    "--peers",
+    is_flag=True,
+    help="Instead: recurrent PPO of other libraries on the same task, beside the default run.",
+)
+@click.option(
+    "--peers-limit-s",
+    metavar="X",
+    type=cli.FloatRange(min=0, min_open=True),
+    default=150.0,
+    help="With --peers: seconds that each of them trains at most.",
+)
 @click.option("--plot", metavar="FILE", type=cli.PATH, help="With --learning: a PNG of the record.")
 def command(
     json_file: str | None,
@@ -79,18 +91,30 @@ def command(
     startup: bool,
     learning: bool,
     ablations: bool,
+    peers: bool,
+    peers_limit_s: float,
     plot: str | None,
 ) -> int:
     """Measure training throughput: bare PyTorch, stock RLlib and the batched pipeline."""
     quiet()
     names = _chosen(rows, run_folder is not None)
-    if not math.isfinite(seconds):
-        raise UserError(f"--seconds: {seconds} is no length of time")
-    if learning and ablations:
-        raise UserError("--ablations: can't be given with --learning")
+    for flag, length in (("--seconds", seconds), ("--peers-limit-s", peers_limit_s)):
+        if not math.isfinite(length):
+            raise UserError(f"{flag}: {length} is no length of time")
+    instead = [
+        flag
+        for flag, given in (
+            ("--learning", learning),
+            ("--ablations", ablations),
+            ("--peers", peers),
+        )
+        if given
+    ]
+    if len(instead) > 1:
+        raise UserError(f"{instead[1]}: can't be given with {instead[0]}")
     for flag, value in (("--rows", rows), ("--run", run_folder)):
-        if value is not None and (learning or ablations):
-            raise UserError(f"{flag}: can't be given with --learning or --ablations")
+        if value is not None and instead:
+            raise UserError(f"{flag}: can't be given with {instead[0]}")
     if plot is not None and not learning:
         raise UserError("--plot: only with --learning")
     if plot is not None and Path(plot).suffix.lower() != ".png":
@@ -99,7 +123,16 @@ def command(
         if file is not None:
             check_writable(Path(file), flag)
     console = cli.console()
-    if learning or ablations:
+    if peers:
+        from toolagent.benchmark.peers import PEERS
+        from toolagent.benchmark.peers.table import check_installed, measure_peers
+        from toolagent.benchmark.peers.table import print_peers as show
+        from toolagent.benchmark.progress import BenchmarkProgress
+
+        check_installed()
+        with BenchmarkProgress(console, 1 + len(PEERS)) as progress:
+            result = measure_peers(peers_limit_s, progress.announce)
+    elif learning or ablations:
         from toolagent.benchmark.learning import (
             ABLATION_SEEDS,
             ABLATIONS,

@@ -72,7 +72,7 @@ def measure_learning(
         runs = []
         for number, seed in enumerate(seeds):
             announce(f"{name}: seed {seed}, {number + 1} of {len(seeds)}")
-            runs.append(_run(seed, overrides, limit))
+            runs.append(run_seed(seed, overrides, limit))
         rows.append(summary_row(name, seeds, runs))
         if plot is not None:
             _plot_record(runs, plot)
@@ -128,7 +128,7 @@ def print_learning(console: Console, result: dict[str, Any]) -> None:
     )
 
 
-def _run(seed: int, overrides: Sequence[str], stop_time_s: float) -> Summary:
+def run_seed(seed: int, overrides: Sequence[str], stop_time_s: float) -> Summary:
     """What `python -m toolagent.run --seed ...` came to."""
     settings = ("run.dashboard=false", "run.sample_trajectories=0", *overrides)
     with tempfile.TemporaryDirectory() as folder:
