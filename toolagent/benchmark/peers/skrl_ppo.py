@@ -81,12 +81,12 @@ class Skrl(Peer):
     """The row `skrl_ppo_rnn`; `settings` are those of `PPO_CFG`."""
 
     SETTINGS: ClassVar[dict[str, Any]] = {
-        "num_envs": 256,
-        "rollouts": 16,
+        "num_envs": 640,
+        "rollouts": 8,
         "mini_batches": 4,
-        "learning_epochs": 2,
+        "learning_epochs": 1,
         "learning_rate": 3e-3,
-        "entropy_loss_scale": 0.01,
+        "entropy_loss_scale": 0.03,
         "discount_factor": 1.0,
         "gae_lambda": 0.95,
         "grad_norm_clip": 1.0,

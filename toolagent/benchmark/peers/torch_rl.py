@@ -81,12 +81,12 @@ class TorchRL(Peer):
     """The row `torchrl_ppo`."""
 
     SETTINGS: ClassVar[dict[str, Any]] = {
-        "num_envs": 256,
-        "steps": 16,
-        "batch_size": 1024,
-        "epochs": 2,
+        "num_envs": 640,
+        "steps": 8,
+        "batch_size": 1280,
+        "epochs": 1,
         "lr": 3e-3,
-        "entropy_coeff": 0.01,
+        "entropy_coeff": 0.03,
         "gamma": 1.0,
         "lmbda": 0.95,
         "critic_coeff": 0.5,
