@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -32,13 +33,7 @@ from torch.nn import functional
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from toolagent.learning.losses import policy_loss, policy_step  # noqa: E402
-from toolagent.learning.returns import (  # noqa: E402
-    generalized_advantages,
-    masked_mean,
-    normalize,
-    step_mask,
-)
+from toolagent.learning.losses import actor_critic_loss  # noqa: E402
 from toolagent.models.network import StageGRUNetwork  # noqa: E402
 from toolagent.rollouts.play import play  # noqa: E402
 from toolagent.tasks import get_task  # noqa: E402
@@ -47,6 +42,16 @@ COLUMNS = (
     *("context", "stage", "actions", "lengths", "rewards", "log_probabilities"),
     "response",  # empty: this task's tools answer nothing
 )
+LOSS = SimpleNamespace(  # the options of `ToolAgentConfig` that the loss reads
+    gamma=1.0,
+    lambda_=1.0,
+    clip_param=0.2,
+    advantage_estimator="gae",
+    normalize_advantages=True,
+    vf_loss_coeff=0.5,
+    entropy_coeff=0.01,
+    replay_coeff=0.5,
+)
 SIZES = (640, 2_560, 10_240, 40_960, 163_840)  # episodes of an update
 RUNNERS = (1, 2, 4, 8, 12, 15)
 EPISODES_PER_RUNNER = 4_096  # of each, in an update
@@ -54,12 +59,14 @@ PRECISIONS = {"": "highest", ", TF32": "high"}  # of float32 matrix products
 
 
 def episodes(network: StageGRUNetwork, size: int) -> dict[str, np.ndarray]:
-    """Columns of that many episodes that the network played, of all stages."""
+    """What a learner is given of that many episodes of all stages, none of them replayed."""
     rng = np.random.default_rng(0)
     task = get_task("calculator")
     problems = task.sample(rng, rng.integers(0, task.num_stages, size).astype(np.int8))
     batch = play(network, task, problems, torch.Generator().manual_seed(0))
-    return {name: getattr(batch, name) for name in COLUMNS}
+    columns = {name: getattr(batch, name) for name in COLUMNS}
+    weight, replayed = np.ones(size, np.float32), np.zeros(size, bool)
+    return columns | {"entropy_weight": weight, "replayed": replayed}
 
 
 class Update:
@@ -129,19 +136,7 @@ class Update:
         return self._loss(network.logits(stacked), network.values(stacked))
 
     def _loss(self, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        columns = self.columns
-        mask = step_mask(columns["lengths"], columns["actions"].shape[1])
-        advantages, targets = generalized_advantages(columns["rewards"], values, mask, 1.0, 1.0)
-        step = policy_step(logits, columns["actions"])
-        policy, _ = policy_loss(
-            step.log_probabilities,
-            columns["log_probabilities"],
-            normalize(advantages, mask),
-            mask,
-            0.2,
-        )
-        value_loss = masked_mean((values - targets).square(), mask)
-        return policy + 0.5 * value_loss - 0.01 * masked_mean(step.entropy, mask)
+        return actor_critic_loss(logits, values, self.columns, LOSS)[0]
 
 
 def rate(call: Callable[[], object], env_steps: int, seconds: float) -> float:
@@ -206,8 +201,6 @@ def learner_rows(sizes: tuple[int, ...], seconds: float) -> Iterator[dict]:
     group = config.build_learner_group(spaces=spaces)
     for size in sizes:
         columns = episodes(StageGRUNetwork(task.interface), size)
-        columns["entropy_weight"] = np.ones(size, np.float32)
-        columns["replayed"] = np.zeros(size, bool)
         env_steps = int(columns["lengths"].sum())
         module_batch = {DEFAULT_MODULE_ID: SampleBatch(columns)}
         batch = MultiAgentBatch(module_batch, env_steps=env_steps)
