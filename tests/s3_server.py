@@ -22,6 +22,7 @@ class S3Server:
         self._environment = environment
         self.port = free_port()
         self.process = None
+        self.client = None
 
     def start(self):
         self.process = subprocess.Popen(
@@ -58,7 +59,18 @@ class S3Server:
             aws_secret_access_key="testing",
         )
         client.create_bucket(Bucket=BUCKET)
-        return client
+        self.client = client
+
+    def objects(self, prefix):
+        """What the server itself says is there: key -> content, folders' markers left out."""
+        found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
+        return {
+            entry["Key"].removeprefix(f"{prefix}/"): self.client.get_object(
+                Bucket=BUCKET, Key=entry["Key"]
+            )["Body"].read()
+            for entry in found
+            if not entry["Key"].endswith("/")
+        }
 
 
 @contextlib.contextmanager

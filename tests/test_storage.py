@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from google_storage_server import google_storage_server
 from processes import free_port, output_of
 from refusals import refusal
 from s3_server import BUCKET, s3_server
@@ -42,7 +43,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 @pytest.fixture(scope="module")
 def server():
     with s3_server() as running:
-        running.client = running.make_bucket()
+        running.make_bucket()
         yield running
 
 
@@ -51,18 +52,6 @@ def keys(monkeypatch):
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-
-def objects(server, prefix):
-    """What the server itself says is there: key -> content, folders' markers left out."""
-    found = server.client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
-    return {
-        entry["Key"].removeprefix(f"{prefix}/"): server.client.get_object(
-            Bucket=BUCKET, Key=entry["Key"]
-        )["Body"].read()
-        for entry in found
-        if not entry["Key"].endswith("/")
-    }
 
 
 def files(folder):
@@ -124,7 +113,7 @@ def test_a_folder_is_copied_and_only_what_is_new_is_copied_again(server, tmp_pat
     storage = Storage.at(server.uri("mirror/a"), "--output-dir")
     mirror = Mirror(run.path, storage, pytest.fail)
     mirror.copy()
-    assert objects(server, "mirror/a") == files(run.path)
+    assert server.objects("mirror/a") == files(run.path)
     assert not mirror.pending()
 
     run.append_progress({"iteration": 2})
@@ -137,7 +126,7 @@ def test_a_folder_is_copied_and_only_what_is_new_is_copied_again(server, tmp_pat
     run.write_summary(SUMMARY | {"checkpoint": "checkpoints/checkpoint_000003"})
     assert mirror.pending()
     assert mirror.finish() is None
-    assert objects(server, "mirror/a") == files(run.path)
+    assert server.objects("mirror/a") == files(run.path)
 
 
 def test_a_checkpoint_s_last_file_is_sent_last_and_removed_first(tmp_path):
@@ -455,13 +444,28 @@ def test_storage_that_never_answers_is_given_up(monkeypatch):
 # Whole runs ------------------------------------------------------------------------------
 
 
-@pytest.mark.full
-def test_a_run_on_s3_is_resumed_evaluated_and_explained_there(server, tmp_path):
+STORES = [
+    pytest.param(s3_server, marks=pytest.mark.full, id="s3"),
+    pytest.param(google_storage_server, marks=pytest.mark.cluster_real, id="gs"),
+]
+
+
+@pytest.fixture(scope="module")
+def store(request):
+    with request.param() as running:
+        running.make_bucket()
+        yield running
+
+
+@pytest.mark.parametrize("store", STORES, indirect=True)
+def test_a_run_on_storage_is_resumed_evaluated_and_explained_there(store, tmp_path):
+    server = store
     uri = server.uri("runs/first")
     limits = ("--stop-env-steps", 20_000)
     out, err = output_of(start("--output-dir", uri, *limits, *QUICK, cwd=tmp_path))
     assert err == "" and f"results in {uri}" in out
-    there = objects(server, "runs/first")
+    assert f"report: '{uri.replace('?', '/report.html?')}'" in out
+    there = server.objects("runs/first")
     summary = json.loads(there["summary.json"])
     assert f"{summary['checkpoint']}/policy.json" in there
     assert {"config.yaml", "progress.jsonl", "learning_curve.png"} <= there.keys()
@@ -470,7 +474,7 @@ def test_a_run_on_s3_is_resumed_evaluated_and_explained_there(server, tmp_path):
     limits = ("--stop-env-steps", summary["env_steps"] + 10_000)
     out, err = output_of(start("--resume", uri, *limits, cwd=tmp_path))
     assert err == "" and f"at {summary['env_steps']:,} env steps" in out
-    there = objects(server, "runs/first")
+    there = server.objects("runs/first")
     resumed = json.loads(there["summary.json"])
     assert resumed["env_steps"] > summary["env_steps"]
     rows = [json.loads(line) for line in there["progress.jsonl"].splitlines()]
@@ -490,9 +494,15 @@ def test_a_run_on_s3_is_resumed_evaluated_and_explained_there(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
 
 
-@pytest.mark.slow
-def test_a_store_that_dies_in_mid_run_costs_nothing(tmp_path):
-    with s3_server() as server:
+@pytest.mark.parametrize(
+    "new_server",
+    [
+        pytest.param(s3_server, marks=pytest.mark.slow, id="s3"),
+        pytest.param(google_storage_server, marks=pytest.mark.cluster_real, id="gs"),
+    ],
+)
+def test_a_store_that_dies_in_mid_run_costs_nothing(new_server, tmp_path):
+    with new_server() as server:
         server.make_bucket()
         process = start(
             *("--output-dir", server.uri("x"), "--stop-time-s", 6, *QUICK),
@@ -510,7 +520,8 @@ def test_a_store_that_dies_in_mid_run_costs_nothing(tmp_path):
     assert process.returncode == 1
     assert out.count("can't be written (the server does not answer); the run goes on") == 1
     (line,) = err.splitlines()
-    assert line.startswith("error: s3://") and line.endswith(f"the results are in {staged}")
+    place = server.uri("x").partition("?")[0]
+    assert line.startswith(f"error: {place}") and line.endswith(f"the results are in {staged}")
     assert json.loads((staged / "summary.json").read_text())["stopped_by"] == "time"
     assert rows_of(staged)
     (result,) = run_modules(["-m", "toolagent.evaluate", str(staged)], cwd=ROOT)

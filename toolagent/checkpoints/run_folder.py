@@ -101,6 +101,11 @@ class RunFolder:
         """What the user calls it."""
         return self.mirror.storage.name if self.mirror else str(self.path)
 
+    @property
+    def report_name(self) -> str:
+        """What the user calls the page: `s3://bucket/first/report.html?region=...` on storage."""
+        return self.mirror.storage.name_of(REPORT) if self.mirror else str(self.report)
+
     def share(self) -> None:
         """What is new is copied to the storage, if there is one; returns at once."""
         if self.mirror is not None:

@@ -108,7 +108,7 @@ def print_report(console: Console, outcome: Outcome, samples: list[Trajectory]) 
     commands = [f"evaluate {name}", f"explain {name} --stage {trained[-1]}", f"serve {name}"]
     if outcome.stopped_by == "interrupted":
         commands.insert(0, f"run --resume {quoted(folder.name)}")
-    console.print(f"\nreport: {quoted(f'{folder.name}/{folder.report.name}')}", soft_wrap=True)
+    console.print(f"\nreport: {quoted(folder.report_name)}", soft_wrap=True)
     for number, line in enumerate(commands):
         label = "      " if number else "next: "
         console.print(f"{label}python -m toolagent.{line}", soft_wrap=True)
