@@ -1,7 +1,7 @@
 """`cluster/Containerfile`, built and run, and pods of `cluster/kubernetes/`.
 
 As root: `pytest -m cluster_real`. A pod's containers, environment, limits and volumes are those of
-the manifest; what KubeRay's operator adds is added in `pods.py`. podman starts them, not Kubernetes.
+the manifest; what the operator of KubeRay adds is added in `pods.py`. podman starts them here.
 """
 
 from __future__ import annotations

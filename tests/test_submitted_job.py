@@ -137,16 +137,18 @@ def test_a_job_is_submitted_with_a_token_and_watched_until_it_succeeds(environme
 
 
 class AutoscaledCluster:
-    """A head without CPUs, and an autoscaler that adds raylets of one CPU, at most 3."""
+    """A head without CPUs, and an autoscaler that adds raylets of one CPU, at most 3; or the
+    groups of a recipe, which `ray up` would take.
+    """
 
-    def __init__(self, environment, tmp_path):
+    def __init__(self, environment, tmp_path, recipe=None, head_gpus=0):
         gcs, dashboard, client = free_port(), free_port(), free_port()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
             asked.connect(("192.0.2.1", 9))  # sends nothing; tells this machine's address
             host = asked.getsockname()[0]
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         settings = tmp_path / "autoscaling.json"
-        settings.write_text(json.dumps(autoscaling(f"{host}:{gcs}")))
+        settings.write_text(json.dumps(autoscaling(f"{host}:{gcs}", recipe or {})))
         fake = {
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
@@ -156,7 +158,8 @@ class AutoscaledCluster:
         self.log = (tmp_path / "ray-start.log").open("w")
         self.process = subprocess.Popen(
             [
-                *("ray", "start", "--head", "--block", "--num-cpus=0", f"--node-ip-address={host}"),
+                *("ray", "start", "--head", "--block", "--num-cpus=0", f"--num-gpus={head_gpus}"),
+                f"--node-ip-address={host}",
                 *(f"--port={gcs}", f"--autoscaling-config={settings}"),
                 *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
                 *(f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0"),
@@ -186,13 +189,21 @@ class AutoscaledCluster:
     def _processes(self):
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def runners(self):
-        """Env runners on each node, the head's included, read off the machine's processes."""
-        counts = []
+    def raylets(self):
+        """The process of each node, the head's included."""
+        found = []
         for process in self._processes():
             with contextlib.suppress(psutil.Error):
                 if os.path.basename((process.cmdline() or [""])[0]) == "raylet":
-                    counts.append(sum(map(is_runner, process.children())))
+                    found.append(process)
+        return found
+
+    def runners(self):
+        """Env runners on each node, the head's included, read off the machine's processes."""
+        counts = []
+        for raylet in self.raylets():
+            with contextlib.suppress(psutil.Error):
+                counts.append(sum(map(is_runner, raylet.children())))
         return sorted(counts)
 
     def stop(self):
@@ -207,13 +218,13 @@ class AutoscaledCluster:
         self.log.close()
 
 
-def autoscaling(address):
+def autoscaling(address, recipe):
     """What a cluster YAML holds, with Ray's provider of nodes on this machine."""
     node_types = {
         HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "runner": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 3},
     }
-    return {
+    settings = {
         "cluster_name": "test",
         "max_workers": 3,
         "provider": {
@@ -240,6 +251,7 @@ def autoscaling(address):
         "head_start_ray_commands": [],
         "worker_start_ray_commands": [],
     }
+    return settings | recipe
 
 
 @pytest.mark.slow
