@@ -89,8 +89,8 @@ def test_a_recipe_s_groups_grow_for_a_run_and_go_after_it(environment, tmp_path,
         return rows_of(folder) if (folder / "progress.jsonl").is_file() else []
 
     try:
-        idle = nodes(cluster)
-        assert idle == [(0, head_gpus)]
+        idle = [(0, head_gpus)]
+        cluster.wait_for(lambda: nodes(cluster) == idle, 90)
         started = time.monotonic()
         job = Job(
             environment,
