@@ -76,9 +76,11 @@ class Containers:
         return done.stdout.strip()
 
     def start(self, name: str, *arguments: object) -> None:
-        """Starts a container, which goes at the end."""
+        """Starts a container, which goes at the end. One that fails is started again, as Kubernetes
+        does: Ray ends where it does not come up within 30 s, on a machine with much else to do.
+        """
         self._made.insert(0, ("rm", "--force", "--time", "0", name))
-        self.podman("run", "--detach", "--name", name, *arguments)
+        self.podman("run", "--detach", "--restart", "on-failure:5", "--name", name, *arguments)
 
     def state(self, name: str) -> tuple[str, int]:
         """('running' or 'exited', the exit code)."""

@@ -221,6 +221,18 @@ def test_ray_clusters_on_kubernetes(name):
     assert claims == [documents("kubernetes/results.yaml")[0]["metadata"]["name"]]
 
 
+def test_a_ray_job_is_not_retried_and_has_time_for_its_run(schemas):
+    from toolagent.config import load_settings
+
+    spec = documents("kubernetes/rayjob.yaml")[0]["spec"]
+    defaults = schemas["RayJob"]["properties"]["spec"]["properties"]
+    assert spec.get("backoffLimit", defaults["backoffLimit"]["default"]) == 0
+    config = re.search(r"--config (\S+)", spec["entrypoint"])[1]
+    runs_s = load_settings(config, ()).run.stop_time_s
+    waits_s = 1800  # with_nodes.py
+    assert spec["activeDeadlineSeconds"] > 2 * (waits_s + runs_s)
+
+
 def rayservice():
     (manifest,) = documents("kubernetes/rayservice.yaml")
     return manifest["spec"], yaml.safe_load(manifest["spec"]["serveConfigV2"])
