@@ -100,7 +100,7 @@ def test_a_recipe_s_groups_grow_for_a_run_and_go_after_it(environment, tmp_path,
             *("--output-dir", folder, "--set", "run.checkpoint_every_s=10"),
         )
         cluster.wait_for(lambda: nodes(cluster) == grown, 300)
-        up = time.monotonic() - started
+        print(f"\n{name}: {len(grown)} nodes {time.monotonic() - started:.0f} s after submit.sh")
         cluster.wait_for(lambda: len(rows()) >= 2, 400)
         counts = cluster.runners()
         assert sum(counts) == RUNNERS and counts[-4:] == [2, 2, 2, 2]
@@ -112,9 +112,9 @@ def test_a_recipe_s_groups_grow_for_a_run_and_go_after_it(environment, tmp_path,
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         cluster.wait_for(lambda: sum(cluster.runners()) == RUNNERS and len(rows()) > before, 300)
-        again = time.monotonic() - taken_at
+        print(f"{name}: a spot node's env runners back after {time.monotonic() - taken_at:.0f} s")
         cluster.wait_for(lambda: nodes(cluster) == grown, 300)
-        replaced = time.monotonic() - taken_at
+        print(f"{name}: a node in its place after {time.monotonic() - taken_at:.0f} s", flush=True)
         (row,) = rows()[-1:]
         assert row["env_steps"] > rows()[before - 1]["env_steps"]
 
@@ -126,13 +126,9 @@ def test_a_recipe_s_groups_grow_for_a_run_and_go_after_it(environment, tmp_path,
         assert summary_of(folder)["stopped_by"] == "interrupted"
         idle_s = recipe["idle_timeout_minutes"] * 60
         time.sleep(idle_s * 0.8)
-        assert nodes(cluster) == grown  # not before their time
+        # Those that played until the end; who was idle before has waited its time already.
+        assert nodes(cluster).count((8, 0)) >= 3
         cluster.wait_for(lambda: nodes(cluster) == idle, idle_s)
-        down = time.monotonic() - ended
+        print(f"{name}: idle nodes gone {time.monotonic() - ended:.0f} s after the job's end")
     finally:
         cluster.stop()
-    print(
-        f"{name}: {len(grown)} nodes {up:.1f} s after the job was submitted; a spot node's env "
-        f"runners were back after {again:.1f} s, its replacement there after {replaced:.1f} s; "
-        f"all gone {down:.1f} s after the job's end"
-    )
