@@ -95,7 +95,7 @@ class Cluster:
         self._running["redis"] = "toolagent-test-redis"
         self._containers.start(
             "toolagent-test-redis",
-            *("--ip", REDIS, "--user", f"{user}:{user}", "--tmpfs", f"/data:uid={user}"),
+            *("--ip", REDIS, "--user", f"{user}:{user}", "--tmpfs", "/data:mode=1777"),
             *("--env", f"REDIS_PASSWORD={PASSWORD}", "--entrypoint", container["command"][0]),
             *("localhost/toolagent-test-redis", *container["command"][1:], *container["args"]),
         )
