@@ -67,12 +67,14 @@ class Cluster:
         self._running: dict[str, str] = {}
 
     def start_head(self) -> None:
-        environment = {"RAY_ADDRESS": "127.0.0.1:6379"}
+        environment, password = {"RAY_ADDRESS": "127.0.0.1:6379"}, {}
         if "gcsFaultToleranceOptions" in self.spec:
             environment["RAY_REDIS_ADDRESS"] = self.spec["gcsFaultToleranceOptions"]["redisAddress"]
             environment["REDIS_PASSWORD"] = PASSWORD
+            password["redis-password"] = "$REDIS_PASSWORD"
             environment["RAY_external_storage_namespace"] = "toolagent-test"
         parameters = {
+            **password,
             "head": "true",
             "dashboard-host": "0.0.0.0",
             # The operator's autoscaler is a container of its own, which asks Kubernetes.
