@@ -72,9 +72,9 @@ cluster.shutdown()
 class RayCluster:
     """A cluster of several raylets, started by a process that knows nothing of toolagent."""
 
-    def __init__(self, environment, nodes, **head):
+    def __init__(self, environment, nodes, health_checks=HEALTH_CHECKS, **head):
         head = {"num_cpus": 0, "include_dashboard": False} | head
-        head["_system_config"] = HEALTH_CHECKS
+        head["_system_config"] = health_checks
         # Without its fixed port, which another cluster on this machine may have, it takes no jobs.
         head["dashboard_agent_listen_port"] = free_port()
         self.process = subprocess.Popen(

@@ -24,6 +24,7 @@ from test_run import rows_of
 pytestmark = [pytest.mark.cluster_real, pytest.mark.timeout(1500)]
 
 NODES = 8
+PATIENT = {"health_check_failure_threshold": 60}  # a busy machine answers late
 NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 UPDATES_PER_ITERATION = 10  # as in rllib_configs/default.yaml
 
@@ -145,9 +146,11 @@ def measure(cluster, tmp_path, number, seconds):
 def test_what_grows_with_the_env_runners(tmp_path):
     with own_network(), cluster_environment(tmp_path) as environment:
         started = time.monotonic()
-        nodes = {f"node{number}": {"num_cpus": 5} for number in range(NODES)}
-        cluster = RayCluster(environment, nodes)
+        cluster = RayCluster(environment, {}, health_checks=PATIENT)
         try:
+            # In turn: Ray gives each 30 s to come up.
+            for number in range(NODES):
+                cluster.order(add=f"node{number}", **{"with": {"num_cpus": 5}})
             print(f"\n{NODES} raylets and a head after {time.monotonic() - started:.1f} s")
             processes = psutil.Process(cluster.process.pid).children(recursive=True)
             print(f"without a run: {memory_mb(processes):.0f} MB in {len(processes)} processes")
