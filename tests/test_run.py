@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from processes import end, listening_addresses, wait_for
+from traces import check_trace, extent
 
 from toolagent.checkpoints.policy import load_policy
 from toolagent.checkpoints.run_folder import RunFolder
@@ -176,12 +177,33 @@ def test_an_interrupted_run_can_be_resumed_and_records_its_episodes(tmp_path):
     check_recorded(episodes, interrupted["env_steps"])
 
     seconds = interrupted["wall_time_s"] + 1
-    out = run("--resume", folder, "--stop-time-s", seconds, cwd=tmp_path)
+    began = time.time()
+    out = run("--resume", folder, "--stop-time-s", seconds, "--profile", cwd=tmp_path)
+    check_profile(folder, out, began)
     assert f"at {interrupted['env_steps']:,} env steps" in out
     resumed = check_folder(folder, "calculator", seed=3)
     assert (resumed["stopped_by"], resumed["iterations"]) == ("time", 1)
     assert resumed["env_steps"] > interrupted["env_steps"]
     assert seconds <= resumed["wall_time_s"] < seconds + 5
+
+
+def check_profile(folder, out, began):
+    """`began` is the wall clock's when the command was called."""
+    assert (folder / "profile.txt").read_text() in out
+    processes = check_trace(json.loads((folder / "profile.json").read_text()))
+    assert set(processes) == {"driver with learner", "env runner 1"}
+    driver, runner = processes["driver with learner"], processes["env runner 1"]
+    phases = {event["name"] for event in driver}
+    assert {"training", "update", "forward", "losses", "backward", "optimizer"} <= phases
+    assert {"next batch", "publish weights", "ending Ray", "writing the results"} <= phases
+    # The time of the whole process, as far as anybody outside can tell.
+    written = (folder / "profile.json").stat().st_mtime
+    assert sum(extent(driver)) / 1e6 == pytest.approx(written - began, rel=0.05, abs=0.5)
+    # The clocks are one: it was played between the begin and the end of the training.
+    played = [event for event in runner if event["name"] == "play a fragment"]
+    training = next(event for event in driver if event["name"] == "training")
+    assert training["ts"] < played[0]["ts"]
+    assert played[-1]["ts"] < training["ts"] + training["dur"]
 
 
 def check_recorded(episodes, env_steps):

@@ -49,6 +49,7 @@ def test_what_are_no_seeds_is_refused(text):
     [
         ("--seeds 0-1 --seed 3", "--seed: "),
         ("--seeds 0-1 --resume x", "--resume: "),
+        ("--seeds 0-1 --profile", "--profile: "),
         ("--seeds 0-1 --output-dir s3://b/c", "--output-dir s3://b/c"),
         ("--seeds 0-1 --set training.lr=x", "training.lr"),
         ("--seeds 0-1 --output-dir full", "--resume full"),

@@ -239,7 +239,7 @@ def recording() -> Iterator[None]:
         yield
     finally:
         _recorder = None
-        del os.environ[PROFILE]
+        os.environ.pop(PROFILE, None)
 
 
 def taken() -> ProcessTimes | None:

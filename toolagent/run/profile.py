@@ -19,11 +19,14 @@ from rich.console import Console
 from toolagent import phases
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cluster.ray_internals import learner_manager
+from toolagent.errors import quoted
 from toolagent.files import write_atomically
 from toolagent.phases import ProcessTimes, Total
 
 ANSWER_WITHIN_S = 5.0  # an actor that hangs has no place in the profile
-_LEAST_SHARE = 0.001  # of the process's time; smaller phases are part of 'other'
+# Phases that are smaller than both are part of 'other'.
+_LEAST_SHARE = 0.001  # of the process's time
+_LEAST_SHARE_WITHIN = 0.01  # of the phase around it
 _MOST_PROCESS_IDS = 2**22  # of Linux
 _HEADINGS = ("seconds", "% of all", "CPU %", "calls", "ms each")
 
@@ -82,7 +85,8 @@ class Profile:
         except OSError as error:
             print(f"warning: no profile: {error.strerror or error}", file=sys.stderr)
         else:
-            console.print(f"open in https://ui.perfetto.dev: {folder.profile}", soft_wrap=True)
+            name = quoted(f"{folder.name}/{folder.profile.name}")
+            console.print(f"open in https://ui.perfetto.dev: {name}", soft_wrap=True)
 
     def table(self) -> str:
         """A part for each kind of process, whose rows add up to its time."""
@@ -147,16 +151,16 @@ def _rows(
 ) -> Iterator[tuple[int, str, Total]]:
     """Depth, name and figures of each row: a phase, those in it below it, and what is none of them
     as 'other'."""
-    depth = len(within)
+    depth, whole_ns = len(within), totals[within].ns if within else round(wall_ns)
+    least_ns = min(_LEAST_SHARE * wall_ns, _LEAST_SHARE_WITHIN * whole_ns)
     inside = {path: t for path, t in totals.items() if path[:-1] == within}
-    shown = {path: t for path, t in inside.items() if t.ns >= _LEAST_SHARE * wall_ns}
+    shown = {path: t for path, t in inside.items() if t.ns >= least_ns}
     for path, total in shown.items():
         yield depth, path[-1], total
         yield from _rows(totals, wall_ns, path)
-    whole = totals[within].ns if within else wall_ns
-    rest = round(whole) - sum(total.ns for total in shown.values())
-    if (shown or not within) and rest >= _LEAST_SHARE * wall_ns:
-        yield depth, "other", Total(rest, None)
+    rest_ns = whole_ns - sum(total.ns for total in shown.values())
+    if not within or (shown and rest_ns >= least_ns):
+        yield depth, "other", Total(rest_ns, None)
 
 
 def trace(processes: Mapping[str, ProcessTimes]) -> dict[str, Any]:
