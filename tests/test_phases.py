@@ -24,10 +24,16 @@ def sleep(name, seconds):
         time.sleep(seconds)
 
 
+def recording_of_a_young_process(patch):
+    """The tests' own may be so old that everything in it is a small part."""
+    patch.setattr(phases, "_age_of_process_ns", lambda: 100_000_000)
+    return recording()
+
+
 @pytest.fixture(scope="module")
 def times():
     """Of this process: a main phase with three phases in it, and a thread beside it."""
-    with recording():
+    with pytest.MonkeyPatch.context() as patch, recording_of_a_young_process(patch):
         main_phase("work")
         with phase("outer") as outer:
             sleep("inner", 0.02)
