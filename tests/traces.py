@@ -18,11 +18,11 @@ def extent(events):
     return begin, max(event["ts"] + event["dur"] for event in events) - begin
 
 
-def check_trace(trace):
+def check_trace(trace, left_out=0.05):
     """The events of each process's main thread by the process's name, in order.
 
     Every process and thread has a name, events of a thread lie within or beside each other, and
-    the outermost ones of a main thread leave no more than 5% of its time out.
+    the outermost ones of a main thread leave out no more than that share of its time.
     """
     json.dumps(trace, allow_nan=False)
     names, threads, events = {}, {}, defaultdict(list)
@@ -46,7 +46,7 @@ def check_trace(trace):
         outermost = check_nesting(of_thread)
         if process == thread:
             covered = sum(event["dur"] for event in outermost)
-            assert covered == pytest.approx(extent(of_thread)[1], rel=0.05)
+            assert covered == pytest.approx(extent(of_thread)[1], rel=left_out)
     return {names[process]: of for (process, thread), of in events.items() if process == thread}
 
 
