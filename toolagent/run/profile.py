@@ -1,7 +1,7 @@
 """`--profile`: where the time of each process of a run went, as a table and as a trace.
 
-The trace is in Chrome's trace event format, which https://ui.perfetto.dev and chrome://tracing
-open. Source of the format: Google, "Trace Event Format".
+The trace is in Chrome's trace event format, which https://ui.perfetto.dev opens. Source of the format:
+Google, "Trace Event Format".
 """
 
 from __future__ import annotations
