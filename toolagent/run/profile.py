@@ -1,7 +1,7 @@
 """`--profile`: where the time of each process of a run went, as a table and as a trace.
 
-The trace is in Chrome's trace event format, which https://ui.perfetto.dev opens. Source of the format:
-Google, "Trace Event Format".
+The trace is in Chrome's trace event format, which https://ui.perfetto.dev opens. Source: Google,
+"Trace Event Format".
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cluster.ray_internals import learner_manager
 from toolagent.errors import quoted
 from toolagent.files import write_atomically
+from toolagent.learning.learner import EpisodeColumnsLearner
 from toolagent.phases import ProcessTimes, Total
+from toolagent.rollouts.env_runner import BatchedEnvRunner
 
 ANSWER_WITHIN_S = 5.0  # an actor that hangs has no place in the profile
 # Phases that are smaller than both are part of 'other'.
@@ -97,7 +99,8 @@ class Profile:
 
 
 def _named_times(actor: Any) -> tuple[str, ProcessTimes | None]:
-    return repr(actor), phases.taken()
+    measured = isinstance(actor, (BatchedEnvRunner, EpisodeColumnsLearner))
+    return repr(actor), phases.taken() if measured else None
 
 
 def _kind(name: str) -> str:
