@@ -8,11 +8,11 @@ import re
 import pytest
 from rich.console import Console
 
+from toolagent import cli
 from toolagent.cli.activity import Activity
 from toolagent.cli.interrupt import Interrupt
 from toolagent.config import load_settings
 from toolagent.run.display import Display
-from toolagent.run.results import fitted
 
 ROW = {
     "time_s": 86_399.0,
@@ -55,8 +55,12 @@ def display_of(screen, *overrides, interrupt=None):
 def lines_of(screen, picture):
     with screen.capture() as capture:
         screen.print(picture)
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get())
-    return plain.splitlines()
+    return plain(capture.get())
+
+
+def plain(text):
+    """Its lines, without colours and the like."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).splitlines()
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -66,7 +70,7 @@ def test_the_panel_fits_any_terminal_with_every_figure_named_and_whole(width, fa
     display = display_of(screen, "run.stop_time_s=172800")
     display.update(ROW | {"env_runner_restarts_lifetime": faults}, {"0"})
     lines = lines_of(screen, display._picture())
-    assert {len(line) for line in lines} == {width}
+    assert {len(line) for line in lines} == {width - len("^C")}  # which is echoed behind it
     text = "\n".join(lines)
     assert all(re.search(rf"(^|\s){re.escape(figure)}\s", text) for figure in FIGURES)
     labels = ("a*b+c-d*e", "return", "entropy", "value loss", "learner busy", "runners busy")
@@ -110,8 +114,42 @@ def test_a_log_has_a_line_for_what_takes_long_and_none_for_the_rest():
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_trajectories_are_not_broken_within_a_number(width):
+def test_sentences_are_not_broken_within_a_word_or_number(width):
     words = [f"MUL[{share}] acc={share} ->" for share in (0.99, 12345678, -17)] * 9
-    lines = fitted(" ".join(words), console(width)).splitlines()
+    screen = console(width)
+    cli.say(screen, "  " + " ".join(words))
+    lines = plain(screen.file.getvalue())
     assert max(map(len, lines)) <= width
+    assert [line.startswith("    ") for line in lines] == [False] + [True] * (len(lines) - 1)
     assert " ".join(line.strip() for line in lines) == " ".join(words)
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80])
+def test_a_table_fits_a_terminal_with_every_cell_and_heading_whole(width):
+    names = ["stage", "problem", "certified", "accuracy", "mean reward", "first at env step"]
+    rows = [[f"{n}", "a*b+c-d*e", "100,000/100,000", "99.999%", "1.14", "420,260"] for n in "012"]
+    table = cli.table(*names, right=names[2:])
+    for row in rows:
+        table.add_row(*row)
+    screen = console(width)
+    cli.print_table(screen, table)
+    lines = plain(screen.file.getvalue())
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).split()
+    for text in [*names, *(cell for row in rows for cell in row)]:
+        assert set(text.split()) <= set(words)
+    parts = [line for line in lines if line.startswith("─")]
+    assert len(parts) == {24: 4, 40: 2, 60: 1, 80: 1}[width]
+    assert [line.split()[0] for line in lines if line[:1].isdigit()] == ["0", "1", "2"] * len(parts)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_what_is_live_leaves_room_for_the_echo_of_ctrl_c(width):
+    display = display_of(console(width))
+    for picture in ("a step that takes long " * 9, None):
+        if picture:
+            display.doing(picture)
+        else:
+            display.update(ROW)
+        lines = lines_of(display.console, display._constrained_picture())
+        assert max(len(line.rstrip()) for line in lines) <= width - len("^C")

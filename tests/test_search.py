@@ -19,6 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
 from toolagent import cli
+from toolagent.cli.activity import Activity
 from toolagent.cluster.ray_session import Cluster
 from toolagent.cluster.tune_state import OptunaTrials, SeededVariants, TrialsAtOnce
 from toolagent.config import (
@@ -390,7 +391,7 @@ def test_importance_is_not_drawn_from_few_trials_or_from_noise(write, tmp_path, 
     rows += [trial(n, n / 100, {LR: n / 1000}, n < 11) for n in range(2, 30)]
     summary = summarize(search, rows, folder, "completed", 1.0)
     (note,) = write_report(search, rows, folder, summary)
-    assert "9 of the settings certified; it takes 10" in note
+    assert "9 settings certified; it takes 10" in note
     assert not folder.importance.exists()
     assert {name: len(rows) for name, rows in drawn.items()} == {"plot_parallel_coordinate": 9}
 
@@ -483,18 +484,18 @@ def test_the_display_shows_running_trials_ended_ones_and_failures(write, termina
     ]
     trials.reverse()  # Tune has those of a resumed search in another order
     search = load_search(write(num_samples=3))
-    progress = SearchProgress(screen, search)
-    progress.setup()
-    progress.on_trial_complete(1, trials, trials[2])
-    progress.on_trial_error(1, trials, trials[0])
-    progress._shown = -1e9  # the last table is old
-    progress.on_step_end(1, trials)
-    progress.on_experiment_end(trials)
+    with Activity(screen) as activity:
+        progress = SearchProgress(activity, search)
+        progress.setup()
+        progress.on_trial_complete(1, trials, trials[2])
+        progress.on_trial_error(1, trials, trials[0])
+        progress._shown = -1e9  # the last table is old
+        progress.on_step_end(1, trials)
+        progress.on_experiment_end(trials)
     shown = stream.getvalue()
     assert "trial 1/4: certified at 500 env steps, 5.0 s; lr=0.001" in shown
     assert "trial 3/4: FAILED: ValueError: no such thing; lr=0.003" in shown
     assert "running" in shown and "failed" in shown and "100.0%" in shown
-    assert not progress._live.is_started
 
 
 # A resumed search ------------------------------------------------------------------------------

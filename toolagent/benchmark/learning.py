@@ -121,10 +121,10 @@ def print_learning(console: Console, result: dict[str, Any]) -> None:
             table.add_row(*head, str(stage["stage"]), *figures)
             head = ("", "")
     cli.print_table(console, table)
-    console.print(
+    cli.say(
+        console,
         f"until every problem of the stage is solved, median and worst of the seeds; -: not within "
         f"{result['limit_s']:g} s of training",
-        soft_wrap=True,
     )
 
 

@@ -50,11 +50,11 @@ _SPLIT = {  # key in `time_split` -> what the table says
 def print_benchmark(console: Console, result: Mapping[str, Any]) -> None:
     """Everything in the JSON document that a person wants to see."""
     if result.get("run"):
-        console.print(_run(result["run"]), soft_wrap=True)
+        cli.say(console, _run(result["run"]))
     cli.print_table(console, _table(result["rows"], _ROWS))
     for row in result["rows"]:
         if "exploration" in row:
-            console.print(f"{row['name']}: {_exploration(row)}", soft_wrap=True)
+            cli.say(console, f"{row['name']}: {_exploration(row)}")
     split = [row for row in result["rows"] if "time_split" in row]
     if split:
         console.print("\nshare of the wall time")

@@ -21,6 +21,7 @@ import errno
 import os
 import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -249,10 +250,74 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints the whole table; a narrow terminal wraps lines instead of cutting figures."""
+    """Prints the whole table; on a terminal that is too narrow, in parts (`fitted_table`)."""
     unlimited = console.options.update(max_width=1000)
-    table.width = console.measure(table, options=unlimited).maximum
-    console.print(table, crop=False, soft_wrap=True)
+    for number, part in enumerate(fitted_table(console, table)):
+        part.width = console.measure(part, options=unlimited).maximum
+        console.print(*[""] * (number > 0), part, sep="\n", crop=False, soft_wrap=True)
+
+
+def fitted_table(console: Console, table: Table, spare: int = 0) -> list[Table]:
+    """The table as a terminal can show it: no cell and no word is broken or cut.
+
+    One that is too wide has its headings on several lines. If that is not enough, its columns
+    come in several tables, below one another, each with the first column.
+
+    Args:
+        console: where it is not a terminal, any table fits.
+        table: of texts.
+        spare: columns of the terminal that are to stay free.
+    """
+    unlimited = console.options.update(max_width=1000)
+
+    def fits(table: Table) -> bool:
+        return console.measure(table, options=unlimited).maximum <= console.width - spare
+
+    if not console.is_terminal or fits(table):
+        return [table]
+    kept: list[int] = [0]
+    parts = []
+    for number in range(1, len(table.columns)):
+        if len(kept) > 1 and not fits(_with_columns(table, [*kept, number])):
+            parts.append(_with_columns(table, kept))
+            kept = [0]
+        kept.append(number)
+    return [*parts, _with_columns(table, kept)]
+
+
+def _with_columns(table_: Table, kept: Sequence[int]) -> Table:
+    """These columns of a table, with their headings on several lines."""
+    result = table()
+    columns = [table_.columns[number] for number in kept]
+    for column in columns:
+        cells = [str(cell) for cell in column.cells]
+        words = str(column.header).split()
+        width = max(map(len, [*cells, *words]), default=1)
+        heading = "\n".join(textwrap.wrap(" ".join(words), width, break_on_hyphens=False))
+        result.add_column(heading, justify=column.justify, no_wrap=True)
+    cells = [[*column.cells] for column in columns]
+    for number, row in enumerate(table_.rows):
+        result.add_row(*(column[number] for column in cells), style=row.style)
+    return result
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Prints sentences. On a terminal, lines are broken between words and go on two columns
+    further right; in a log they stay whole.
+
+    Not for what will be copied from the terminal, such as a command line: print that with
+    `soft_wrap=True`, so that the terminal knows it as one line.
+    """
+    if console.is_terminal:
+        text = "\n".join(_wrapped(line, console.width) for line in text.split("\n"))
+    console.print(text, style=style, soft_wrap=True)
+
+
+def _wrapped(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def stage_table(

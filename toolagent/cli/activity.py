@@ -6,19 +6,23 @@ import sys
 import time
 from typing import Any, Self
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
 from toolagent.cli.interrupt import Interrupt
 
+# Columns on the right that nothing live is shown in. The terminal echoes `^C` behind it: on a line
+# that is full, the echo would begin a new one, and the lines above would not be erased.
+SPARE_COLUMNS = 2
 _REFRESHES_PER_S = 4  # each takes a millisecond or two of the main thread's time
 
 
 class Activity:
-    """A context manager: on a terminal, one live line that is gone at the end; in a log, a line
-    for each step that may take long.
+    """A context manager: on a terminal, a live line, and what `show` puts above it, that are gone
+    at the end; in a log, a line for each step that may take long.
 
     Args:
         console: on which other output may be printed meanwhile.
@@ -32,13 +36,14 @@ class Activity:
         self.console = console
         self._interrupt = interrupt
         self._live: Live | None = None
+        self._shown: RenderableType | None = None
         self._doing, self._since = "", time.monotonic()
         self._spinner = Spinner("dots")
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(
-                get_renderable=self._picture,
+                get_renderable=self._constrained_picture,
                 console=self.console,
                 refresh_per_second=_REFRESHES_PER_S,
                 transient=True,
@@ -67,11 +72,15 @@ class Activity:
         if not self.console.is_terminal:
             self.console.print(text)
 
-    def doing(self, text: str) -> None:
-        """What is done from now on."""
-        self._doing, self._since = text, time.monotonic()
+    def doing(self, text: str, since: float | None = None) -> None:
+        """What is done from now on, or since that moment of `time.monotonic()`."""
+        self._doing, self._since = text, time.monotonic() if since is None else since
         if self._live is not None:
             self._live.refresh()
+
+    def show(self, *shown: RenderableType) -> None:
+        """What a terminal shows above the line from now on."""
+        self._shown = Group(*shown)
 
     @property
     def _interrupted(self) -> bool:
@@ -79,14 +88,25 @@ class Activity:
 
     def _picture(self) -> RenderableType:
         """What the terminal shows now."""
-        return self._line() if self._doing else ""
+        line = self._line() if self._doing else ""
+        return line if self._shown is None else Group(self._shown, line)
+
+    def _constrained_picture(self) -> RenderableType:
+        return Constrain(self._picture(), self.console.width - SPARE_COLUMNS)
 
     def _line(self) -> RenderableType:
         text = self._doing
         seconds = time.monotonic() - self._since
         if seconds >= 1:
-            text += f", {seconds:.0f} s"
+            text += f", {seconds:.0f} s" if seconds < 100 else f", {time_text(seconds)}"
         if self._interrupted:
             text += f"; {self.stopping}"
         self._spinner.update(text=Text(text, overflow="ellipsis", no_wrap=True))
         return self._spinner
+
+
+def time_text(seconds: float) -> str:
+    """'0:07', '59:59', '1:00:00'."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -157,9 +157,9 @@ def _reasoning_gym(policy: Policy, dataset: str, size: int, seed: int) -> Result
     def show(console: Console) -> None:
         _print_head(console, policy)
         cli.print_table(console, score_table(result, stages, trained))
-        console.print(f"\n{score_text(result)}", soft_wrap=True)
+        cli.say(console, f"\n{score_text(result)}")
         for note in cli.stage_notes(stages, trained):
-            console.print(note, soft_wrap=True)
+            cli.say(console, note)
 
     return document_of(policy, stages) | {"reasoning_gym": result.record()}, show
 
@@ -177,9 +177,9 @@ def _print_report(
     cli.print_table(console, cli.stage_table(task, stages, trained))
     console.print()
     solved, total = sum(row.solved for row in counted), sum(row.problems for row in counted)
-    console.print(f"{cli.solved_text(solved, total)} ({whose})", soft_wrap=True)
+    cli.say(console, f"{cli.solved_text(solved, total)} ({whose})")
     for note in cli.stage_notes(stages, trained):
-        console.print(note, soft_wrap=True)
+        cli.say(console, note)
     console.print()
 
 

@@ -192,9 +192,9 @@ def explain(
         write_result(Path(json_file), (json.dumps(document, indent=1) + "\n").encode())
 
     console = cli.console()
-    console.print("\n".join([shown, heading, *notes, ""]), soft_wrap=True)
+    cli.say(console, "\n".join([shown, heading, *notes, ""]))
     cli.print_table(console, step_table(recorded, looks))
-    console.print("\n" + "\n".join(told), soft_wrap=True)
+    cli.say(console, "\n" + "\n".join(told))
     console.print("\nwhat each token was chosen from, in per cent:")
     cli.print_table(console, views.probability_table(looks, task))
     if stack:
@@ -212,7 +212,7 @@ def explain(
         console.print("\nwhat can be told from the hidden state, and from the controls:")
         cli.print_table(console, views.probe_table(report))
         for note in report.notes:
-            console.print(note, soft_wrap=True)
+            cli.say(console, note)
     if remembered is not None:
         print_memory(console, remembered)
 
@@ -232,7 +232,7 @@ def print_memory(console: Console, report: MemoryReport) -> None:
     console.print("\nwhat decides the answer if inner states are exchanged:")
     cli.print_table(console, views.table_of(views.exchange_rows(report)))
     for note in report.notes:
-        console.print(note, soft_wrap=True)
+        cli.say(console, note)
     if report.lies:
         console.print(
             "\nwhat is answered if one of the answers of the tools is observed off by one:"

@@ -89,9 +89,9 @@ def export(policy: Policy, output_dir: Path, activity: Activity) -> int:
     )
     cli.print_table(console, cli.stage_table(policy.task, stages, trained))
     for note in cli.stage_notes(stages, trained):
-        console.print(note, soft_wrap=True)
+        cli.say(console, note)
     which = "every problem there is" if compared.complete else "a fixed sample"
-    console.print(f"\nthe checkpoint's greedy tokens on {which}:", soft_wrap=True)
+    cli.say(console, f"\nthe checkpoint's greedy tokens on {which}:")
     table = cli.table("file", "size", "identical", right=("size", "identical"))
     for name, count in compared.identical.items():
         size = (output_dir / name).stat().st_size
@@ -101,10 +101,10 @@ def export(policy: Policy, output_dir: Path, activity: Activity) -> int:
             "player.py, its answers", "", f"{compared.answers_identical:,}/{compared.problems:,}"
         )
     cli.print_table(console, table)
-    console.print(
+    cli.say(
+        console,
         f"\nthe two best logits are at least {compared.smallest_margin:.2g} apart; "
         f"torch's and ONNX's differ\nby at most {compared.largest_difference:.2g}",
-        soft_wrap=True,
     )
     if not compared.all_identical:
         console.print("they differ: see `compared` in policy.json", style="bold red")

@@ -62,10 +62,10 @@ def command(runs: tuple[str, ...], output: str | None) -> None:
     console = cli.console()
     for source in sources:
         for note in source.notes:
-            console.print(f"{cli.one_line(source.path)}: {cli.one_line(note)}", soft_wrap=True)
+            cli.say(console, f"{cli.one_line(source.path)}: {cli.one_line(note)}")
     for record in records:
         for note in record.notes:
-            console.print(f"{cli.one_line(record.path)}: {cli.one_line(note)}", soft_wrap=True)
+            cli.say(console, f"{cli.one_line(record.path)}: {cli.one_line(note)}")
     console.print(f"wrote {cli.one_line(file)}", soft_wrap=True)
     if len(written) > 1:
         folder = cli.one_line(written[1].parent)

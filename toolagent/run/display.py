@@ -10,12 +10,13 @@ import psutil
 from rich.console import Console, RenderableType
 from rich.segment import Segments
 
-from toolagent.cli.activity import Activity
+from toolagent import cli
+from toolagent.cli.activity import SPARE_COLUMNS, Activity, time_text
 from toolagent.cli.interrupt import Interrupt
 from toolagent.config.settings import Settings
 from toolagent.phases import main_phase
 from toolagent.run.faults import faults_line
-from toolagent.run.panel import TrainingPanel, number_text, percent_text, time_text
+from toolagent.run.panel import TrainingPanel, number_text, percent_text
 from toolagent.tasks import get_task
 
 # Seconds between the lines of a log: a tenth of the run so far, within these bounds. A notebook's
@@ -53,7 +54,7 @@ class Display(Activity):
 
     def event(self, text: str) -> None:
         """Something that stays on the screen."""
-        self.console.print(text, soft_wrap=True)  # a log's lines stay whole
+        cli.say(self.console, text)
 
     def update(self, row: dict[str, Any], solved: Collection[str] = ()) -> None:
         """Shows one row of `progress.jsonl`.
@@ -86,7 +87,9 @@ class Display(Activity):
         key = (self.console.size, self._doing, self._interrupted)
         if self._panel[0] != key or time.monotonic() >= self._next_panel:
             self._next_panel = time.monotonic() + _PANEL_PERIOD_S
-            self._panel = (key, Segments(self.console.render(self._layout(self._row))))
+            options = self.console.options.update(width=self.console.width - SPARE_COLUMNS)
+            panel = self.console.render(self._layout(self._row), options)
+            self._panel = (key, Segments(panel))
         return self._panel[1]
 
     def _layout(self, row: dict[str, Any]) -> TrainingPanel:

@@ -101,7 +101,7 @@ def _print_what_begins(session: Session, notes: list[str]) -> None:
     if folder.mirror is not None:
         console.print(f"until they are there, in {folder.path}", soft_wrap=True)
     for note in (*session.cluster.dashboard_lines, *notes, *session.start.notes):
-        console.print(note, soft_wrap=True)
+        cli.say(console, note)
 
 
 def _rows_so_far(session: Session) -> list[dict[str, Any]]:
@@ -140,7 +140,7 @@ def _publish_results(session: Session, outcome: Outcome) -> str | None:
 def _print_results(console: Console, outcome: Outcome, samples: list[Trajectory]) -> None:
     print_report(console, outcome, samples)
     for line in outcome.recorded:
-        console.print(line, soft_wrap=True)
+        cli.say(console, line)
 
 
 def _write_results(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from toolagent import cli
 from toolagent.checkpoints.output import finish, new_run, run_to_resume
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cli.interrupt import Interrupt
@@ -155,7 +156,7 @@ def launch(request: Request, console: Console) -> Result:
     from toolagent.tasks import get_task
 
     def tell(line: str) -> None:
-        console.print(line, soft_wrap=True)
+        cli.say(console, line)
 
     config, named, interrupt = request.config, None, Interrupt()
     with contextlib.ExitStack() as stack:

@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from toolagent.cli.activity import time_text
+
 _SIDE_BY_SIDE, _WITH_BARS = 76, 104  # columns from which on there is room for that
 _FRAME = 4  # columns, and the rows of frame and headings
 _LONGEST_STAGE = 16  # characters of its number and problem
@@ -106,13 +108,6 @@ def percent_text(share: float) -> str:
     """The share with a decimal, rounded down: '100%' means all."""
     tenths = int(1000 * share)
     return "100%" if tenths == 1000 else f"{tenths / 10:.1f}%"
-
-
-def time_text(seconds: float) -> str:
-    """'0:07', '59:59', '1:00:00'."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def number_text(value: float | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import textwrap
 from typing import Any
 
 import numpy as np
@@ -100,7 +99,7 @@ def print_report(console: Console, outcome: Outcome, samples: list[Trajectory]) 
     console.print(pipeline_line(outcome.rows) + (f"{faults}\n" if faults else ""))
     cli.print_table(console, final_table(outcome, trained))
     for note in cli.stage_notes(outcome.stages, trained):
-        console.print(note, soft_wrap=True)
+        cli.say(console, note)
     if settings.task == "tutorial":
         console.print("(the tutorial prints the mean reward and calls it accuracy)", style="dim")
     _print_samples(console, samples, task)
@@ -187,22 +186,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def fitted(text: str, console: Console) -> str:
-    """The text indented, in lines that fit a terminal; no word or number is broken."""
-    if not console.is_terminal:
-        return f"  {text}"
-    return textwrap.fill(
-        *(text, console.width),
-        initial_indent="  ",
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
 def _print_samples(console: Console, samples: list[Trajectory], task: Task) -> None:
     for stage, of_stage in itertools.groupby(samples, key=lambda sample: sample.stage):
         formula = task.formula(stage)
         console.print(f"\nstage {stage}{formula and f', {formula}'}: sample trajectories")
         for sample in of_stage:
-            console.print(fitted(one_line(sample), console), soft_wrap=True)
+            cli.say(console, f"  {one_line(sample)}")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from toolagent import cli
@@ -36,6 +35,7 @@ from toolagent.checkpoints.run_folder import (
     new_folder,
 )
 from toolagent.checkpoints.storage import is_uri
+from toolagent.cli.activity import SPARE_COLUMNS, Activity, time_text
 from toolagent.cli.interrupt import Interrupt
 from toolagent.config.settings import MAX_SEED
 from toolagent.errors import UserError, labelled, quoted
@@ -92,9 +92,12 @@ class _Run:
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
     code: int | None = None  # exit code, once it has ended
+    since: float = 0.0  # when it was started, by `time.monotonic()`
+    seconds: float = 0.0  # that it took so far, start-up and results too
 
     def start(self) -> None:
         """Starts it in a group of its own: Ctrl-C comes to it from this process only, once."""
+        self.since = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -103,6 +106,14 @@ class _Run:
                 stderr=log,
                 process_group=0,
             )
+
+    def look(self) -> bool:
+        """Whether it has ended since the last look."""
+        if self.process is None or self.code is not None:
+            return False
+        self.seconds = time.monotonic() - self.since
+        self.code = self.process.poll()
+        return self.code is not None
 
     def signal(self, number: int) -> None:
         """Sends a signal, if it runs."""
@@ -140,7 +151,7 @@ def run_seeds(request: Request, seeds: list[int], console: Console) -> int:
         raise UserError(f"--output-dir {request.output_dir}: --seeds needs a folder")
     if request.output_dir == "":
         raise UserError("--output-dir: is empty; name a folder, or leave it out")
-    settings, algorithm_config, _ = checked(request)
+    settings, algorithm_config = _checked(request, console)
     from toolagent.config import to_yaml
     from toolagent.run.start import policy_of
     from toolagent.tasks import get_task
@@ -179,7 +190,7 @@ def resume_seeds(request: Request, console: Console) -> int:
         raise UserError(f"--resume {path}: {fault}")
     group = read_file(path / SEEDS, SeedGroup)
     base = Request(config=str(path / BASE), address=request.address, overrides=request.overrides)
-    settings, algorithm_config, _ = checked(base)
+    settings, algorithm_config = _checked(base, console)
     locked = RunFolder(path)
     locked.lock("--resume")
     runs = []
@@ -202,6 +213,14 @@ def resume_seeds(request: Request, console: Console) -> int:
     if done:
         console.print(f"{done} of {len(group.seeds)} seeds have ended before")
     return _carry_out(path, runs, _at_once(settings, algorithm_config, request.address), console)
+
+
+def _checked(request: Request, console: Console) -> tuple[Settings, AlgorithmConfig]:
+    """`launch.checked`; says meanwhile what is loaded for it."""
+    with Activity(console) as activity:
+        activity.loading("torch", "ray.rllib")
+        settings, algorithm_config, _ = checked(request)
+    return settings, algorithm_config
 
 
 def _nothing_left(folder: Path, overrides: tuple[str, ...]) -> bool:
@@ -275,28 +294,25 @@ def _carry_out(path: Path, runs: list[_Run], at_once: int, console: Console) -> 
 def _play_out(runs: list[_Run], at_once: int, console: Console) -> bool:
     """Starts the runs and waits for all of them; whether they were interrupted."""
     start = shown = time.monotonic()
-    with (
-        Interrupt() as interrupt,
-        Live(console=console, auto_refresh=False, transient=True) as live,
-    ):
+    with Interrupt() as interrupt, Activity(console, interrupt) as activity:
+        activity.stopping = "each writes a checkpoint and stops; Ctrl-C again: stops at once"
         told = False
         try:
             while True:
                 for run in runs:
-                    if run.process is not None and run.code is None:
-                        run.code = run.process.poll()
-                        if run.code is not None and not console.is_terminal:
-                            elapsed = time.monotonic() - start
-                            console.print(f"{elapsed:6.1f} s  seed {run.seed}: {run.state}")
+                    if run.look() and not console.is_terminal:
+                        elapsed = time.monotonic() - start
+                        console.print(f"{elapsed:6.1f} s  seed {run.seed}: {run.state}")
                 if interrupt.requested and not told:
                     told = True
-                    console.print("stopping all runs; each writes a checkpoint", soft_wrap=True)
+                    if not console.is_terminal:
+                        console.print("stopping all runs; each writes a checkpoint")
                     for run in runs:
                         run.signal(signal.SIGINT)
                 # What one seed is refused for, all are.
                 refused = any(run.code == cli.EXIT_USER_ERROR for run in runs)
-                running = [run for run in runs if run.state == "running"]
-                waiting = [run for run in runs if run.state == "waiting"]
+                running = [run for run in runs if run.process is not None and run.code is None]
+                waiting = [run for run in runs if run.process is None]
                 if not (told or refused):
                     for run in waiting[: at_once - len(running)]:
                         run.start()
@@ -304,11 +320,13 @@ def _play_out(runs: list[_Run], at_once: int, console: Console) -> bool:
                 if not running:
                     return told
                 if console.is_terminal:
-                    live.update(_table(runs), refresh=True)
+                    activity.show(*cli.fitted_table(console, _table(runs), SPARE_COLUMNS))
+                    ended = sum(run.code is not None for run in runs)
+                    activity.doing(f"{ended} of {len(runs)} seeds have ended", since=start)
                 elif time.monotonic() - shown > _LOG_PERIOD_S:
                     shown = time.monotonic()
                     for run in running:
-                        console.print(f"{shown - start:6.1f} s  {_line(run)}", soft_wrap=True)
+                        console.print(f"{shown - start:6.1f} s  {_line(run)}")
                 time.sleep(_LOOK_S)
         except BaseException:  # a second Ctrl-C, or a bug: nothing may be left behind
             for run in runs:
@@ -330,7 +348,7 @@ def _line(run: _Run) -> str:
 
 def _table(runs: list[_Run]) -> Table:
     """Where each seed stands, by the last row of its progress."""
-    right = ["seed", "seconds", "env steps", "steps/s", "stage"]
+    right = ["seed", "time", "env steps", "steps/s", "stage"]
     table = cli.table("seed", "state", *right[1:], "accuracy by stage", right=right)
     for run in runs:
         table.add_row(*_cells(run))
@@ -338,14 +356,16 @@ def _table(runs: list[_Run]) -> Table:
 
 
 def _cells(run: _Run) -> list[str]:
+    taken = time_text(run.seconds) if run.process is not None else "-"
     row = _last_row(run.folder / PROGRESS)
     if row is None:
-        return [str(run.seed), run.state, *["-"] * 5]
+        state = "starting" if run.state == "running" else run.state
+        return [str(run.seed), state, taken, *["-"] * 4]
     accuracy = " ".join(f"{int(100 * share)}%" for share in row["accuracy"].values())
     return [
         str(run.seed),
         run.state,
-        f"{row['time_s']:.0f}",
+        taken,
         f"{row['env_steps']:,}",
         f"{row['env_steps_per_s']:,.0f}",
         str(row["stage"]),
@@ -374,17 +394,22 @@ def _publish(path: Path, source: Source, console: Console) -> None:
     """Prints the results of the seeds that have some, and writes them down."""
     ended = [run for run in source.runs if run.summary is not None]
     for note in source.notes:
-        console.print(note, soft_wrap=True)
+        cli.say(console, note)
     group = Group(path.resolve().name, source.runs)
     if ended:
         results = Group(group.name, ended)
-        for table in (comparison.accuracy_table([results]), comparison.solving_table([results])):
-            console.print(f"\n{table.caption}, {len(ended)} of {_counted(path)} seeds")
+        counted = f", {len(ended)} of {_counted(path)} seeds"
+        for table in (
+            comparison.overview([results]),
+            comparison.accuracy_table([results]),
+            comparison.solving_table([results]),
+        ):
+            cli.say(console, f"\n{table.caption}{counted}")
             shown = cli.table(*table.headings, right=[table.headings[n] for n in table.numbers])
             for row in table.rows:
                 shown.add_row(*row)
             cli.print_table(console, shown)
-        console.print(f"\n{comparison.METHOD}", soft_wrap=True)
+        cli.say(console, f"\n{comparison.METHOD}")
         document = {
             "seeds": {
                 str(run.seed): {

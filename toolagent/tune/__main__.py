@@ -87,7 +87,8 @@ def command(
     elif output_dir is not None:
         folder = SearchFolder.new(output_dir, "")
 
-    with Activity(cli.console()) as activity:
+    interrupt = Interrupt()
+    with Activity(cli.console(), interrupt) as activity:
         activity.loading("torch", "ray.tune")
         from toolagent.config.folder import read_config
         from toolagent.tasks import get_task
@@ -108,11 +109,12 @@ def command(
         space = search.settings.model_dump(mode="json")["space"]
         document = search.base.document() | {"space": space}
         with ray_session(address, search.base.run.dashboard, document) as cluster:
-            activity.end()
+            activity.doing("preparing the search")
             if resume is None:
                 folder.make(search_yaml(search), search.base_yaml)
             # A flag counts for this session; the search's own limit stays in its file.
-            return _run(search, folder, cluster, stop_time_s or search.settings.stop_time_s)
+            stop_time_s = stop_time_s or search.settings.stop_time_s
+            return _run(search, folder, cluster, stop_time_s, activity, interrupt)
 
 
 def _quiet_tune() -> None:
@@ -128,7 +130,14 @@ def _quiet_tune() -> None:
         os.environ.setdefault(name, value)
 
 
-def _run(search: Search, folder: SearchFolder, cluster: Cluster, stop_time_s: float | None) -> int:
+def _run(
+    search: Search,
+    folder: SearchFolder,
+    cluster: Cluster,
+    stop_time_s: float | None,
+    activity: Activity,
+    interrupt: Interrupt,
+) -> int:
     from toolagent.tune.progress import SearchProgress
     from toolagent.tune.report import print_report, summarize, write_report
     from toolagent.tune.resources import plan
@@ -139,23 +148,25 @@ def _run(search: Search, folder: SearchFolder, cluster: Cluster, stop_time_s: fl
     def all_ended(rows: list[TrialRow]) -> bool:
         return len(rows) == search.num_trials and all(row.status != UNFINISHED for row in rows)
 
-    console = cli.console()
+    console = activity.console
+    activity.stopping = "saves the trials and stops; Ctrl-C again: stops at once"
     settings = search.settings
     at_once, share, notes = plan(search, cluster)
     trainable = trial_class(search, share)
     earlier = earlier_trials(search, folder)
-    console.print(
+    cli.say(
+        console,
         f"task {search.base.task}: {search.num_trials} trials, search {settings.search}, "
-        f"scheduler {settings.scheduler}, objective {settings.objective}"
+        f"scheduler {settings.scheduler}, objective {settings.objective}",
     )
     console.print(f"results in {folder.path}", soft_wrap=True)
     for note in (*cluster.dashboard_lines, *notes):
-        console.print(note, soft_wrap=True)
+        cli.say(console, note)
     nothing_left = all_ended(rows_of(folder))
     start = time.monotonic()
-    with Interrupt() as interrupt:
+    with interrupt:
         end = SearchEnd(interrupt, stop_time_s)
-        progress = SearchProgress(console, search)
+        progress = SearchProgress(activity, search)
         run_trials(search, folder, trainable, at_once, earlier, [progress, end])
     wall_time_s = folder.earlier_s + time.monotonic() - start
     rows = rows_of(folder)
@@ -166,6 +177,7 @@ def _run(search: Search, folder: SearchFolder, cluster: Cluster, stop_time_s: fl
         stopped_by = end.reason
     summary = summarize(search, rows, folder, stopped_by, wall_time_s)
     notes = write_report(search, rows, folder, summary)
+    activity.end()
     print_report(console, search, rows, folder, summary, notes)
     if stopped_by != "completed":
         why = {"interrupted": "interrupted", "time": "the time is up"}[stopped_by]

@@ -9,10 +9,10 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from toolagent import cli
+from toolagent.cli.activity import SPARE_COLUMNS, Activity
 from toolagent.tune.rows import UNFINISHED, TrialRow, in_order, row_of, trial_table
 from toolagent.tune.search import Search
 from toolagent.tune.trial import SCORE
@@ -25,27 +25,29 @@ _MOST_ROWS = 15
 class SearchProgress(Callback):
     """Follows Tune's trials, and notes which of them reported anything."""
 
-    def __init__(self, console: Console, search: Search):
+    def __init__(self, activity: Activity, search: Search):
         self.reported: set[str] = set()  # ids of trials, since this process began
-        self._console, self._search = console, search
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._activity, self._search = activity, search
+        self._console: Console = activity.console
         self._start = self._shown = 0.0
 
     def setup(self, stop: Any = None, num_samples: Any = None, **info: Any) -> None:
         """Tune begins."""
         self._start = self._shown = time.monotonic()
-        if self._console.is_terminal:
-            self._live.start()
+        self._activity.doing("starting the first trials", since=self._start)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Shows the table, if the last one is old enough."""
-        period = _REFRESH_S if self._live.is_started else _LOG_PERIOD_S
+        on_terminal = self._console.is_terminal
+        period = _REFRESH_S if on_terminal else _LOG_PERIOD_S
         if time.monotonic() - self._shown < period:
             return
         self._shown = time.monotonic()
         rows = [(row_of(t, n), t) for n, t in enumerate(in_order(trials), start=1)]
-        if self._live.is_started:
-            self._live.update(self._table(rows), refresh=True)
+        if on_terminal:
+            tables = cli.fitted_table(self._console, self._table(rows), SPARE_COLUMNS)
+            self._activity.show(*tables)
+            self._activity.doing(self._counts(rows), since=self._start)
         else:
             self._print(self._counts(rows))
             cli.print_table(self._console, self._table(rows))
@@ -68,10 +70,11 @@ class SearchProgress(Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Tune is through, or was interrupted."""
-        self._live.stop()
+        self._activity.show()
+        self._activity.doing("writing the results")
 
     def _print(self, text: str) -> None:
-        self._console.print(f"{time.monotonic() - self._start:6.1f} s  {text}", soft_wrap=True)
+        cli.say(self._console, f"{time.monotonic() - self._start:6.1f} s  {text}")
 
     def _counts(self, rows: Sequence[tuple[TrialRow, Trial]]) -> str:
         ended = sum(trial.is_finished() for _, trial in rows)
@@ -84,13 +87,19 @@ class SearchProgress(Callback):
 
     def _table(self, rows: Sequence[tuple[TrialRow, Trial]]) -> Table:
         """Running trials and the best of the others."""
-        first = sorted(
-            rows, key=lambda row: (row[1].is_finished(), -row[0].metrics.get(SCORE, 0.0))
-        )
-        return trial_table(
-            self._search,
-            [
-                (row, trial.status.lower() if row.status == UNFINISHED else row.status)
-                for row, trial in first[:_MOST_ROWS]
-            ],
-        )
+
+        def place(of: tuple[TrialRow, Trial]) -> tuple[bool, float]:
+            row, trial = of
+            ended = trial.is_finished()
+            return ended, -row.metrics.get(SCORE, 0.0) if ended else row.number
+
+        shown = sorted(rows, key=place)[:_MOST_ROWS]
+        return trial_table(self._search, [(row, _status(row, trial)) for row, trial in shown])
+
+
+def _status(row: TrialRow, trial: Trial) -> str:
+    if row.status != UNFINISHED:
+        return row.status
+    if trial.status == Trial.RUNNING:
+        return "running" if SCORE in row.metrics else "starting"
+    return "waiting" if trial.status == Trial.PENDING else trial.status.lower()

@@ -84,7 +84,7 @@ def write_report(
             told = [row for row in ranked if row.settings and conclusive(search, row)]
             if len(told) < fewest:
                 how = "ended" if search.settings.objective == ACCURACY else "certified"
-                note = f"{len(told)} of the settings {how}; it takes {fewest}"
+                note = f"the base apart, {len(told)} settings {how}; it takes {fewest}"
             else:
                 note = plot_settings(function, search, told, path)
             if note:
@@ -159,6 +159,7 @@ def print_report(
     if ranked:
         cli.print_table(console, trial_table(search, [(row, row.status) for row in ranked]))
     lines = []
+    commands = []
     for row in rows:
         if row.status == FAILED:
             lines.append(f"\ntrial {row.number} failed: {row.error}")
@@ -169,18 +170,20 @@ def print_report(
         best = verdict.row
         lines.append(f"\n{_verdict_text(search, verdict)}")
         config = quoted(folder.best_config)
-        lines.append(f"\nnext: python -m toolagent.run --config {config}")
+        commands.append(f"\nnext: python -m toolagent.run --config {config}")
         if best.settings:  # one trial may be lucky
             compared = f"python -m toolagent.run --seeds 0-4 --config {config}"
-            lines.append(f"      {compared}")
-            lines.append(f"      {compared.replace(config, quoted(folder.base))}")
+            commands.append(f"      {compared}")
+            commands.append(f"      {compared.replace(config, quoted(folder.base))}")
         if best.checkpoint is not None:
             checkpoint = quoted(seen_from(Path(), best.checkpoint))
             settings = trial_settings(search.base_yaml, best.settings)
             network = settings.written("rl_module", "model_config").get("network", "")
             flags = cli.code_flags(settings.task, network)
-            lines.append(f"      python -m toolagent.evaluate {checkpoint}{flags}")
+            commands.append(f"      python -m toolagent.evaluate {checkpoint}{flags}")
     for line in lines:
+        cli.say(console, line)
+    for line in commands:
         console.print(line, soft_wrap=True)
 
 
