@@ -171,9 +171,12 @@ def test_a_told_answer_is_all_that_the_agent_knows_of_it(app):
         ([{"step": 2, "tokens": ["0"] * 3}], "answers: step 2: 3 tokens; an answer has 2 at most"),
         ([{"step": 2, "tokens": []}] * 2, "answers: step 2 is there twice"),
         ([{"step": 90, "tokens": []}], "answers: step 90: the episode has "),
-        ([{"step": 2, "tokens": ["7"]}], "answers: value 1: tokens: value 1 is none of 0 1"),
-        ([{"step": 0, "tokens": []}], "answers: value 1: step: is smaller than 1"),
-        ([{"tokens": []}], "answers: value 1: step: is missing"),
+        (
+            [{"step": 2, "tokens": ["7"]}],
+            "answers: value no. 1: tokens: value no. 1 is none of 0 1",
+        ),
+        ([{"step": 0, "tokens": []}], "answers: value no. 1: step: is smaller than 1"),
+        ([{"tokens": []}], "answers: value no. 1: step: is missing"),
     ],
 )
 def test_what_the_agent_cannot_be_told(app, answers, message):

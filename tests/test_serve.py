@@ -168,15 +168,15 @@ def test_every_answer_carries_the_security_headers(playground):
 @pytest.mark.parametrize(
     "body, status, named",
     [
-        ({"digits": [3, 4, 5, "6", 7]}, 422, "digits: value 4 is no whole number"),
+        ({"digits": [3, 4, 5, "6", 7]}, 422, "digits: value no. 4 is no whole number"),
         ({"digits": [3, 4]}, 422, "3 (stage 0), 4 (stage 1), 5 (stage 2)"),
-        ({"digits": [3, 4, 5], "given": ["JMP"]}, 422, "given: value 1 is none of 0 1 2 3"),
+        ({"digits": [3, 4, 5], "given": ["JMP"]}, 422, "given: value no. 1 is none of 0 1 2 3"),
         ({"digits": [3, 4, 5], "model": "nobody"}, 404, "before, after"),
         ({"digits": [3, 4, 5], "x": 1}, 422, "x: unknown key; a problem has stage, digits, given"),
         ({"expression": "1+2"}, 422, "expression: unknown key"),
         ({"digits": [3, 4, 5], "seed": 1}, 422, "seed: unknown key"),
-        ([], 422, "the body is no JSON object"),
-        ({"digits": [3, 4, 5, 6, 77]}, 422, "digits: value 5 is larger than 9"),
+        ([], 422, "the body is no JSON object; send one, with Content-Type: application/json"),
+        ({"digits": [3, 4, 5, 6, 77]}, 422, "digits: value no. 5 is larger than 9"),
         ({"digits": "345", "stage": 0}, 422, "digits: is no list"),
         ({"problems": []}, 422, "problems: unknown key"),
     ],
@@ -207,7 +207,7 @@ def test_one_wrong_problem_refuses_the_batch(playground):
     problems = [{"digits": [1, 2, 3]}, {"digits": [1, 2, None]}]
     status, answer = ask(playground, "/api/play/batch", problems=problems)
     assert status == 422
-    assert answer["detail"] == "problem 2: digits: value 3 is no whole number"
+    assert answer["detail"] == "problem 2: digits: value no. 3 is no whole number"
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["content-length", "chunked"])

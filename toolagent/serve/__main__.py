@@ -14,6 +14,7 @@ import time
 import click
 
 from toolagent import cli
+from toolagent.cli.activity import Activity
 from toolagent.cli.interrupt import Interrupt
 from toolagent.cluster.ray_session import listen_on_loopback, quiet, ray_session
 from toolagent.serve import deployment
@@ -72,26 +73,29 @@ def command(
     deployment.prepare(port)
     deployment.require_serve()
 
-    from toolagent.serve.agents import load_agents
-    from toolagent.serve.problems import keys_of
-    from toolagent.serve.schemas import requests_of
-
-    policies = load_agents(checkpoints, task, network)
-    served = next(iter(policies.values())).task
-    requests_of(served, keys_of(served))  # refuses what can't be asked
-    console = cli.console()
     if not _is_loopback(host):
         print(
             f"warning: {host} is no loopback address: whoever can reach this machine can use the "
             "playground, there is no password",
             file=sys.stderr,
         )
+    console = cli.console()
     with contextlib.ExitStack() as stack:
-        with console.status("starting"):  # shown on terminals only
+        with Activity(console) as activity:
+            activity.loading("torch", "ray.serve")
+            from toolagent.serve.agents import load_agents
+            from toolagent.serve.problems import keys_of
+            from toolagent.serve.schemas import requests_of
+
+            policies = load_agents(checkpoints, task, network)
+            served = next(iter(policies.values())).task
+            requests_of(served, keys_of(served))  # refuses what can't be asked
+            activity.doing("starting Ray")
             stack.enter_context(ray_session(None, dashboard=False))
+            activity.doing("starting the server")
             stack.enter_context(deployment.serving(policies, host, names, task, network))
         shown = f"[{host}]" if ":" in host else host
-        console.print(f"task {served.name}: {', '.join(policies)}", soft_wrap=True)
+        cli.say(console, f"task {served.name}: {', '.join(policies)}")
         console.print(f"playground: http://{shown}:{port}/  (Ctrl-C ends it)", soft_wrap=True)
         # Only now: while it starts, Ctrl-C stops it at once.
         with Interrupt() as interrupt:

@@ -46,11 +46,13 @@ def fault_of(found: Mapping[str, Any], keys: Sequence[str]) -> tuple[int, str]:
         listed = context["expected"].replace("', '", " ").replace("' or '", " ").strip("'")
         context = {**context, "expected": listed}
     reason = _REASONS.get(kind, "is not what is expected here").format(**context)
+    if reason == _NO_OBJECT and not found["loc"][1:]:  # as of curl without -H
+        reason += "; send one, with Content-Type: application/json"
     return 422, f"{place} {reason}"
 
 
 def _place(parts: Sequence[str | int]) -> str:
-    """What comes before a reason: 'digits:', 'digits: value 4', 'problem 2: digits: value 4'."""
+    """What comes before a reason: 'digits:', 'digits: value no. 4', 'problem 2: digits:'."""
     words: list[str] = []
     for part in parts:
         if not isinstance(part, int):
@@ -58,7 +60,7 @@ def _place(parts: Sequence[str | int]) -> str:
         elif words == ["problems"]:
             words = [problem(part)]
         else:
-            words.append(f"value {part + 1}")
+            words.append(f"value no. {part + 1}")
     named = bool(parts) and isinstance(parts[-1], str)
     return ": ".join(words or ["the body"]) + ":" * named
 
