@@ -47,7 +47,8 @@ class SearchProgress(Callback):
         if on_terminal:
             tables = cli.fitted_table(self._console, self._table(rows), SPARE_COLUMNS)
             self._activity.show(*tables)
-            self._activity.doing(self._counts(rows), since=self._start)
+            if any(trial.status != Trial.PENDING for _, trial in rows):
+                self._activity.doing(self._counts(rows), since=self._start)
         else:
             self._print(self._counts(rows))
             cli.print_table(self._console, self._table(rows))

@@ -64,7 +64,7 @@ class TrialRow:
         if result["certified"]:
             return f"certified at {result['env_steps']:,} env steps, {result['seconds']:.1f} s"
         why = {"env_steps": "env steps used up", "seconds": "time used up"}.get(
-            str(result["ended"]), "stopped early"
+            str(result["ended"]), "unfinished" if self.status == UNFINISHED else "stopped early"
         )
         accuracy = f"{100 * result['accuracy']:.1f}%"
         return f"{why} at {result['env_steps']:,} env steps, accuracy {accuracy}"
