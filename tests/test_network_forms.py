@@ -34,7 +34,8 @@ PLANNER = EncoderDecoderOptions(embedding_size=6, num_heads=3, num_counters=2)
 ATTENTION = AnswerAttentionOptions(embedding_size=6, context_size=5, num_heads=3)
 # The network, its options, and how many tokens a tool answers with.
 CASES = {
-    "planner": (EncoderDecoderNetwork, PLANNER, 0),
+    # So wide that groups of episodes multiply their context before they look at it.
+    "planner": (EncoderDecoderNetwork, PLANNER._replace(embedding_size=20), 0),
     "planner that sees digits": (EncoderDecoderNetwork, PLANNER._replace(sees_digits=True), 0),
     "planner, hinted": (EncoderDecoderNetwork, PLANNER._replace(reading="operands"), 0),
     "hinted, with one head": (EncoderDecoderNetwork, (6, 1, 0, "operands", True), 0),

@@ -6,6 +6,7 @@ Shapes: B episodes (P different contexts), T steps, L context tokens, D the widt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -114,13 +115,21 @@ class EncoderDecoderNetwork(AgentNetwork):
 
     def begin(self, context: Tensor, stage: Tensor) -> InitialState:
         """Reads B problems (see `AgentNetwork`); equal ones that stand side by side only once."""
+        encoding, hidden, repeat = self._begin(context)
+        if repeat is not None:
+            encoding = tuple(part.index_select(0, repeat) for part in encoding)
+        return InitialState(encoding, hidden)
+
+    def _begin(self, context: Tensor) -> tuple[Encoding, Tensor, Tensor | None]:
+        """Of (B, L) contexts: what is kept of P different ones, and all first states (B, S).
+
+        Returns:
+            The encoding, the states, and (B,) which of the P each row reads; None: its own.
+        """
         context, repeat = one_of_each_run(context)
         encoding, summary = self._encode(context)
-        start = self.attention.start.expand(len(context), -1)
-        parts = (*encoding, torch.cat([summary, start], 1))
-        if repeat is not None:
-            parts = tuple(part.index_select(0, repeat) for part in parts)
-        return InitialState(parts[:-1], parts[-1])
+        hidden = torch.cat([summary, self.attention.start.expand(len(context), -1)], 1)
+        return encoding, hidden if repeat is None else hidden.index_select(0, repeat), repeat
 
     def _encode(self, context: Tensor) -> tuple[Encoding, Tensor]:
         """What is kept of (P, L) contexts, and (P, D) the first hidden state.
@@ -164,6 +173,58 @@ class EncoderDecoderNetwork(AgentNetwork):
         encoded, copies = found.split([self.options.embedding_size, self.interface.num_actions], -1)
         return torch.cat([encoded.flatten(1), places * _PLACE_SCALE], 1), copies
 
+    def _read_packed(
+        self, places: Tensor, encoding: Encoding, repeat: Tensor | None, place: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads find at known steps, B episodes of P contexts together.
+
+        The episodes of one context are one batch of places. Where they are many, the context's
+        tokens are multiplied by the weights of `read_input` before the steps look at them, and not
+        what each step finds: the same sum, with fewer products.
+
+        Args:
+            places: (B, T, H + K).
+            encoding: of `_begin`, as `repeat` is.
+            repeat: (B,).
+            place: (N,) the steps in the flattened (B, T).
+
+        Returns:
+            (N, 3D) inputs to the gates, and (N, H, A) copies.
+        """
+        rows, steps, _ = places.shape
+        width, heads = self.options.embedding_size, self.options.num_heads
+        found_weight, places_weight = self.read_input.weight.split(
+            [heads * width, self.attention.width], 1
+        )
+        by_head = found_weight.view(-1, heads, width).transpose(0, 1).flatten(0, 1)  # (H 3D, D)
+        inputs, copies, order = [], [], []
+        for contexts, members in _runs(repeat, rows, places.device):
+            memory, coordinates, preference = (part.index_select(0, contexts) for part in encoding)
+            encoded, named = memory.split([width, self.interface.num_actions], -1)
+            looking = places.index_select(0, members.flatten())
+            looking = looking.view(len(contexts), -1, places.shape[2])  # (P', S T, H + K)
+            weights = self.attention.weights(looking, coordinates, preference)
+            groups, each, _, length = weights.shape  # P', S T, H, L
+            if each * width > length * (width + each):
+                memory = functional.linear(encoded, by_head).view(groups, length, heads, -1)
+                memory = memory.transpose(1, 2).flatten(1, 2)  # (P', H L, 3D)
+                found = torch.bmm(weights.flatten(2), memory)
+            else:
+                found = torch.bmm(weights.flatten(1, 2), encoded).view(groups, each, -1)
+                found = functional.linear(found, found_weight)
+            inputs.append(found.flatten(0, 1))
+            copies.append(torch.bmm(weights.flatten(1, 2), named).view(-1, heads, named.shape[2]))
+            order.append(members.flatten())
+        row = torch.cat(order).argsort()  # where each episode stands now
+        moved = row[place // steps] * steps + place % steps
+        by_place = functional.linear(
+            places.flatten(0, 1).index_select(0, place) * _PLACE_SCALE, places_weight
+        )
+        return (
+            torch.cat(inputs).index_select(0, moved) + by_place,
+            torch.cat(copies).index_select(0, moved),
+        )
+
     def _decode(
         self,
         tokens: Tensor,
@@ -171,8 +232,9 @@ class EncoderDecoderNetwork(AgentNetwork):
         encoding: Encoding,
         hidden: Tensor,
         responses: Tensor | None,
+        repeat: Tensor | None = None,
     ) -> tuple[Packing, Tensor, Tensor, Tensor]:
-        """(N, A + 1) logits and values of all steps, packed.
+        """(N, A + 1) logits and values of all steps, packed; `repeat` as of `_begin`.
 
         Returns:
             The packing, logits with values, the GRU's states (N, D), and places (B, T, H + K).
@@ -181,10 +243,7 @@ class EncoderDecoderNetwork(AgentNetwork):
         tokens = self._seen(tokens.long())
         places = self.attention.places(hidden[:, width:], tokens)  # (B, T, H + K)
         packing = pack(lengths, tokens.shape[1])
-        # One gather and splits: the gradient of a slice is a tensor of zeros around it.
-        found = self._look(places, encoding).flatten(0, 1).index_select(0, packing.place)
-        read, copies = self._take_in(found, places.flatten(0, 1).index_select(0, packing.place))
-        extra = self.read_input(read)
+        extra, copies = self._read_packed(places, encoding, repeat, packing.place)
         if responses is not None:
             extra = extra + self.response_input(responses.flatten(0, 1)[packing.place])
         gru = self.decoder_gru
@@ -209,8 +268,8 @@ class EncoderDecoderNetwork(AgentNetwork):
     ) -> tuple[Tensor, Tensor]:
         """Reads, then writes all steps (see `AgentNetwork`)."""
         tokens, observed = self.shifted(actions, responses)  # (B, T), (B, T, R)
-        encoding, hidden = self.begin(context, stage)
-        packing, heads, _, _ = self._decode(tokens, lengths, encoding, hidden, observed)
+        encoding, hidden, repeat = self._begin(context)
+        packing, heads, _, _ = self._decode(tokens, lengths, encoding, hidden, observed, repeat)
         padded = unpack(heads, packing, *tokens.shape)
         logits, values = padded.split([self.interface.num_actions, 1], -1)
         return logits, values.squeeze(-1)
@@ -266,6 +325,19 @@ class EncoderDecoderNetwork(AgentNetwork):
         heads = torch.addmm(table.head_bias, state, table.head_weight)  # (B, A + 1 + H)
         heads = _combine(heads, copies)
         return heads[:, :-1], heads[:, -1], torch.cat([state, places], 1)
+
+
+def _runs(
+    repeat: Tensor | None, rows: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The contexts that S rows read, for each S: (P',) contexts and the rows of each, (P', S)."""
+    if repeat is None:
+        repeat = torch.arange(rows, device=device)
+    sizes = torch.bincount(repeat)  # (P,)
+    firsts = sizes.cumsum(0) - sizes
+    for size in sizes.unique().tolist():
+        contexts = (sizes == size).nonzero().squeeze(1)
+        yield contexts, firsts[contexts].unsqueeze(1) + torch.arange(size, device=device)
 
 
 def _combine(heads: Tensor, copies: Tensor) -> Tensor:
