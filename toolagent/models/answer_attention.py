@@ -372,8 +372,8 @@ class AnswerAttentionNetwork(AgentNetwork):
             functional.linear(self._token_table(), gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,
-            hidden[packing.order, : self.options.embedding_size],
-            tokens.reshape(-1)[packing.place].int(),
+            hidden[:, : self.options.embedding_size].index_select(0, packing.order),
+            tokens.reshape(-1).index_select(0, packing.place).int(),
             packing.sizes,
             *self.response_input.packed(responses, packing),
         )

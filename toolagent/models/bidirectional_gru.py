@@ -58,7 +58,7 @@ def read_both_ways(
             gru.weight_hh,
             gru.bias_hh,
             start,
-            sequence.reshape(-1)[packing.place].int(),
+            sequence.reshape(-1).index_select(0, packing.place).int(),
             packing.sizes,
         )
         return unpack(packed, packing, rows, length)  # (P, L, D)

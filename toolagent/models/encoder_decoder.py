@@ -251,8 +251,8 @@ class EncoderDecoderNetwork(AgentNetwork):
             functional.linear(self.token_embedding.weight, gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,
-            hidden[packing.order, :width],
-            tokens.reshape(-1)[packing.place].int(),
+            hidden[:, :width].index_select(0, packing.order),
+            tokens.reshape(-1).index_select(0, packing.place).int(),
             packing.sizes,
             extra,
         )  # (N, D)

@@ -130,8 +130,8 @@ class StageGRUNetwork(AgentNetwork):
             functional.linear(self._read_embedding(), gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,
-            hidden[packing.order],
-            tokens.reshape(-1)[packing.place].int(),
+            hidden.index_select(0, packing.order),
+            tokens.reshape(-1).index_select(0, packing.place).int(),
             packing.sizes,
             *read,
         )

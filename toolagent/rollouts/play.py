@@ -293,9 +293,10 @@ def play(
                 break
             live, registers, problems = live[going], registers.take(going), problems.take(going)
             kept = torch.from_numpy(going)
-            token, hidden = token[kept], hidden[kept]
-            response = None if response is None else response[kept]
-            encoding = tuple(part[kept] for part in encoding)
+            # By `index_select`, which takes a sixth of the time of indexing.
+            token, hidden = token.index_select(0, kept), hidden.index_select(0, kept)
+            response = None if response is None else response.index_select(0, kept)
+            encoding = tuple(part.index_select(0, kept) for part in encoding)
             if exploring:
                 exploring = int(np.count_nonzero(batch.explored[live]))
     if times is not None:
