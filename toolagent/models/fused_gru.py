@@ -324,7 +324,7 @@ done:
 def _compiled() -> Kernels | None:
     try:
         import llvmlite.binding as llvm
-    except ImportError:
+    except (ImportError, OSError):  # not there, or its library can't be loaded
         return None
     kinds = (("forward", _FORWARD, _forward), ("backward", _BACKWARD, _backward))
     llvm.initialize_native_target()
