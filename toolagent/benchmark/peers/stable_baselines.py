@@ -70,12 +70,12 @@ class StableBaselines(Peer):
     """The row `sb3_recurrent_ppo`; `settings` are arguments of `RecurrentPPO`."""
 
     SETTINGS: ClassVar[dict[str, Any]] = {
-        "num_envs": 640,
-        "n_steps": 8,
-        "batch_size": 1280,
-        "n_epochs": 1,
+        "num_envs": 256,
+        "n_steps": 16,
+        "batch_size": 1024,
+        "n_epochs": 2,
         "learning_rate": 3e-3,
-        "ent_coef": 0.03,
+        "ent_coef": 0.01,
         "gamma": 1.0,
         "gae_lambda": 0.95,
     }
