@@ -39,7 +39,12 @@ from toolagent.learning.faults import (
     check_learners,
 )
 from toolagent.learning.iteration import IterationMixin
-from toolagent.learning.learner import SKIPPED_IN_A_ROW, SKIPPED_UPDATES, EpisodeColumnsLearner
+from toolagent.learning.learner import (
+    MODULE_STATE,
+    SKIPPED_IN_A_ROW,
+    SKIPPED_UPDATES,
+    EpisodeColumnsLearner,
+)
 from toolagent.learning.options import OptionsMixin, PipelineOptions
 from toolagent.learning.pipeline_figures import PipelineFigures
 from toolagent.learning.pipeline_state import (
@@ -174,6 +179,8 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
         updates: gradient steps so far.
     """
 
+    _new_weights: dict[str, Any] | None = None  # of the learners, after the latest update
+
     @classmethod
     @override(Algorithm)
     def get_default_config(cls) -> ToolAgentConfig:
@@ -211,7 +218,7 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
             with phase("update") as learned:
                 figures.trained_env_steps += self._update(batch, reduce_metrics=last)
             with phase("publish weights") as published:
-                self.publish_weights()
+                self.publish_weights(self._new_weights)
             figures.wait_s += waited.seconds
             figures.learn_s += learned.seconds
             figures.sync_s += published.seconds
@@ -250,8 +257,10 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
             **_equal_steps(config, batches),
             # Reducing RLlib's metrics takes as long as a small update: once an iteration will do.
             _no_metrics_reduce=not reduce_metrics,
+            return_state=True,
         )
         self._updates += 1
+        self._new_weights = results[0].pop(MODULE_STATE)
         if reduce_metrics:
             self._note_learners(results)
         return sum(part.env_steps() for part in batches)
@@ -266,18 +275,22 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
     def _env_steps_not_counted(self) -> int:
         return self._figures.env_steps
 
-    def publish_weights(self) -> None:
+    def publish_weights(self, weights: dict[str, Any] | None = None) -> None:
         """Puts the learner's weights, numbered, into every request from now on.
 
         The reference travels with each request, so a runner never plays with weights older than
         its request and no separate message can be dropped.
+
+        Args:
+            weights: the state of the learner's modules; None: it is asked for it.
         """
-        state = self.learner_group.get_state(
-            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
-        )[COMPONENT_LEARNER]
+        if weights is None:
+            weights = self.learner_group.get_state(
+                components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+            )[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
         self._published_stage = self._stage()
         state = {
-            COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE],
+            COMPONENT_RL_MODULE: weights,
             WEIGHTS_SEQ_NO: self._updates + 1,
             EXPLORERS: self._exploration.for_runners(),
             # Ray may have put a new process in a runner's place that nobody told the stage.

@@ -47,8 +47,9 @@ class DataflowReplay(SuccessReplay):
         surplus[order[best]] = np.maximum(score - policy - _MARGIN, 0)[order[best]]
         return surplus**2
 
-    def add(self, batch: EpisodeBatch) -> None:
+    def add(self, batch: EpisodeBatch, rows: np.ndarray | None = None) -> None:
         """Counts, keeps (see `SuccessReplay`), and notes what the policy solves by itself."""
+        batch = batch if rows is None else batch.take(rows)
         kinds = self.task.kinds(batch.context)  # (B,)
         distinct, group = np.unique(kinds, return_inverse=True)
         policy = ~batch.explored
@@ -64,7 +65,8 @@ class DataflowReplay(SuccessReplay):
         known = np.flatnonzero(needed.any(1))  # of the others it is not known what they computed
         self._kinds, self._keys = kinds[known], keys[known]
         if len(known):
-            super().add(_without(batch.take(known), needed[known], self.task))
+            kept = _without(batch.take(known), needed[known], self.task)
+            super().add(kept)
 
     def _programs(self, batch: EpisodeBatch) -> np.ndarray:
         with np.errstate(over="ignore"):

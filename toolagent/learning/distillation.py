@@ -225,7 +225,7 @@ class Distillation(ToolAgent):
         )
 
     @override(ToolAgent)
-    def publish_weights(self) -> None:
+    def publish_weights(self, weights: dict[str, Any] | None = None) -> None:
         """Nobody else plays with them."""
         self._published_stage = self._stage()
 

@@ -84,23 +84,26 @@ class Exploration:
         """
         self.stage = int(batch.stage.max())
         self._count(batch)
-        if batch.explored.any():
-            batch = batch.take(~batch.explored)
-        played = len(batch)
         replayed = None
         if self.replay_episodes and self.copies:
             replayed = self.replay[0].sample(self.replay_episodes)
         elif self.replay_episodes and self.solved_share[self.stage] < self.until_solved:
             replayed = self.replay[self.stage].sample(self.replay_episodes)
+        by_policy = np.flatnonzero(~batch.explored)
+        parts = [(batch, by_policy)]
         if replayed is not None:
-            batch = EpisodeBatch.concatenate([batch, replayed])
-        columns = {name: getattr(batch, name) for name in (*_EPISODE_COLUMNS, *STEP_COLUMNS)}
+            parts.append((replayed, np.arange(len(replayed))))
+        columns = {
+            name: np.concatenate([getattr(part, name)[rows] for part, rows in parts])
+            for name in (*_EPISODE_COLUMNS, *STEP_COLUMNS)
+        }
+        baseline = columns["baseline"]
         return columns | {
-            "entropy_weight": self._entropy_weight(batch),
-            "replayed": np.arange(len(batch)) >= played,
+            "entropy_weight": self._entropy_weight(baseline),
+            "replayed": np.arange(len(baseline)) >= len(by_policy),
         }
 
-    def _entropy_weight(self, batch: EpisodeBatch) -> np.ndarray:
+    def _entropy_weight(self, baseline: np.ndarray) -> np.ndarray:
         """(B,) float32: how much of the entropy bonus each episode gets.
 
         All of it, or with `entropy_follows_return` the mean return of the others of its group.
@@ -109,9 +112,9 @@ class Exploration:
         least weight falls from 1 to 0 until half of the episodes are solved.
         """
         if not self.entropy_follows_return:
-            return np.ones(len(batch), np.float32)
+            return np.ones(len(baseline), np.float32)
         least = max(0.0, 1 - 2 * self.solved_share[self.stage])
-        return np.maximum(batch.baseline, least).astype(np.float32)
+        return np.maximum(baseline, least).astype(np.float32)
 
     def _count(self, batch: EpisodeBatch) -> None:
         if self.explorer_share > 0 and self.counts_tokens:
@@ -120,7 +123,7 @@ class Exploration:
         if self.replay_episodes and self.copies:
             self.replay[0].add(batch)
         elif self.replay_episodes:
-            self.replay[self.stage].add(batch.take(here))
+            self.replay[self.stage].add(batch, np.flatnonzero(here))
         # Problems that were failed before say nothing of how much of the stage is solved.
         by_policy = batch.solved[here & ~batch.explored & ~batch.retried]
         if len(by_policy):

@@ -77,4 +77,4 @@ class IterationMixin:
 
 
 def _reduced_metrics(learner: Any) -> dict[str, Any]:
-    return learner.metrics.reduce()
+    return learner.reduced_metrics()

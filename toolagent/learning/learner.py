@@ -14,7 +14,7 @@ from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
-from ray.rllib.policy.sample_batch import MultiAgentBatch
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
@@ -36,6 +36,7 @@ CLIPFRAC = "clipfrac"
 EXPLAINED_VARIANCE = "vf_explained_var"  # as RLlib's PPO calls it
 GRADIENT_NORM = "gradients_default_optimizer_global_norm"  # as RLlib calls it
 IMITATION_LOSS = "imitation_loss"
+MODULE_STATE = "_rl_module_state_after_update"  # as RLlib's IMPALA calls it
 RANDOM_STREAMS = "random_streams"
 SKIPPED_UPDATES = "skipped_updates"
 SKIPPED_IN_A_ROW = "skipped_in_a_row"
@@ -63,7 +64,6 @@ class EpisodeColumnsLearner(TorchLearner):
     "What matters in on-policy reinforcement learning?", section 3.5).
     """
 
-    update = timed("learner")(TorchLearner.update)
     compute_losses = timed("losses")(TorchLearner.compute_losses)
     compute_gradients = timed("backward")(TorchLearner.compute_gradients)
     postprocess_gradients = timed("clip gradients")(TorchLearner.postprocess_gradients)
@@ -76,9 +76,36 @@ class EpisodeColumnsLearner(TorchLearner):
     def build(self) -> None:
         super().build()
         self._skipped_in_a_row = 0
+        # Since the metrics were reduced: figures of the latest update and env steps of each batch.
+        self._latest: dict[str, dict[str, Tensor]] = {}
+        self._steps_trained: dict[str, list[int]] = {}
         # The matrices are small: a second thread would take a runner's core and gain nothing.
         torch.set_num_threads(1)
         keep_freed_memory()
+
+    @override(Learner)
+    @timed("learner")
+    def update(
+        self,
+        *args: Any,
+        return_state: bool = False,
+        _no_metrics_reduce: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """RLlib's update. With `return_state` the results have the modules' weights, under
+        `MODULE_STATE`; until the next update they may be the very memory of the weights."""
+        super().update(*args, _no_metrics_reduce=True, **kwargs)
+        results = {} if _no_metrics_reduce else self.reduced_metrics()
+        if return_state:
+            modules: Any = self.module
+            results[MODULE_STATE] = {
+                module_id: {
+                    name: tensor.numpy(force=True)
+                    for name, tensor in module.unwrapped().state_dict().items()
+                }
+                for module_id, module in modules.items()
+            }
+        return results
 
     @classmethod
     @override(Learner)
@@ -141,9 +168,8 @@ class EpisodeColumnsLearner(TorchLearner):
         loss, parts = actor_critic_loss(
             fwd_out[Columns.ACTION_DIST_INPUTS], fwd_out[Columns.VF_PREDS], batch, config
         )
-        # Kept as tensors: RLlib reads them when it reduces its metrics, not once an update.
-        for name, value in zip(_PARTS, parts, strict=True):
-            self.metrics.log_value((module_id, name), value, window=1)
+        # Kept as tensors: they are read when RLlib reduces its metrics, not once an update.
+        self._latest[module_id] = dict(zip(_PARTS, parts, strict=True))
         return loss
 
     @override(Learner)
@@ -160,7 +186,7 @@ class EpisodeColumnsLearner(TorchLearner):
         torch.nn.utils.clip_grads_with_norm_(
             module_gradients_dict, config.grad_clip, self._gradient_norm
         )
-        self.metrics.log_value((module_id, GRADIENT_NORM), self._gradient_norm, window=1)
+        self._latest.setdefault(module_id, {})[GRADIENT_NORM] = self._gradient_norm
         return module_gradients_dict
 
     @override(TorchLearner)
@@ -195,7 +221,15 @@ class EpisodeColumnsLearner(TorchLearner):
         """On a GPU each column moves once, asynchronously, from pinned memory.
 
         On the default stream: the update that follows waits for the copy and nothing else does.
+        On a CPU each column is copied: those of a remote env runner can't be written to, which
+        torch would warn of.
         """
+        if self._device.type == "cpu":
+            batches = {
+                module_id: SampleBatch({name: torch.tensor(each) for name, each in columns.items()})
+                for module_id, columns in batch.policy_batches.items()
+            }
+            return MultiAgentBatch(batches, env_steps=batch.env_steps())
         pin_memory = pin_memory or self._device.type == "cuda"
         return super()._convert_batch_type(batch, to_device, pin_memory, use_stream)
 
@@ -229,19 +263,29 @@ class EpisodeColumnsLearner(TorchLearner):
     @override(Learner)
     def _log_steps_trained_metrics(self, batch: MultiAgentBatch) -> None:
         """RLlib counts rows, which are episodes here; its names mean env steps, so count those."""
-        log = self.metrics.log_value
         columns: Any
         for module_id, columns in batch.policy_batches.items():
             steps = int((columns["lengths"] * ~columns["replayed"]).sum())
+            self._steps_trained.setdefault(module_id, []).append(steps)
+
+    def reduced_metrics(self) -> dict[str, Any]:
+        """RLlib's metrics since the last call. What every update has to say is logged here, at
+        once: logging takes RLlib as long as a loss takes."""
+        log = self.metrics.log_value
+        for module_id, figures in self._latest.items():
+            self.metrics.log_dict(figures, key=module_id, window=1)
+        for module_id, steps in self._steps_trained.items():
             log((module_id, WEIGHTS_SEQ_NO), self._weights_seq_no, window=1)
-            log((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), steps, reduce="mean")
+            log((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), sum(steps) / len(steps), reduce="mean")
             for scope in (module_id, ALL_MODULES):
-                log((scope, NUM_MODULE_STEPS_TRAINED), steps, reduce="sum")
-                log((scope, NUM_MODULE_STEPS_TRAINED_LIFETIME), steps, reduce="lifetime_sum")
-            log((ALL_MODULES, NUM_ENV_STEPS_TRAINED), steps, reduce="sum")
+                log((scope, NUM_MODULE_STEPS_TRAINED), sum(steps), reduce="sum")
+                log((scope, NUM_MODULE_STEPS_TRAINED_LIFETIME), sum(steps), reduce="lifetime_sum")
+            log((ALL_MODULES, NUM_ENV_STEPS_TRAINED), sum(steps), reduce="sum")
             log(
                 (ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME),
-                steps,
+                sum(steps),
                 reduce="lifetime_sum",
                 with_throughput=True,
             )
+        self._latest, self._steps_trained = {}, {}
+        return self.metrics.reduce()

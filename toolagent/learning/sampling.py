@@ -87,11 +87,13 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
         taken: list[Fragment] = []
         per_update = self._fragments_per_update()
         waiting_since = time.monotonic()
+        patience_s = 0.0  # at first, what is ready will do
         while sum(len(fragment.batch) for fragment in taken) < wanted:
             self._request_fragments(len(taken))
             fragment = self._next_waiting(per_update - len(taken))
             if fragment is None:
-                self._fetch(figures)
+                self._fetch(figures, patience_s)
+                patience_s = _POLL_S
                 if not self._fragments:
                     self._bring_back_runners()
                 if time.monotonic() - waiting_since >= _PATIENCE_S:
@@ -192,7 +194,7 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
                     return
             self._next_runner = runner + 1
             sent = group.foreach_env_runner_async(
-                "sample_fragment",
+                _sample_fragment,
                 tag=_SAMPLE,
                 kwargs={"state": self._weights, "request": self.requests.next_number()},
                 remote_worker_ids=[runner],
@@ -201,17 +203,26 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
                 return
             self.requests.send(runner, self._updates + 1)
 
-    def _fetch(self, figures: PipelineFigures) -> None:
-        """Takes in the fragments that are ready, and gives up the requests that died or hang."""
-        group = self.env_runner_group
-        for runner, fragment in group.fetch_ready_async_reqs(tags=_SAMPLE, timeout_seconds=_POLL_S):
+    def _fetch(self, figures: PipelineFigures, patience_s: float = _POLL_S) -> None:
+        """Takes in the fragments that are ready, and gives up the requests that died or hang.
+
+        Args:
+            figures: of the iteration.
+            patience_s: unless all requests are answered, so long is waited for more.
+        """
+        ready = self.env_runner_group.fetch_ready_async_reqs(
+            tags=_SAMPLE, timeout_seconds=patience_s
+        )
+        for runner, fragment in ready:
             if self.requests.answer(fragment.request):  # else it was given up, and counted as lost
                 self._take_in(runner, fragment, figures)
         self.requests.look()
         for runner in self.requests.hung(self.config.sample_timeout_s):
             figures.hung_env_runners += 1
             self._replace(runner)
-        figures.lost_requests += self.requests.lose_all_but(group.healthy_env_runner_ids())
+        figures.lost_requests += self.requests.lose_all_but(
+            self.env_runner_group.healthy_env_runner_ids()
+        )
 
     def _take_in(self, runner: int, fragment: Fragment, figures: PipelineFigures) -> None:
         """Puts a fragment to those that wait, if it can be learned from."""
@@ -263,3 +274,9 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
     def _age(self, fragment: Fragment) -> int:
         """Updates since the weights that played it were published."""
         return self._updates + 1 - fragment.weights_seq_no
+
+
+def _sample_fragment(env_runner: Any, **request: Any) -> Fragment:
+    """A function of this module travels as its name; of a method's name RLlib makes a function for
+    each call, which has to be pickled."""
+    return env_runner.sample_fragment(**request)

@@ -46,21 +46,23 @@ class SuccessReplay:
         """(slots,) how much each program is replayed; 0 for empty slots."""
         return (self.successes / (self.attempts + 2)) ** 2
 
-    def add(self, batch: EpisodeBatch) -> None:
+    def add(self, batch: EpisodeBatch, rows: np.ndarray | None = None) -> None:
         """Counts the batch's attempts at known programs and takes in what it solved.
 
         Args:
-            batch: episodes of the stage.
+            batch: episodes.
+            rows: (n,) of those that are of the stage; None: all.
 
         Work is a few passes over (B,) columns, and Python only for each *program* newly solved
         or solved again, of which there are few.
         """
         if self.store is None:
-            rows = np.zeros(len(self.keys) * self.examples, np.int64)
-            self.store = batch.take(rows)
-        unique, group = np.unique(self._programs(batch), return_inverse=True)
+            self.store = batch.take(np.zeros(len(self.keys) * self.examples, np.int64))
+        rows = np.arange(len(batch)) if rows is None else rows
+        solved = batch.solved[rows]
+        unique, group = np.unique(self._programs(batch)[rows], return_inverse=True)
         attempts = np.bincount(group, minlength=len(unique))
-        successes = np.bincount(group, weights=batch.solved, minlength=len(unique))
+        successes = np.bincount(group, weights=solved, minlength=len(unique))
         order = np.argsort(self.keys)
         place = np.minimum(np.searchsorted(self.keys[order], unique), len(order) - 1)
         slots = np.where(self.keys[order][place] == unique, order[place], _EMPTY)
@@ -68,9 +70,8 @@ class SuccessReplay:
         self.attempts[slots[known]] += attempts[known]
         self.successes[slots[known]] += successes[known]
         # The latest solved row of each program that was solved at all.
-        solved_rows = np.flatnonzero(batch.solved)
         latest = np.full(len(unique), _EMPTY)
-        latest[group[solved_rows]] = solved_rows
+        latest[group[solved]] = rows[solved]
         written = []
         for index in np.flatnonzero(latest != _EMPTY):
             slot = int(slots[index])

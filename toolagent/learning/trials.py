@@ -52,9 +52,8 @@ class TrialTable:
         """What explorers need of it."""
         worth = (self.effects > self.least_share * self.tries) | (self.tries < self.min_tries)
         worth |= ~worth.any(1, keepdims=True)  # a status where nothing does anything: anything
-        with np.errstate(divide="ignore"):
-            log_weights = np.log(worth / worth.sum(1, keepdims=True)).astype(np.float32)
-        return ExplorerTables(log_weights, self.seen.copy())
+        log_weight = -np.log(worth.sum(1, keepdims=True)).astype(np.float32)  # one, (statuses, 1)
+        return ExplorerTables(np.where(worth, log_weight, -np.float32(np.inf)), self.seen.copy())
 
     def get_state(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -34,10 +34,12 @@ class VerifiedReplay:
     def __len__(self) -> int:
         return min(self.added, CAPACITY)
 
-    def add(self, batch: EpisodeBatch) -> None:
-        """Keeps the explorers' verified successes of the batch."""
+    def add(self, batch: EpisodeBatch, rows: np.ndarray | None = None) -> None:
+        """Keeps the explorers' verified successes among the batch's episodes `rows`, (n,), or among
+        all."""
         as_good = batch.baseline >= PEERS_AS_GOOD * batch.discounted_returns(self.gamma)
-        rows = np.flatnonzero(batch.explored & batch.solved & as_good)
+        verified = batch.explored & batch.solved & as_good
+        rows = np.flatnonzero(verified) if rows is None else rows[verified[rows]]
         if not len(rows):
             return
         if self.store is None:

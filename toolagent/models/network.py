@@ -78,9 +78,11 @@ class StageGRUNetwork(AgentNetwork):
         Returns:
             (B, D).
         """
-        shown = (context != self.pad_token).unsqueeze(-1)  # (B, L, 1)
-        embedded = self.token_embedding(context.int()) * shown  # (B, L, D)
-        mean = embedded.sum(1) / shown.sum(1).clamp(min=1)  # (B, D)
+        weight = self.token_embedding.weight  # (V, D)
+        shown = (context != self.pad_token).to(weight.dtype)  # (B, L)
+        # The embeddings' sum as a product: how often each token stands there, times the table.
+        counts = shown.new_zeros(len(context), len(weight)).scatter_add_(1, context.long(), shown)
+        mean = counts @ weight / shown.sum(1, keepdim=True).clamp(min=1)  # (B, D)
         return torch.tanh(mean + self.stage_embedding(stage.int()))
 
     def unroll(
@@ -115,9 +117,10 @@ class StageGRUNetwork(AgentNetwork):
         tokens, observed = self.shifted(actions, responses)
         hidden = self.initial_hidden(context, stage)
         packing, outputs = self._packed(tokens, hidden, lengths, observed)
-        heads = torch.cat([self.logits(outputs), self.value_head(outputs)], 1)  # (N, A + 1)
+        heads = functional.linear(outputs, *self._heads())  # (N, A + 1)
         padded = unpack(heads, packing, *tokens.shape)  # (B, T, A + 1)
-        return padded[..., :-1], padded[..., -1]
+        logits, values = padded.split([padded.shape[2] - 1, 1], 2)
+        return logits, values.squeeze(2)
 
     def _packed(
         self, tokens: Tensor, hidden: Tensor, lengths: Tensor, responses: Tensor | None
@@ -141,6 +144,11 @@ class StageGRUNetwork(AgentNetwork):
         """The embeddings of the tokens that a step may read: actions, and the first step's."""
         return self.token_embedding.weight[: self.interface.vocabulary.num_previous_tokens]
 
+    def _heads(self) -> tuple[Tensor, Tensor]:
+        """Policy and value heads side by side: weight (A + 1, D) and bias (A + 1,)."""
+        policy, value = self.policy_head, self.value_head
+        return torch.cat([policy.weight, value.weight]), torch.cat([policy.bias, value.bias])
+
     def logits(self, outputs: Tensor) -> Tensor:
         """(..., D) to (..., A)."""
         return self.policy_head(outputs)
@@ -158,12 +166,12 @@ class StageGRUNetwork(AgentNetwork):
     @torch.no_grad()
     def step_table(self) -> StepTable:
         """The constants of `step` for the current weights; make a new one when they change."""
-        weight = torch.cat([self.policy_head.weight, self.value_head.weight])  # (A + 1, D)
+        weight, bias = self._heads()
         return StepTable(
             gru=gru_table(self._read_embedding(), self.gru_weights),
             responses=self.response_input.step_table(),
             head_weight=weight.t().contiguous(),
-            head_bias=torch.cat([self.policy_head.bias, self.value_head.bias]),
+            head_bias=bias,
         )
 
     @torch.no_grad()
