@@ -46,12 +46,12 @@ def install():
 def taking_as_long_as_it_is_told(certify):
     """The calculator's certification is over before a test could interrupt it."""
 
-    def certified(*args):
+    def certified(*args, **known):
         if (folder() / "hold-certification").exists():
             (folder() / "certifying").touch()
         while (folder() / "hold-certification").exists():
             time.sleep(0.05)
-        return certify(*args)
+        return certify(*args, **known)
 
     return certified
 

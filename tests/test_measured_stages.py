@@ -14,9 +14,9 @@ from toolagent.rollouts import certification
 from toolagent.rollouts.certification import (
     SAMPLE_SIZE,
     certify,
+    certify_if_solved,
     certify_stage,
     fixed_sample,
-    is_solved,
     measure,
 )
 from toolagent.rollouts.episode_batch import empty_batch
@@ -137,11 +137,27 @@ def test_a_right_value_by_coincidence_is_not_valid():
 
 
 def test_all_problems_of_the_sample_right_is_solved_and_no_certificate(small_sample):
-    assert is_solved(Planner(), EXPRESSION, 2)
-    assert is_solved(Planner(), EXPRESSION, 5)
+    assert certify_if_solved(Planner(), EXPRESSION, 2)
+    assert certify_if_solved(Planner(), EXPRESSION, 5)
     assert not certify_stage(Planner(), EXPRESSION, 5).certified
-    assert not is_solved(Planner(sums_only), EXPRESSION, 2)
-    assert not is_solved(Planner(sums_only), EXPRESSION, 5)
+    assert not certify_if_solved(Planner(sums_only), EXPRESSION, 2)
+    assert not certify_if_solved(Planner(sums_only), EXPRESSION, 5)
+
+
+@pytest.mark.parametrize(("stage", "played_again"), [(2, 0), (5, SAMPLE_SIZE)])
+def test_what_is_known_to_be_solved_is_not_played_again(stage, played_again, monkeypatch):
+    """Of a sample the second split is, of which nothing is known."""
+    network, expected = Planner(), certify_stage(Planner(), EXPRESSION, stage)
+    known = {stage: certify_if_solved(network, EXPRESSION, stage)}
+    played, play = [], certification.play
+
+    def noted(network, task, problems):
+        played.append(len(problems))
+        return play(network, task, problems)
+
+    monkeypatch.setattr(certification, "play", noted)
+    assert certify(network, EXPRESSION, [stage], known) == [expected]
+    assert sum(played) == played_again
 
 
 def test_what_is_solved_is_judged_by_what_training_draws_from(small_sample):
@@ -151,7 +167,7 @@ def test_what_is_solved_is_judged_by_what_training_draws_from(small_sample):
         )
 
     network = Planner(poor_on_held_out)
-    assert is_solved(network, EXPRESSION, 5)
+    assert certify_if_solved(network, EXPRESSION, 5)
     row = certify_stage(network, EXPRESSION, 5)
     assert (row.accuracy, row.other_splits[0].accuracy) == (1.0, 0.0)
 

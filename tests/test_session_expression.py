@@ -110,14 +110,14 @@ def test_a_listed_stage_is_certified_and_another_solved_on_the_sample(settings):
 
 def test_what_was_solved_is_played_again_only_where_that_ends_the_run(settings, monkeypatch):
     played = []
-    is_solved = certification.is_solved
+    certify_if_solved = certification.certify_if_solved
 
     def noted(network, task, stage, failed):
         played.append(stage)
-        return is_solved(network, task, stage, failed)
+        return certify_if_solved(network, task, stage, failed)
 
-    monkeypatch.setattr(stopping, "is_solved", noted)
-    monkeypatch.setattr(certification, "is_solved", noted)
+    monkeypatch.setattr(stopping, "certify_if_solved", noted)
+    monkeypatch.setattr(certification, "certify_if_solved", noted)
     state, display = RunState(), Events()
     go_on = load_settings(None, (*LEVELS, "run.stop_when_solved=false"))
     assert not note_solved(go_on, up_to(4), state, display)
@@ -145,12 +145,12 @@ def test_what_was_failed_is_played_first(monkeypatch):
 
     monkeypatch.setattr(certification, "play", noted)
     failed = {}
-    assert not certification.is_solved(Planner(all_but_one), EXPRESSION, 4, failed)
+    assert not certification.certify_if_solved(Planner(all_but_one), EXPRESSION, 4, failed)
     assert sum(played) == certification.SAMPLE_SIZE
     played.clear()
-    assert not certification.is_solved(Planner(all_but_one), EXPRESSION, 4, failed)
+    assert not certification.certify_if_solved(Planner(all_but_one), EXPRESSION, 4, failed)
     assert played == [20]
-    assert certification.is_solved(Planner(), EXPRESSION, 4, failed)
+    assert certification.certify_if_solved(Planner(), EXPRESSION, 4, failed)
 
 
 def test_a_signal_ends_certifying(settings):

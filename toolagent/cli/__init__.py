@@ -16,8 +16,10 @@ SIGHUP that was ignored when the command began, as under `nohup`, stays ignored.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import gc
 import os
 import shutil
 import sys
@@ -40,6 +42,9 @@ from toolagent.tasks.base import ALL
 if TYPE_CHECKING:  # `rollouts` imports torch, which not every command needs
     from toolagent.rollouts.certification import StageAccuracy
     from toolagent.tasks import Task
+
+# Python's last collection would go through all that RLlib and torch have imported: a second.
+atexit.register(gc.freeze)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from toolagent.curriculum.callback import CurriculumCallback
 from toolagent.models.base import AgentNetwork
-from toolagent.rollouts.certification import are_solved, is_solved
+from toolagent.rollouts.certification import StageAccuracy, certify_if_solved
 
 
 class TrainingClock:
@@ -47,11 +47,16 @@ class StageCertifier:
 
     Args:
         curriculum: the callback that measures.
+
+    Attributes:
+        found: stage -> what `certify_if_solved` said of the network that was asked about last.
     """
 
     def __init__(self, curriculum: CurriculumCallback):
         self._curriculum = curriculum
-        self._failed: dict[int, Any] = {}  # of `certification.is_solved`
+        self._failed: dict[int, Any] = {}  # of `certify_if_solved`
+        self._measured: Any = None  # of the network that `found` is of
+        self.found: dict[int, StageAccuracy | None] = {}
 
     @property
     def candidates(self) -> set[int]:
@@ -60,20 +65,22 @@ class StageCertifier:
 
     def is_solved(self, stage: int) -> bool:
         """Whether the network solves every problem of the stage."""
-        return is_solved(self._network, self._curriculum.task, stage, self._failed)
+        if self._measured is not self._curriculum.measured:
+            self._measured, self.found = self._curriculum.measured, {}
+        if stage not in self.found:
+            self.found[stage] = certify_if_solved(
+                self._network, self._curriculum.task, stage, self._failed
+            )
+        return self.found[stage] is not None
 
-    def all_solved(self, known: Mapping[int, bool] | None = None) -> bool:
-        """Whether the network solves every stage that the curriculum names.
-
-        Args:
-            known: stage -> what `is_solved` said of this network; these are not played again.
-        """
-        known = known or {}
+    def all_solved(self) -> bool:
+        """Whether the network solves every stage that the curriculum names."""
         stages = self._curriculum.settings.stages
-        if not stages <= self.candidates - {stage for stage in known if not known[stage]}:
+        if not stages <= self.candidates:
             return False
-        left = stages - known.keys()
-        return are_solved(self._network, self._curriculum.task, left, self._failed)
+        # Those that were failed before come first.
+        ordered = sorted(stages, key=lambda stage: (stage not in self._failed, stage))
+        return all(map(self.is_solved, ordered))
 
     @property
     def _network(self) -> AgentNetwork:

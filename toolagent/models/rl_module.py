@@ -18,12 +18,15 @@ from ray.rllib.utils.annotations import override
 from torch import Tensor
 
 from toolagent.models.base import AgentNetwork, as_responses
+from toolagent.models.compiler import load_compiler_late
 from toolagent.models.registry import DEFAULT_NETWORK, network_class
 from toolagent.phases import timed
 from toolagent.tasks import get_task
 
 HIDDEN = "hidden"
 STARTED = "started"
+
+load_compiler_late()  # every process of a run imports this module
 
 
 class NetworkModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):

@@ -6,8 +6,8 @@ many to be listed, the accuracy is *measured* on a fixed sample, the same for ev
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,8 @@ SAMPLE_SIZE = 10_000  # problems of each split, where a stage has too many to be
 # Larger than any run's seed (`config.settings.MAX_SEED`), so that no stream of a run is the
 # sample's.
 _SAMPLE_SEED = 0xCE271F1E
+
+_Player = Callable[[Any], EpisodeBatch]  # plays problems greedily
 
 
 @dataclass(frozen=True)
@@ -89,48 +91,46 @@ class StageAccuracy:
 
 
 def certify(
-    network: AgentNetwork, task: Task, stages: Iterable[int] | None = None
+    network: AgentNetwork,
+    task: Task,
+    stages: Iterable[int] | None = None,
+    known: Mapping[int, StageAccuracy | None] | None = None,
 ) -> list[StageAccuracy]:
-    """The given stages of the task; all by default."""
-    return [certify_stage(network, task, s) for s in (task.stages if stages is None else stages)]
+    """The given stages of the task; all by default.
+
+    Args:
+        network: the agent.
+        task: the machine and its problems.
+        stages: of the task.
+        known: stage -> what `certify_if_solved` said of this network, which is not played again.
+    """
+    known = known or {}
+    wanted = task.stages if stages is None else stages
+    return [certify_stage(network, task, stage, known.get(stage)) for stage in wanted]
 
 
-def certify_stage(network: AgentNetwork, task: Task, stage: int) -> StageAccuracy:
+def certify_stage(
+    network: AgentNetwork, task: Task, stage: int, known: StageAccuracy | None = None
+) -> StageAccuracy:
     """Plays every problem of the stage greedily, or the fixed sample where they can't be listed.
 
     The figures of a listed stage are those of all its problems; `other_splits` tells of some of
     them apart: of all splits but the first, which is what training draws from. In a sample, the
     figures are those of the first split; `other_splits` holds the rest.
     """
-    first, *others = task.splits_of(stage)
-    if task.num_problems(stage) is not None:
-        whole, apart = _Count(task), {split: _Count(task) for split in others}
-        for problems in _listed(task, stage):
-            batch, judged = _played(network, task, problems)
-            whole.add(batch, judged)
-            split_of = task.split_of(problems)
-            for split, count in apart.items():
-                rows = split_of == task.splits.index(split)
-                count.add(batch.take(rows), {name: right[rows] for name, right in judged.items()})
-        parts = tuple(
-            count.result(stage, complete=True, split=split)
-            for split, count in apart.items()
-            if count.problems
-        )
-        return whole.result(stage, complete=True, other_splits=parts)
-    counted = []
-    for split in (first, *others):
-        count = _Count(task)
-        for problems in fixed_sample(task, stage, split):
-            count.add(*_played(network, task, problems))
-        counted.append(count.result(stage, split=split))
-    return replace(counted[0], other_splits=tuple(counted[1:]))
+    player = functools.partial(play, network, task)
+    result = known or _certified(player, task, stage)
+    if result.complete:
+        return result
+    others = [_sampled(player, task, stage, split) for split in task.splits_of(stage)[1:]]
+    return replace(result, other_splits=tuple(others))
 
 
-def is_solved(
+def certify_if_solved(
     network: AgentNetwork, task: Task, stage: int, failed: dict[int, Any] | None = None
-) -> bool:
-    """Whether all problems are solved that `certify_stage` counts; stops where one is not.
+) -> StageAccuracy | None:
+    """As `certify_stage`, but None, and no further, where a problem is not solved; of a sample the
+    first split only.
 
     Where the problems can't be listed that is no certificate: all of a sample are right.
 
@@ -143,23 +143,53 @@ def is_solved(
             the same ones some updates later, and asking it again and again then costs little.
     """
     failed = {} if failed is None else failed
-    if task.num_problems(stage) is not None:
-        parts = _listed(task, stage)
-    else:
-        parts = fixed_sample(task, stage, task.splits_of(stage)[0])
-    for part in itertools.chain([failed[stage]] if stage in failed else [], parts):
-        if not play(network, task, part).solved.all():
-            failed[stage] = part
-            return False
-    return True
+
+    def player(problems: Any) -> EpisodeBatch:
+        batch = play(network, task, problems)
+        if not batch.solved.all():
+            failed[stage] = problems
+            raise _NotSolved
+        return batch
+
+    try:
+        if stage in failed:
+            player(failed[stage])
+        return _certified(player, task, stage)
+    except _NotSolved:
+        return None
 
 
-def are_solved(
-    network: AgentNetwork, task: Task, stages: Iterable[int], failed: dict[int, Any]
-) -> bool:
-    """Whether each of the stages `is_solved`; those that were failed before come first."""
-    ordered = sorted(stages, key=lambda stage: (stage not in failed, stage))
-    return all(is_solved(network, task, stage, failed) for stage in ordered)
+class _NotSolved(Exception):
+    """Leaves the playing of a stage."""
+
+
+def _certified(player: _Player, task: Task, stage: int) -> StageAccuracy:
+    """A listed stage; of another one, the sample of its first split."""
+    first, *others = task.splits_of(stage)
+    if task.num_problems(stage) is None:
+        return _sampled(player, task, stage, first)
+    whole, apart = _Count(task), {split: _Count(task) for split in others}
+    for problems in _listed(task, stage):
+        batch, judged = _played(player, task, problems)
+        whole.add(batch, judged)
+        split_of = task.split_of(problems)
+        for split, count in apart.items():
+            rows = split_of == task.splits.index(split)
+            count.add(batch.take(rows), {name: right[rows] for name, right in judged.items()})
+    parts = tuple(
+        count.result(stage, complete=True, split=split)
+        for split, count in apart.items()
+        if count.problems
+    )
+    return whole.result(stage, complete=True, other_splits=parts)
+
+
+def _sampled(player: _Player, task: Task, stage: int, split: str) -> StageAccuracy:
+    """The fixed sample of a split."""
+    count = _Count(task)
+    for problems in fixed_sample(task, stage, split):
+        count.add(*_played(player, task, problems))
+    return count.result(stage, split=split)
 
 
 def fixed_sample(task: Task, stage: int, split: str) -> Iterator[Any]:
@@ -211,10 +241,10 @@ def _listed(task: Task, stage: int) -> Iterator[Any]:
 
 
 def _played(
-    network: AgentNetwork, task: Task, problems: Any
+    player: _Player, task: Task, problems: Any
 ) -> tuple[EpisodeBatch, dict[str, np.ndarray]]:
     """The problems played greedily, and what is judged of the programs."""
-    batch = play(network, task, problems)
+    batch = player(problems)
     return batch, task.judge(problems, batch.actions, batch.lengths)
 
 

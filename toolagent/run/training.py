@@ -157,7 +157,8 @@ class TrainingLoop:
             with interrupt.at_once(), self._session.watchdog.during("certifying"):
                 if stopped_by != "interrupted":
                     interrupt.check()  # there may have been a signal since it was looked for
-                stages = certified = certify(network, callback.task)
+                known = self._certifier.found if stopped_by == "solved" else None
+                stages = certified = certify(network, callback.task, known=known)
         except KeyboardInterrupt:
             if stopped_by == "interrupted":  # the second one
                 raise
@@ -203,16 +204,14 @@ class TrainingLoop:
         Raises:
             KeyboardInterrupt: a signal came.
         """
-        known = {}
         for stage in sorted(self._certifier.candidates):
             if str(stage) in self._state.first_solved:
                 continue
-            known[stage] = self._certifier.is_solved(stage)
-            if known[stage]:
+            if self._certifier.is_solved(stage):
                 self._note_first_solved(stage)
         # A student goes on: what it can do beyond these stages comes last.
         ends = self._settings.run.stop_when_solved and not self._is_student
-        return ends and self._certifier.all_solved(known)
+        return ends and self._certifier.all_solved()
 
     def _note_first_solved(self, stage: int) -> None:
         env_steps, time_s = self._state.env_steps, self._state.time_s

@@ -212,7 +212,8 @@ class TrialReport(RLlibCallback):
         stages = sorted(self.settings.curriculum.stages)
         if ended:
             network = self.curriculum.refresh_network(algorithm)
-            self.stages = certify(network, self.curriculum.task, stages)
+            known = self._certifier.found if certified else None
+            self.stages = certify(network, self.curriculum.task, stages, known)
             accuracies = {str(row.stage): row.accuracy for row in self.stages}
         else:
             measured = result[CURRICULUM]["accuracy"]
