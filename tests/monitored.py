@@ -138,9 +138,10 @@ def live_run(*flags: str) -> Iterator[LiveRun]:
 
             def started() -> bool:
                 assert process.poll() is None, output.read_text()
-                return (folder / "calculating" / "progress.jsonl").is_file()
+                trains = (folder / "calculating" / "progress.jsonl").is_file()
+                return trains and "Ray dashboard: " in output.read_text()
 
-            wait_for(started, "the first iteration")
+            wait_for(started, "the first iteration and the dashboard")
             session = (folder / "ray" / "session_latest").resolve()
             discovery = session / "prom_metrics_service_discovery.json"
             address = output.read_text().split("Ray dashboard: ")[1].split()[0]

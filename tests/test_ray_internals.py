@@ -7,10 +7,12 @@ import inspect
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from processes import WAIT_S, own_environment
@@ -31,6 +33,8 @@ ENTRIES = {
     "spread_env_runners",
     "learner_backend",
     "loopback_only",
+    "lean_node",
+    "dashboard_address",
     "own_sigterm_handler",
     "shut_down_beside",
     "cpus_that_ray_sees",
@@ -247,3 +251,28 @@ def test_a_handler_of_nobody_is_left_to_ray(monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
     with ray_internals.own_sigterm_handler():
         assert utils.set_sigterm_handler is real
+
+
+@pytest.mark.slow
+def test_a_lean_node_starts_what_is_of_use_and_does_not_wait_for_its_dashboard():
+    from toolagent.cluster.ray_session import ray_session
+
+    with ray_session(None, dashboard=True) as cluster:
+        children = psutil.Process().children()
+        started = {" ".join(child.cmdline()): child for child in children}
+        assert not [line for line in started if "monitor.py" in line]
+        (dashboard,) = [child for line, child in started.items() if "dashboard.py" in line]
+        assert dashboard.nice() == min(19, psutil.Process().nice() + 10)
+        told = []
+        cluster.tell_of_dashboard(told.append)
+        host, _, port = str(cluster.dashboard.result(WAIT_S)).rpartition(":")
+        socket.create_connection((host, int(port))).close()
+        assert told[0] == f"Ray dashboard: http://{host}:{port}"
+    with ray_session(None, dashboard=False) as cluster:
+        assert cluster.dashboard.result(0) is None
+        assert not [c for c in psutil.Process().children() if "dashboard.py" in str(c.cmdline())]
+
+
+def test_ray_waits_for_a_dashboard_without_an_option():
+    parameters = inspect.signature(ray.init).parameters
+    assert not [name for name in parameters if re.search("wait|monitor|nice", name)]

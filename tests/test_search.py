@@ -437,7 +437,7 @@ def test_as_many_trials_at_once_as_fit(write, runners, at_once, cpus, expected):
         settings={"env_runners.num_env_runners": runners}, trials_at_once=at_once, num_samples=4
     )
     search = load_search(path)
-    trials, share, notes = plan(search, Cluster(cpus, 0.0, 1, None, False))
+    trials, share, notes = plan(search, Cluster(cpus, 0.0, 1, False))
     assert trials == expected
     assert notes[0].startswith(f"{expected} trial")
     request = trial_class(search, share).default_resource_request({LR: 1e-3})
@@ -446,7 +446,7 @@ def test_as_many_trials_at_once_as_fit(write, runners, at_once, cpus, expected):
 
 def test_more_gpus_than_there_are_are_refused_before_any_trial(write):
     search = load_search(write(settings={"learners.num_gpus_per_learner": 1}))
-    assert "num_gpus_per_learner" in refusal(plan, search, Cluster(2.0, 0.0, 1, None, False))
+    assert "num_gpus_per_learner" in refusal(plan, search, Cluster(2.0, 0.0, 1, False))
 
 
 # What a person sees -----------------------------------------------------------------------

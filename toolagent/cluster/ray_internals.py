@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+
+_DASHBOARD_NICENESS = 10  # more than this process's
+_POLL_S = 0.2
 
 
 def actor_manager(group: Any) -> Any:
@@ -108,6 +112,69 @@ def loopback_only() -> Iterator[None]:
 
     with _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
         yield
+
+
+@contextlib.contextmanager
+def lean_node() -> Iterator[None]:
+    """A node that `ray.init()` starts in the block has no more processes than are of use here, and
+    its dashboard is not waited for (`dashboard_address`).
+
+    The dashboard loads for some seconds, at a lower priority than those who train. Without it, Ray
+    would start it all the same, to report usage. Left out too are the monitor of an autoscaler,
+    and that of the logs, which sends them to a driver that does not want them.
+
+    Missing: options of `ray.init()` for all of this.
+    """
+    from ray._private import node, ray_constants, services
+
+    start, start_process = services.start_api_server, services.start_ray_process
+    started: list[Any] = []
+
+    def start_behind(*args: Any, **options: Any) -> Any:
+        started.append(start_process(*args, **options))
+        niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + _DASHBOARD_NICENESS)
+        os.setpriority(os.PRIO_PROCESS, started[0].process.pid, niceness)
+        return started[0]
+
+    def start_dashboard(include: bool | None, raises: bool, *args: Any, **options: Any) -> Any:
+        if include:
+            with (
+                _replaced(services, "start_ray_process", start_behind),
+                _replaced(ray_constants, "RAY_DASHBOARD_STARTUP_TIMEOUT_S", 0),
+            ):
+                start(include, False, *args, **options)  # gives up at once, and leaves it running
+        return "", next(iter(started), None)
+
+    with (
+        _replaced(services, "start_api_server", start_dashboard),
+        _replaced(node.Node, "start_monitor", lambda self: None),
+        _replaced(node.Node, "start_log_monitor", lambda self: None),
+    ):
+        yield
+
+
+def dashboard_address(ended: threading.Event) -> str | None:
+    """Waits for the dashboard of a `lean_node`; 'host:port', or None if it does not start.
+
+    Missing: `ray.init()` waits for it itself, or starts none.
+
+    Args:
+        ended: nobody waits for it any more; None is returned then, too.
+    """
+    from ray._private import ray_constants, worker
+    from ray.exceptions import RpcError
+
+    node: Any = worker._global_node
+    processes = node.all_processes.get(ray_constants.PROCESS_TYPE_DASHBOARD)
+    space = ray_constants.KV_NAMESPACE_DASHBOARD
+    with contextlib.suppress(RpcError):  # the cluster has ended
+        while processes and processes[0].process.poll() is None and not ended.wait(_POLL_S):
+            store = node.get_gcs_client()
+            address = store.internal_kv_get(ray_constants.DASHBOARD_ADDRESS.encode(), space)
+            if address is not None:
+                store.internal_kv_put(b"webui:url", address, True, space)  # others look there
+                return address.decode()
+    return None
 
 
 @contextlib.contextmanager

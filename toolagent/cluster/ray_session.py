@@ -10,8 +10,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from toolagent.cluster.address import check_address, no_cluster
@@ -21,6 +22,7 @@ from toolagent.cluster.token import prepare_token, token_is_sent, where_token_is
 from toolagent.errors import UserError, check_text
 
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_LOOK_S = 2.0  # a look for the dashboard takes some milliseconds, while there is a cluster
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,27 @@ class Cluster:
     cpus: float
     gpus: float
     nodes: int
-    dashboard_url: str | None
     joined: bool  # an existing cluster, not one started here
     # What each node offers: {"CPU": 8.0, "GPU": 1.0, ...}, custom resources among them.
     offers: tuple[Mapping[str, float], ...] = ()
     driver: Mapping[str, float] = field(default_factory=dict)  # the offer of the driver's node
+    # Of Ray's dashboard: 'host:port', or None without one. One that is started here takes seconds.
+    dashboard: Future[str | None] = field(default_factory=Future)
     # Begins to end it, beside what else is to be done; nothing may use Ray from then on.
     end: Callable[[], None] = lambda: None
 
-    @property
-    def dashboard_lines(self) -> list[str]:
-        """Where Ray's dashboard is, and where the token is that it asks for; [] without one."""
-        if not self.dashboard_url:
-            return []
-        asks = not self.joined or token_is_sent()
-        token = where_token_is() if asks else None
-        return [
-            f"Ray dashboard: http://{self.dashboard_url}",
-            *([f"  it asks for a token: {token}"] if token else []),
-        ]
+    def tell_of_dashboard(self, tell: Callable[[str], None]) -> None:
+        """Tells, line by line and once it answers, where Ray's dashboard is, and where the token is
+        that it asks for; nothing without one."""
+
+        def found(dashboard: Future[str | None]) -> None:
+            if url := dashboard.result():
+                tell(f"Ray dashboard: http://{url}")
+                token = where_token_is() if not self.joined or token_is_sent() else None
+                if token:
+                    tell(f"  it asks for a token: {token}")
+
+        self.dashboard.add_done_callback(found)
 
 
 def quiet() -> None:
@@ -140,7 +144,13 @@ def ray_session(
     import ray
     from ray.exceptions import AuthenticationError
 
-    from toolagent.cluster.ray_internals import loopback_only, own_sigterm_handler, shut_down_beside
+    from toolagent.cluster.ray_internals import (
+        dashboard_address,
+        lean_node,
+        loopback_only,
+        own_sigterm_handler,
+        shut_down_beside,
+    )
 
     # "local": without it, Ray would join whatever cluster `ray start` has left on this machine.
     options: dict[str, Any] = {
@@ -162,6 +172,7 @@ def ray_session(
         _hangup_held(),
         python_path({} if address else document or {}),
         loopback_only() if local else contextlib.nullcontext(),
+        lean_node(),
     ):
         try:
             meanwhile()
@@ -170,25 +181,44 @@ def ray_session(
             if not address:
                 raise
             raise no_cluster(address, str(error).strip().splitlines()[0]) from None
-    ending: list[Thread] = []
+    found: Future[str | None] = Future()
+    ending, ended = list[Thread](), Event()
+
+    def find_dashboard() -> None:
+        url = dashboard_address(ended)
+        if not ended.is_set():
+            found.set_result(url)
+
+    finding = Thread(target=find_dashboard, name="find-dashboard", daemon=True)
+
+    def look_no_further() -> None:
+        ended.set()
+        if finding.ident is not None:
+            finding.join(_LOOK_S)
 
     def end() -> None:
+        look_no_further()
         ending.append(shut_down_beside())
 
     try:
         quiet()
+        if address or not dashboard:
+            found.set_result(context.dashboard_url or None)
+        else:
+            finding.start()
         offers = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         yield Cluster(
             cpus=sum(offer.get("CPU", 0.0) for offer in offers.values()),
             gpus=sum(offer.get("GPU", 0.0) for offer in offers.values()),
             nodes=len(offers),
-            dashboard_url=context.dashboard_url or None,
             joined=address is not None,
             offers=tuple(offers.values()),
             driver=offers.get(ray.get_runtime_context().get_node_id(), {}),
+            dashboard=found,
             end=end,
         )
     finally:
+        look_no_further()
         with own_sigterm_handler():  # a request to stop may come after it too
             for thread in ending:
                 thread.join()

@@ -11,7 +11,7 @@ from toolagent.phases import phase
 # What a run cannot be configured without: RLlib, with torch, takes some seconds.
 FOR_TRAINING = ("ray.rllib.algorithms.ppo", "toolagent.run.execution")
 # What the report at the end is made with.
-FOR_RESULTS = ("jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure")
+FOR_RESULTS = ("jinja2", "matplotlib.backends.backend_svg", "matplotlib.figure")
 
 
 def import_ahead(names: tuple[str, ...]) -> threading.Thread:

@@ -100,8 +100,9 @@ def _print_what_begins(session: Session, notes: list[str]) -> None:
     console.print(f"results in {folder.name}", soft_wrap=True)
     if folder.mirror is not None:
         console.print(f"until they are there, in {folder.path}", soft_wrap=True)
-    for note in (*session.cluster.dashboard_lines, *notes, *session.start.notes):
+    for note in (*notes, *session.start.notes):
         cli.say(console, note)
+    session.cluster.tell_of_dashboard(session.display.event)
 
 
 def _rows_so_far(session: Session) -> list[dict[str, Any]]:

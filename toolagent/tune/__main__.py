@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -160,8 +161,9 @@ def _run(
         f"scheduler {settings.scheduler}, objective {settings.objective}",
     )
     console.print(f"results in {folder.path}", soft_wrap=True)
-    for note in (*cluster.dashboard_lines, *notes):
+    for note in notes:
         cli.say(console, note)
+    cluster.tell_of_dashboard(functools.partial(cli.say, console))
     nothing_left = all_ended(rows_of(folder))
     start = time.monotonic()
     with interrupt:
