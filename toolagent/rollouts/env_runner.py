@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import toolagent.cluster.rllib_import  # noqa: F401  before all that would import it
+
+# isort: split
 import math
 import secrets
 import time

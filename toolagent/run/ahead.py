@@ -9,7 +9,7 @@ import threading
 from toolagent.phases import phase
 
 # What a run cannot be configured without: RLlib, with torch, takes some seconds.
-FOR_TRAINING = ("ray.rllib.algorithms.ppo", "toolagent.run.execution")
+FOR_TRAINING = ("toolagent.cluster.rllib_import", "toolagent.run.execution")
 # What the report at the end is made with.
 FOR_RESULTS = ("jinja2", "matplotlib.backends.backend_svg", "matplotlib.figure")
 
