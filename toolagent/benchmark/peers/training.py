@@ -15,7 +15,7 @@ from toolagent.benchmark.peers import PEERS
 from toolagent.benchmark.peers.base import Peer, PeerEnvironment, PeerNetwork
 from toolagent.config import load_settings
 from toolagent.curriculum.rule import CurriculumState, decide
-from toolagent.rollouts.certification import are_solved, certify, is_solved, measure
+from toolagent.rollouts.certification import certify, certify_if_solved, measure
 
 # As often as the default run does, which measures after 10 updates of 640 episodes.
 MEASURE_EVERY_ENV_STEPS = 30_000
@@ -78,10 +78,10 @@ def train_peer(
         rows = measure(network, task, stages, rng, curriculum.measure_problems)
         faultless = [row.stage for row in rows if row.faultless]
         for stage in faultless:
-            if stage not in first and is_solved(network, task, stage, failed):
+            if stage not in first and certify_if_solved(network, task, stage, failed):
                 first[stage] = env_steps, time.perf_counter() - started
         if len(faultless) == len(stages):
-            solved = are_solved(network, task, stages, failed)
+            solved = all(certify_if_solved(network, task, stage, failed) for stage in stages)
         decision = decide(
             curriculum,
             state,
