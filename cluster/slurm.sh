@@ -18,8 +18,10 @@
 # when the job ends, so nothing idles.
 #
 # A node that fails, or is set down, ends the job with all of its parts, as does `scancel JOB`, at
-# once: continue with --resume, from the last checkpoint (one a minute). What Slurm kills can't tidy
-# up: .toolagent-JOB.*, with the token of a cluster that is gone, and /tmp/toolagent-JOB.* are left.
+# once: continue with --resume, from the last checkpoint (one a minute). (--no-kill changes nothing:
+# Slurm ends a heterogeneous job whatever it says, as one part has a single node.) The job tidies up
+# then too, within Slurm's KillWait, 30 s by default. A node that lost its power keeps its
+# /tmp/toolagent-JOB.*, and the first one .toolagent-JOB.*, with the token of a cluster that is gone.
 #
 # Without a GPU: delete the line with --gpus-per-node below.
 #
@@ -50,6 +52,7 @@ fi
 # shellcheck disable=SC2329  # called by the trap
 finish() {
   trap '' TERM INT
+  rm -rf "$private" # before all that may take longer than Slurm gives a job that it ends
   # The other nodes first, while the head is there; srun itself would kill them on a signal.
   if [[ -n "$nodes" ]] && scancel --signal=TERM "$SLURM_JOB_ID_HET_GROUP_1.0" 2>/dev/null; then
     timeout 20 tail --pid="$nodes" --follow /dev/null || true
@@ -57,7 +60,7 @@ finish() {
   if [[ -n "$head" ]] && kill -TERM "$head" 2>/dev/null; then
     wait "$head" || true
   fi
-  rm -rf "$private" "$TMPDIR"
+  rm -rf "$TMPDIR"
 }
 head="" nodes=""
 umask 077
@@ -72,6 +75,9 @@ umask 022
 
 unset RAY_ADDRESS RAY_TMPDIR
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # else nodes of a job that has ended wait for 30 s
+# A node that is gone without a word, for whose episodes learning waits, is given up after 20 s
+# instead of Ray's 65 s; Slurm itself ends the job later.
+export RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000
 # All ports are free ones, as another job may be on the same node; 0 leaves the choice to Ray, which
 # takes none for this one, though no client uses it.
 unused_port="$(python -c 'import socket; s = socket.create_server(("", 0)); print(s.getsockname()[1])')"
@@ -107,10 +113,16 @@ python "$here/with_nodes.py" --cpus "$runners" --gpus "$gpus" --wait-s 300 -- \
   --num-learners 1 --num-gpus-per-learner "$gpus" "$@" &
 run=$!
 trap 'kill -TERM "$run" || true; pkill -TERM -P "$run" || true' TERM INT
+# Without Ray the run can do nothing more, and may wait for it for minutes.
+while kill -0 "$run" 2>/dev/null; do
+  if ! kill -0 "$head" 2>/dev/null; then
+    echo "error: Ray has ended on the first node" >&2
+    pkill -KILL -P "$run" || true
+    kill -KILL "$run" || true
+  fi
+  sleep 1 & # in the background, as `wait` lets traps through
+  wait "$!" || true
+done
 code=0
 wait "$run" || code=$?
-while kill -0 "$run" 2>/dev/null; do # a signal ends `wait` before the run has ended
-  code=0
-  wait "$run" || code=$?
-done
 exit "$code"

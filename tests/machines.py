@@ -190,6 +190,10 @@ class Network:
         self.machines[name] = machine
         return machine
 
+    def connect(self, name: str, connected: bool) -> None:
+        """Plugs a machine's cable in, or pulls it: nobody is told anything."""
+        self._in_switch(f"ip link set dev {name} {'up' if connected else 'down'}")
+
     def end(self) -> None:
         """Ends all machines, and every process on them."""
         with contextlib.suppress(ProcessLookupError):
@@ -213,6 +217,11 @@ def _wait(what, seconds: float = 20.0):
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
     return found
+
+
+def slowness() -> float:
+    """How much longer than on an idle machine things take: programs that want each CPU now."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def owned_by_user(*paths: Path) -> None:

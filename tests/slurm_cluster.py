@@ -92,6 +92,10 @@ class Slurm:
     def start_node(self, name: str) -> None:
         self.nodes[name].start("mkdir -p /run/slurmd; exec slurmd -D", self.log / f"slurmd-{name}")
 
+    def resume(self, name: str) -> None:
+        """Takes a node that was set down into service again."""
+        self.login.run(f"scontrol update NodeName={name} State=RESUME", "root", check=False)
+
     def states(self) -> dict[str, str]:
         """Of the nodes, as Slurm calls them."""
         lines = self.login.run("sinfo --noheader --Node --format='%N %t'", check=False).splitlines()
