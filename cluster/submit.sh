@@ -4,6 +4,7 @@
 # forwarded to this machine (the header of each file says how).
 #
 #   export RAY_AUTH_MODE=token                 # the token itself: ~/.ray/auth_token, mode 0600
+#   export RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265       # else `ray job` finds no cluster
 #   cluster/submit.sh --cpus 32 --gpus 1 -- \
 #       --config expression --num-env-runners 32 --num-learners 1 --num-gpus-per-learner 1 \
 #       --output-dir /results/first

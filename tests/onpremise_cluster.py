@@ -82,7 +82,8 @@ class OnPremise:
         """As the header's commands are given: in the checkout, with the token."""
         return (
             f"cd {CHECKOUT} && . ~/toolagent-venv/bin/activate && "
-            f"export RAY_AUTH_MODE=token && {line}"
+            "export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 && "
+            f"{line}"
         )
 
     def run(self, line: str, timeout: float = 300, check: bool = True) -> str:
