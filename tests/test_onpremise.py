@@ -129,7 +129,7 @@ def where_secrets_are(hosts, name):
     """The files of a host with the token, or with the key, and their modes."""
     found = {}
     for word in (secret_of(hosts), "BEGIN OPENSSH PRIVATE KEY"):
-        out = hosts.hosts[name].run(f"grep -rlsF -- '{word}' ~ /tmp /dev/shm", "root", check=False)
+        out = hosts.hosts[name].run(f"grep -rlsF -- '{word}' ~ /tmp /dev/shm", check=False)
         for path in out.split():
             found[path.rpartition("/")[2]] = hosts.hosts[name].run(f"stat -c %a {path}").strip()
     return found
