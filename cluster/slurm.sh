@@ -113,10 +113,10 @@ python "$here/with_nodes.py" --cpus "$runners" --gpus "$gpus" --wait-s 300 -- \
   --num-learners 1 --num-gpus-per-learner "$gpus" "$@" &
 run=$!
 trap 'kill -TERM "$run" || true; pkill -TERM -P "$run" || true' TERM INT
-# Without Ray the run can do nothing more, and may wait for it for minutes.
+# Without Ray on the first node, or on any other, the run can do nothing more: it would only wait.
 while kill -0 "$run" 2>/dev/null; do
-  if ! kill -0 "$head" 2>/dev/null; then
-    echo "error: Ray has ended on the first node" >&2
+  if ! kill -0 "$head" 2>/dev/null || ! kill -0 "$nodes" 2>/dev/null; then
+    echo "error: Ray has ended on the first node or on all others" >&2
     pkill -KILL -P "$run" || true
     kill -KILL "$run" || true
   fi
