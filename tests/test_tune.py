@@ -161,12 +161,12 @@ def test_a_search_in_which_every_trial_failed_does_not_end_with_0(tmp_path):
     base["training"]["explorer_share"] = 0.0
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     # PBT, which does not try the base: that one would come to a result.
-    write(tmp_path, base="base.yaml", space=space, scheduler="pbt", num_samples=1)
+    write(tmp_path, base="base.yaml", space=space, scheduler="pbt", num_samples=2)
     process = start("--config", "search.yaml", "--output-dir", "out", cwd=tmp_path)
     _, err = processes.output_of(process)
     assert process.returncode == 1
     assert err.startswith("error: no trial came to a result")
-    assert summary_of(tmp_path / "out")["failed"] == 1
+    assert summary_of(tmp_path / "out")["failed"] == 2
 
 
 def files_in(folder):
