@@ -132,9 +132,9 @@ def ray_session(
             most of them spent waiting.
 
     Raises:
-        UserError: Ray runs in this process already; there is no cluster at `address`, or it can't
-            be joined; there is no token where the environment says; or Ray's sockets can't be
-            where it says.
+        UserError: Ray runs in this process already, or does not start; there is no cluster at
+            `address`, or it can't be joined; there is no token where the environment says; or Ray's
+            sockets can't be where it says.
     """
     _check_not_running()
     _check_paths()
@@ -142,7 +142,6 @@ def ray_session(
     if not address:
         prepare_temporary_folder()
     import ray
-    from ray.exceptions import AuthenticationError
 
     from toolagent.cluster.ray_internals import (
         dashboard_address,
@@ -174,13 +173,14 @@ def ray_session(
         loopback_only() if local else contextlib.nullcontext(),
         lean_node(),
     ):
+        meanwhile()
         try:
-            meanwhile()
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
-        except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
-            if not address:
-                raise
-            raise no_cluster(address, str(error).strip().splitlines()[0]) from None
+        except Exception as error:  # a bare one says that Ray's node did not come up in time
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if address:
+                raise no_cluster(address, reason) from None
+            raise UserError(f"Ray did not start on this machine: {reason}") from None
     found: Future[str | None] = Future()
     ending, ended = list[Thread](), Event()
 
