@@ -248,10 +248,11 @@ def taken() -> ProcessTimes | None:
 
 
 def _age_of_process_ns() -> int:
-    """To a hundredth of a second."""
-    import psutil
-
-    return max(0, round((time.time() - psutil.Process().create_time()) * 1e9))
+    """To a hundredth of a second. (What psutil tells is off by up to one: the kernel gives the time
+    that the machine was started at in whole seconds.)"""
+    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # since the machine was started
+    return max(0, round((time.clock_gettime(time.CLOCK_BOOTTIME) - started) * 1e9))
 
 
 def _machine() -> str:

@@ -81,7 +81,9 @@ class StageGRUNetwork(AgentNetwork):
         weight = self.token_embedding.weight  # (V, D)
         shown = (context != self.pad_token).to(weight.dtype)  # (B, L)
         # The embeddings' sum as a product: how often each token stands there, times the table.
-        counts = shown.new_zeros(len(context), len(weight)).scatter_add_(1, context.long(), shown)
+        # (An export keeps `shape[0]` open, where `len` would fix the number of rows.)
+        counts = shown.new_zeros(context.shape[0], weight.shape[0])
+        counts = counts.scatter_add(1, context.long(), shown)  # (B, V)
         mean = counts @ weight / shown.sum(1, keepdim=True).clamp(min=1)  # (B, D)
         return torch.tanh(mean + self.stage_embedding(stage.int()))
 
