@@ -84,7 +84,7 @@ def write_report(
             told = [row for row in ranked if row.settings and conclusive(search, row)]
             if len(told) < fewest:
                 how = "ended" if search.settings.objective == ACCURACY else "certified"
-                note = f"the base apart, {len(told)} settings {how}; it takes {fewest}"
+                note = f"settings {how}, besides the base: {len(told)}; it takes {fewest}"
             else:
                 note = plot_settings(function, search, told, path)
             if note:
