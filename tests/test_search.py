@@ -391,7 +391,7 @@ def test_importance_is_not_drawn_from_few_trials_or_from_noise(write, tmp_path, 
     rows += [trial(n, n / 100, {LR: n / 1000}, n < 11) for n in range(2, 30)]
     summary = summarize(search, rows, folder, "completed", 1.0)
     (note,) = write_report(search, rows, folder, summary)
-    assert "9 settings certified; it takes 10" in note
+    assert "besides the base: 9; it takes 10" in note
     assert not folder.importance.exists()
     assert {name: len(rows) for name, rows in drawn.items()} == {"plot_parallel_coordinate": 9}
 
