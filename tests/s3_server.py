@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
-from processes import free_port
+from processes import free_port, start_server
 
 BUCKET = "results"
 
@@ -25,18 +22,11 @@ class S3Server:
         self.client = None
 
     def start(self):
-        self.process = subprocess.Popen(
+        self.process = start_server(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            f"http://127.0.0.1:{self.port}/moto-api/",
             env={**os.environ, **self._environment},
         )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api/", timeout=2).read()
-                break
-            time.sleep(0.1)
         return self
 
     def stop(self):
