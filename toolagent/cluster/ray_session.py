@@ -160,6 +160,9 @@ def ray_session(
     }
     # Ray's workers have niceness 15 by default: beside any other work, env runners hardly play.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Up to this size (by default 100 kB) arguments and results are messages: the weights of a small
+    # network take half as long as by the object store.
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(1 << 20))
     if address:
         check_address(address)
         options = {"address": address, "runtime_env": runtime_environment(document or {})}

@@ -278,8 +278,8 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
     def publish_weights(self, weights: dict[str, Any] | None = None) -> None:
         """Puts the learner's weights, numbered, into every request from now on.
 
-        The reference travels with each request, so a runner never plays with weights older than
-        its request and no separate message can be dropped.
+        They, or a reference to them, travel with each request, so a runner never plays with weights
+        older than its request and no separate message can be dropped.
 
         Args:
             weights: the state of the learner's modules; None: it is asked for it.
@@ -298,7 +298,9 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
             EARLIER_STAGES: self.env_runner_group.local_env_runner.env.earlier_stage_weights,
         }
         remote = self.env_runner_group.num_remote_env_runners() > 0
-        self._weights = ray.put(state) if remote else state
+        # Ray's object store takes longer than a message: it is for what is sent more than once.
+        stored = remote and self._fragments_per_update() > 1
+        self._weights = ray.put(state) if stored else state
 
     def _stage(self) -> int:
         """The curriculum's stage, as its callback set it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
-from toolagent.learning.losses import actor_critic_loss
+from toolagent.learning.losses import LossParts, actor_critic_loss
 from toolagent.models.allocation import keep_freed_memory
 from toolagent.phases import timed
 
@@ -76,8 +76,10 @@ class EpisodeColumnsLearner(TorchLearner):
     def build(self) -> None:
         super().build()
         self._skipped_in_a_row = 0
-        # Since the metrics were reduced: figures of the latest update and env steps of each batch.
-        self._latest: dict[str, dict[str, Tensor]] = {}
+        # Since the metrics were reduced: of the latest update what computes the loss's parts, and
+        # the gradient's norm as a tensor; of each batch the env steps.
+        self._loss_parts: dict[str, Callable[[], LossParts]] = {}
+        self._norms: dict[str, Tensor] = {}
         self._steps_trained: dict[str, list[int]] = {}
         # The matrices are small: a second thread would take a runner's core and gain nothing.
         torch.set_num_threads(1)
@@ -168,8 +170,7 @@ class EpisodeColumnsLearner(TorchLearner):
         loss, parts = actor_critic_loss(
             fwd_out[Columns.ACTION_DIST_INPUTS], fwd_out[Columns.VF_PREDS], batch, config
         )
-        # Kept as tensors: they are read when RLlib reduces its metrics, not once an update.
-        self._latest[module_id] = dict(zip(_PARTS, parts, strict=True))
+        self._loss_parts[module_id] = parts
         return loss
 
     @override(Learner)
@@ -186,7 +187,7 @@ class EpisodeColumnsLearner(TorchLearner):
         torch.nn.utils.clip_grads_with_norm_(
             module_gradients_dict, config.grad_clip, self._gradient_norm
         )
-        self._latest.setdefault(module_id, {})[GRADIENT_NORM] = self._gradient_norm
+        self._norms[module_id] = self._gradient_norm
         return module_gradients_dict
 
     @override(TorchLearner)
@@ -272,8 +273,11 @@ class EpisodeColumnsLearner(TorchLearner):
         """RLlib's metrics since the last call. What every update has to say is logged here, at
         once: logging takes RLlib as long as a loss takes."""
         log = self.metrics.log_value
-        for module_id, figures in self._latest.items():
+        for module_id, parts in self._loss_parts.items():
+            figures = dict(zip(_PARTS, parts(), strict=True))
             self.metrics.log_dict(figures, key=module_id, window=1)
+        for module_id, norm in self._norms.items():
+            log((module_id, GRADIENT_NORM), norm, window=1)
         for module_id, steps in self._steps_trained.items():
             log((module_id, WEIGHTS_SEQ_NO), self._weights_seq_no, window=1)
             log((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), sum(steps) / len(steps), reduce="mean")
@@ -287,5 +291,5 @@ class EpisodeColumnsLearner(TorchLearner):
                 reduce="lifetime_sum",
                 with_throughput=True,
             )
-        self._latest, self._steps_trained = {}, {}
+        self._loss_parts, self._norms, self._steps_trained = {}, {}, {}
         return self.metrics.reduce()

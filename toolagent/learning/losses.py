@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ class LossParts(NamedTuple):
 @torch.no_grad()
 def actor_critic_loss(
     logits: Tensor, values: Tensor, batch: dict[str, Tensor], config: Any
-) -> tuple[Tensor, LossParts]:
+) -> tuple[Tensor, Callable[[], LossParts]]:
     """The loss of `EpisodeColumnsLearner`, as documented there, and its parts.
 
     The policy loss is over what the present policy (or a recent one, mu) played. With A the
@@ -86,7 +87,8 @@ def actor_critic_loss(
         config: a `ToolAgentConfig`.
 
     Returns:
-        The loss, of which `backward` sends the gradients on to `logits` and `values`; its parts.
+        The loss, of which `backward` sends the gradients on to `logits` and `values`; and what
+        computes its parts, which few updates are asked for.
     """
     rewards, clip = batch["rewards"], config.clip_param
     happened = step_mask(batch["lengths"], logits.shape[1]).to(values.dtype)  # (B, T)
@@ -136,18 +138,21 @@ def actor_critic_loss(
     d_logits = torch.addcmul(shared, log_policy, weights.unsqueeze(-1)).mul_(probabilities)
     d_logits.scatter_add_(-1, actions, d_chosen.unsqueeze(-1))
     d_values = residuals * (-2 * config.vf_loss_coeff / steps)
-    variance = _variance(targets, played)
-    parts = LossParts(
-        policy=policy,
-        value=value,
-        entropy=masked_mean(entropy, played),
-        imitation=imitation,
-        clipped_share=clipped_steps / steps,
-        approximate_kl=(beyond - moved).sum() / steps,
-        explained_variance=torch.where(
-            variance > 0, 1 - _variance(residuals, played) / variance, torch.nan
-        ),
-    )
+
+    def parts() -> LossParts:
+        variance = _variance(targets, played)
+        return LossParts(
+            policy=policy,
+            value=value,
+            entropy=masked_mean(entropy, played),
+            imitation=imitation,
+            clipped_share=clipped_steps / steps,
+            approximate_kl=(beyond - moved).sum() / steps,
+            explained_variance=torch.where(
+                variance > 0, 1 - _variance(residuals, played) / variance, torch.nan
+            ),
+        )
+
     with torch.enable_grad():
         return _KnownGradients.apply(loss, logits, values, d_logits, d_values), parts
 

@@ -202,11 +202,11 @@ _FORWARD = {
 }
 _BACKWARD = {
     "recurrent": ("packed", 3),  # as `_FORWARD` leaves it
-    "before": ("packed", 1),
     "new": ("packed", 1),
     "d_after": ("packed", 1),  # by the outputs
+    "before": ("step", 1),
     "carry": ("step", 1),  # d_after by the later steps; becomes their gradient past the products
-    "d_recurrent": ("packed", 3),  # written: of W_hh h
+    "d_recurrent": ("step", 3),  # written: of W_hh h
     "d_table": ("token", 3),  # added to
     "d_extra": ("place", 3),  # written
     "d_bias": ("one", 1),  # added to
@@ -401,21 +401,23 @@ class FusedGRU(torch.autograd.Function):
         weight, hidden, tokens, places, recurrent, new, after = ctx.saved_tensors
         d_after, width = gradients[0].contiguous(), hidden.shape[1]
         starts = [0, *itertools.accumulate(ctx.sizes[:-1])]
-        later = zip(starts, ctx.sizes[1:], strict=False)  # where a step's rows were one step before
-        before = torch.cat([hidden] + [after[start : start + size] for start, size in later])
-        carry = torch.zeros_like(hidden)
-        d_recurrent = torch.empty_like(recurrent)
+        carry, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
         d_table = hidden.new_zeros(ctx.vocabulary, 3 * width)
         d_extra = hidden.new_empty(ctx.num_extra + 1, 3 * width)  # the last row is of no step
         d_bias = hidden.new_zeros(width)
-        rows = (recurrent, before, new, d_after, carry, d_recurrent, d_table, d_extra, d_bias)
-        addresses = _addresses(*rows, tokens, places)
-        for start, size in zip(reversed(starts), reversed(ctx.sizes), strict=True):
-            kernel(*addresses, start, size, width)
-            carry[:size].addmm_(d_recurrent[start : start + size], weight)
+        given = _addresses(recurrent, new, d_after)
+        written = _addresses(d_table, d_extra, d_bias, tokens, places)
+        # One step at a time, in the same memory: it is then still in the cache.
+        of_step = hidden.new_empty(len(hidden), 3 * width)
+        for step in reversed(range(len(starts))):
+            start, size = starts[step], ctx.sizes[step]
+            before = after[starts[step - 1] :][:size] if step else hidden
+            d_recurrent = of_step[:size]
+            kernel(*given, *_addresses(before, carry, d_recurrent), *written, start, size, width)
+            carry[:size].addmm_(d_recurrent, weight)
+            d_weight.addmm_(d_recurrent.t(), before)
         # Every step reads one token: the biases of r and z are those of the input.
         d_bias = torch.cat([d_table[:, : 2 * width].sum(0), d_bias])
-        d_weight = d_recurrent.t() @ before
         d_extra = d_extra[:-1] if ctx.has_extra else None
         return d_table, d_weight, d_bias, carry, None, None, d_extra, None
 

@@ -23,14 +23,16 @@ from toolagent.models.base import (
 from toolagent.models.packed_gru import GRUTable, GRUWeights, gru_step, gru_table, packed_gru
 from toolagent.vocabulary import Interface
 
+_LANES = 16  # numbers of type float in a CPU's vector
+
 
 class StepTable(NamedTuple):
     """What rollouts compute once per set of weights instead of once per step (`step_table`)."""
 
     gru: GRUTable
     responses: Tensor | None  # of `ResponseInput.table`, where tools answer
-    head_weight: Tensor  # (D, A + 1): policy and value heads side by side
-    head_bias: Tensor  # (A + 1,)
+    head_weight: Tensor  # (D, W): policy and value heads side by side (`_heads`)
+    head_bias: Tensor  # (W,)
 
 
 class StageGRUNetwork(AgentNetwork):
@@ -119,10 +121,8 @@ class StageGRUNetwork(AgentNetwork):
         tokens, observed = self.shifted(actions, responses)
         hidden = self.initial_hidden(context, stage)
         packing, outputs = self._packed(tokens, hidden, lengths, observed)
-        heads = functional.linear(outputs, *self._heads())  # (N, A + 1)
-        padded = unpack(heads, packing, *tokens.shape)  # (B, T, A + 1)
-        logits, values = padded.split([padded.shape[2] - 1, 1], 2)
-        return logits, values.squeeze(2)
+        heads = functional.linear(outputs, *self._heads())  # (N, W)
+        return self._split(unpack(heads, packing, *tokens.shape))
 
     def _packed(
         self, tokens: Tensor, hidden: Tensor, lengths: Tensor, responses: Tensor | None
@@ -147,9 +147,21 @@ class StageGRUNetwork(AgentNetwork):
         return self.token_embedding.weight[: self.interface.vocabulary.num_previous_tokens]
 
     def _heads(self) -> tuple[Tensor, Tensor]:
-        """Policy and value heads side by side: weight (A + 1, D) and bias (A + 1,)."""
+        """Policy and value heads side by side: weight (W, D) and bias (W,).
+
+        W is A + 1 rounded up to whole vectors of a CPU, and what is behind A + 1 is 0: a product
+        of 16 columns takes a third of the time of one of 15.
+        """
         policy, value = self.policy_head, self.value_head
-        return torch.cat([policy.weight, value.weight]), torch.cat([policy.bias, value.bias])
+        weight = torch.cat([policy.weight, value.weight])
+        added = -len(weight) % _LANES
+        bias = torch.cat([policy.bias, value.bias])
+        return functional.pad(weight, (0, 0, 0, added)), functional.pad(bias, (0, added))
+
+    def _split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., W) to logits (..., A) and values (...)."""
+        actions = self.interface.num_actions
+        return heads[..., :actions], heads[..., actions]
 
     def logits(self, outputs: Tensor) -> Tensor:
         """(..., D) to (..., A)."""
@@ -190,5 +202,5 @@ class StageGRUNetwork(AgentNetwork):
         if response is not None:
             self.response_input.add_to(inputs, table.responses, response)
         hidden = gru_step(table.gru, inputs, hidden)
-        heads = torch.addmm(table.head_bias, hidden, table.head_weight)  # (B, A + 1)
-        return heads[:, :-1], heads[:, -1], hidden
+        heads = torch.addmm(table.head_bias, hidden, table.head_weight)  # (B, W)
+        return *self._split(heads), hidden
