@@ -221,6 +221,34 @@ def test_ray_clusters_on_kubernetes(name):
     assert claims == [documents("kubernetes/results.yaml")[0]["metadata"]["name"]]
 
 
+# Of the head: how long a stopped job may take, and how soon a node that is gone is given up.
+HEAD_SETTINGS = {
+    "RAY_JOB_STOP_WAIT_TIME_S": "300",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+}
+
+
+@pytest.mark.parametrize("name", [*RAY_UP, *MANIFESTS[:2]])
+def test_heads_wait_for_a_stopped_job_and_not_for_a_node_that_is_gone(name):
+    if name in RAY_UP:
+        start = yaml.safe_load(text(name))["head_start_ray_commands"][-1]
+        given = dict(re.findall(r"\b(RAY_\w+)=(\S+)", start))
+    else:
+        (container,) = ray_cluster(name)["headGroupSpec"]["template"]["spec"]["containers"]
+        given = {each["name"]: each["value"] for each in container["env"]}
+    assert given.items() >= HEAD_SETTINGS.items()
+
+
+@pytest.mark.parametrize("name", [*RAY_UP, "kubernetes/raycluster.yaml", "README.md"])
+def test_where_jobs_are_submitted_ray_s_own_commands_find_the_cluster(name):
+    lines = text(name).splitlines()
+    (setting,) = (at for at, line in enumerate(lines) if "RAY_API_SERVER_ADDRESS=" in line)
+    (submit,) = (at for at, line in enumerate(lines) if re.match(r"(# +)?cluster/submit.sh", line))
+    (stop,) = (at for at, line in enumerate(lines) if re.match(r"(# +)?ray job stop", line))
+    assert setting < submit < stop
+
+
 def test_a_ray_job_is_not_retried_and_has_time_for_its_run(schemas):
     from toolagent.config import load_settings
 
