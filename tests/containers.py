@@ -113,6 +113,17 @@ class Containers:
             *("--build-arg", "PIP_EXTRA_INDEX_URL=file:///index"),
         )
 
+    def build_redis(self, base: str) -> None:
+        """An image with Debian's Redis."""
+        folder = self._folder / "redis"
+        folder.mkdir(exist_ok=True)
+        (folder / "Containerfile").write_text(
+            f"FROM {base}\nUSER 0\n"
+            "RUN apt-get update && apt-get install -y --no-install-recommends redis-server\n"
+        )
+        self._made.append(("rmi", "--force", "localhost/toolagent-test-redis"))
+        self._build(folder, "--tag", "localhost/toolagent-test-redis")
+
     def _build_base(self) -> None:
         folder = self._folder / "base"
         folder.mkdir()

@@ -9,6 +9,7 @@ from pathlib import Path
 from machines import (
     HOME,
     USER,
+    USER_ID,
     Machine,
     Network,
     _wait,
@@ -77,6 +78,25 @@ class OnPremise:
             assert content.count(before) == 1, before
             content = content.replace(before, after)
         recipe.write_text(content)
+
+    def share(self, server: str) -> Path:
+        """Makes ~/shared of one host the others' too; it is returned as this machine sees it.
+
+        A file system of the kernel's, as with NFS, with sshfs behind it: not every kernel has NFS.
+        """
+        install("sshfs")
+        self.laptop.run("ssh-keygen -q -t ed25519 -N '' -f /srv/share_key", "root")
+        self.hosts[server].run("mkdir shared && cat /srv/share_key.pub >>.ssh/authorized_keys")
+        options = (
+            f"allow_other,uid={USER_ID},gid={USER_ID},IdentityFile=/srv/share_key,"
+            "StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null"
+        )
+        source = f"{USER}@{self.hosts[server].address}:{HOME}/shared"
+        for name in HOSTS:
+            if name != server:
+                self.hosts[name].run("mkdir shared")
+                self.hosts[name].run(f"sshfs -o {options} {source} {HOME}/shared", "root")
+        return self.homes[server] / "shared"
 
     def line(self, line: str) -> str:
         """As the header's commands are given: in the checkout, with the token."""

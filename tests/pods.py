@@ -16,8 +16,8 @@ import yaml
 from containers import IMAGE, Containers
 from processes import ROOT, wait_for
 
-HEAD = "10.88.0.201"
-TOKEN = "0123456789abcdef" * 4
+HEAD, REDIS = "10.88.0.201", "10.88.0.202"
+TOKEN, PASSWORD = "0123456789abcdef" * 4, "fedcba9876543210" * 4
 BYTES = {"Gi": 2**30, "Mi": 2**20}
 # What the operator has the kubelet ask (KubeRay's constants, `BaseWgetHealthCommand`).
 ASK = "wget --tries 1 -T 10 -q -O- http://localhost:{port}/{path}"
@@ -41,7 +41,7 @@ def entrypoint(manifest: dict[str, Any], cpus: int, runners: int) -> str:
 
 
 class Cluster:
-    """A manifest's head and workers.
+    """A manifest's head, workers and Redis.
 
     Args:
         size: of a worker: {'cpu': ..., 'memory': ...}.
@@ -50,7 +50,8 @@ class Cluster:
     def __init__(self, containers: Containers, name: str, size: dict[str, str]):
         self._containers = containers
         text = (ROOT / "cluster" / "kubernetes" / name).read_text()
-        (self.manifest,) = yaml.safe_load_all(text.replace("REGISTRY/toolagent:0.1", IMAGE))
+        documents = list(yaml.safe_load_all(text.replace("REGISTRY/toolagent:0.1", IMAGE)))
+        self.manifest, self._others = documents[0], documents[1:]
         self.spec = self.manifest["spec"].get("rayClusterSpec", self.manifest["spec"])
         groups = {group["groupName"]: group for group in self.spec["workerGroupSpecs"]}
         for resources in groups["runners"]["template"]["spec"]["containers"][0][
@@ -66,8 +67,14 @@ class Cluster:
         self._running: dict[str, str] = {}
 
     def start_head(self) -> None:
-        environment = {"RAY_ADDRESS": "127.0.0.1:6379"}
+        environment, password = {"RAY_ADDRESS": "127.0.0.1:6379"}, {}
+        if "gcsFaultToleranceOptions" in self.spec:
+            environment["RAY_REDIS_ADDRESS"] = self.spec["gcsFaultToleranceOptions"]["redisAddress"]
+            environment["REDIS_PASSWORD"] = PASSWORD
+            password["redis-password"] = "$REDIS_PASSWORD"
+            environment["RAY_external_storage_namespace"] = "toolagent-test"
         parameters = {
+            **password,
             "head": "true",
             "dashboard-host": "0.0.0.0",
             # The operator's autoscaler is a container of its own, which asks Kubernetes.
@@ -79,6 +86,21 @@ class Cluster:
     def start_worker(self, group: str) -> None:
         environment = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
         self._start(group, environment, {"address": f"{self._service}:6379"}, None)
+
+    def start_redis(self, base: str) -> None:
+        """The manifest's StatefulSet, with Debian's Redis in place of Redis's image."""
+        (stateful,) = [each for each in self._others if each["kind"] == "StatefulSet"]
+        template = stateful["spec"]["template"]["spec"]
+        (container,) = template["containers"]
+        user = template["securityContext"]["runAsUser"]
+        self._containers.build_redis(base)
+        self._running["redis"] = "toolagent-test-redis"
+        self._containers.start(
+            "toolagent-test-redis",
+            *("--ip", REDIS, "--user", f"{user}:{user}", "--tmpfs", "/data:mode=1777"),
+            *("--env", f"REDIS_PASSWORD={PASSWORD}", "--entrypoint", container["command"][0]),
+            *("localhost/toolagent-test-redis", *container["command"][1:], *container["args"]),
+        )
 
     def submit(self, name: str, line: str) -> None:
         """As KubeRay's submitter does, in a container with its limits."""
@@ -110,13 +132,16 @@ class Cluster:
     def _probe(self, port: int, path: str) -> str:
         return ASK.format(port=port, path=path)
 
+    def kill_head(self) -> None:
+        self._containers.podman("rm", "--force", "--time", "0", self._running.pop("head"))
+
     def end(self) -> None:
         for name in self._running.values():
             self._containers.podman("rm", "--force", "--time", "0", name)
 
     def _common(self) -> list[str]:
         return [
-            *("--add-host", f"{self._service}:{HEAD}"),
+            *("--add-host", f"{self._service}:{HEAD}", "--add-host", f"toolagent-redis:{REDIS}"),
             *("--env", "RAY_AUTH_MODE=token", "--env", f"RAY_AUTH_TOKEN={TOKEN}"),
         ]
 

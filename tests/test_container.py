@@ -11,7 +11,7 @@ import shlex
 import time
 
 import pytest
-from containers import IMAGE, Containers
+from containers import BASE, IMAGE, Containers
 from pods import Cluster, entrypoint
 from processes import ROOT, wait_for
 from test_run import rows_of, summary_of
@@ -108,3 +108,34 @@ def test_the_pods_of_a_ray_job(containers):
     wait_for(lambda: containers.state("toolagent-test-again")[0] == "exited")
     assert "is not empty" in containers.podman("logs", "toolagent-test-again")
     cluster.end()
+
+
+def test_a_ray_cluster_s_head_is_lost_and_its_workers_stay(containers):
+    cluster = Cluster(containers, "raycluster.yaml", {"cpu": "3", "memory": "6Gi"})
+    cluster.start_redis(BASE)
+    cluster.start_head()
+    cluster.start_worker("runners")
+    folder = cluster.results / "first"
+    line = entrypoint_of_submit(cluster)
+    cluster.submit("toolagent-test-first", line)
+    wait_for(lambda: (folder / "checkpoints").is_dir() and rows(folder))
+    wait_for(lambda: list((folder / "checkpoints").glob("checkpoint_*")))
+    raylet = cluster.inside("runners", "pgrep -x raylet")
+    cluster.kill_head()
+    cluster.start_head()
+    resumed = line.partition(" --config")[0] + " --resume /results/first --stop-time-s 30"
+    before = len(rows(folder))
+    cluster.submit("toolagent-test-resume", resumed)
+    wait_for(lambda: len(rows(folder)) > before)
+    assert cluster.inside("runners", "pgrep -x raylet") == raylet
+    assert cluster.env_runners("runners") == 2
+    cluster.end()
+
+
+def entrypoint_of_submit(cluster):
+    """What `cluster/submit.sh` has the head run, with the sizes of this machine."""
+    return (
+        "python /home/ray/toolagent/cluster/with_nodes.py --cpus 3 -- python -m toolagent.run "
+        "--set run.checkpoint_every_s=10 --num-env-runners 2 --num-learners 1 "
+        "--config expression --output-dir /results/first"
+    )

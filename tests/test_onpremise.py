@@ -45,9 +45,9 @@ def runners(hosts):
 class Job:
     """A run that `cluster/submit.sh` submits, with 3 env runners and a CPU learner."""
 
-    def __init__(self, hosts, name, *arguments):
+    def __init__(self, hosts, name, *arguments, results=None):
         self.hosts = hosts
-        self.folder = hosts.homes["head"] / "results" / name
+        self.folder = (results or hosts.homes["head"] / "results") / name
         known = set(hosts.jobs())
         self.log = hosts.log / f"submit-{name}-{len(known)}"
         self.slowness, self.submitted = slowness(), time.monotonic()
@@ -114,10 +114,12 @@ def down(hosts):
     Ray itself ends on the head only; the others end after a minute without a head.
     """
     hosts.run(f"ray down --yes {RECIPE}", timeout=900)
+    started = time.monotonic()
     for name, host in hosts.hosts.items():
         hosts.wait_for(lambda name=name: not hosts.ray_processes(name), 90 * slowness())
         ports = host.run("ss --no-header --listening --tcp --numeric --processes", "root")
         assert [line for line in ports.splitlines() if "sshd" not in line] == []
+    print(f"nothing runs on any host {time.monotonic() - started:.0f} s after `ray down`")
 
 
 def new(name, *more):
@@ -183,6 +185,23 @@ def test_resume_and_a_host_lost_and_back(hosts):
     print(f"env runners on it again after {time.monotonic() - started:.0f} s")
     until_rows(2, 30)
     job.stop()
+
+
+def test_results_and_episodes_on_a_folder_that_all_hosts_mount(hosts):
+    """As the header says of --output-dir and --record-episodes; neither is on the head's disk."""
+    server, other = HOSTS[1:]
+    folder = hosts.share(server)
+    shared = HOME / "shared"
+    arguments = ("--output-dir", shared / "run", "--record-episodes", shared / "episodes")
+    job = Job(hosts, "run", "--config", "expression", *arguments, results=folder)
+    job.first_row()
+    job.runners()
+    job.until(lambda: len(list(folder.glob("episodes/*/*.parquet"))) >= 3, 60)
+    job.stop()
+    hosts.hosts["head"].run(f"test $(stat -f -c %T {shared}) = fuseblk")
+    # Another host than the one that wrote it goes on with it.
+    read = f"~/toolagent-venv/bin/python -m toolagent.evaluate {shared}/run"
+    assert summary_of(job.folder)["checkpoint"] in hosts.hosts[other].run(read, timeout=300)
 
 
 def test_ray_down_leaves_nothing_and_ray_up_takes_what_is_there(hosts):
