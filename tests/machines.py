@@ -20,14 +20,46 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+import pytest
 from processes import ROOT
 
 USER, USER_ID = "toolagent", 20_017
 HOME = Path("/home") / USER
 PYTHON = "/usr/bin/python3.11"  # Debian's, which every user may run
 PREFIX = "10.77.0."
+# Ray gives its workers 15: on machines of one's own nothing else runs, but on this one.
+NICENESS = "RAY_worker_niceness=0"
 # What a checkout holds that the recipes read.
 CHECKOUT = ("cluster", "toolagent", "rllib_configs", "pyproject.toml", "README.md", "LICENSE")
+
+
+_NAMESPACES = (
+    *("--net", "--uts", "--ipc", "--pid", "--mount", "--mount-proc"),
+    *("--fork", "--kill-child"),
+)
+# The folders with the packages that run this test, and where each machine has them.
+PACKAGES = {
+    Path(path): Path(f"/srv/packages-{place}")
+    for place, path in enumerate(site.getsitepackages())
+    if Path(path).is_dir()
+}
+
+
+def _lacking() -> str:
+    """What this machine lacks to be several."""
+    if os.geteuid() != 0:
+        return "namespaces of the kernel need root"
+    if not Path(PYTHON).exists() or shutil.which("apt-get") is None:
+        return "needs Debian, with Python 3.11"
+    try:
+        subprocess.run(["unshare", *_NAMESPACES, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"the kernel allows no namespaces: {error}"
+    return ""
+
+
+LACKING = _lacking()
+needs_machines = pytest.mark.skipif(bool(LACKING), reason=LACKING)
 
 
 def install(*packages: str) -> None:
@@ -53,6 +85,7 @@ class Machine:
         enter = ["nsenter", f"--target={self.first}", "--all", "--wd=/"]
         home = str(HOME) if user == USER else "/root"
         variables = [f"HOME={home}", f"USER={user}", "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/bin"]
+        variables.append(NICENESS)
         line = f"cd {shlex.quote(home)} && {line}" if user == USER else line
         shell = ["env", "--ignore-environment", *variables, "LANG=C.UTF-8", "bash", "-c", line]
         return [*enter, *(["runuser", f"--user={user}", "--"] if user == USER else []), *shell]
@@ -143,7 +176,9 @@ class Network:
         tmp = own / "tmp"
         tmp.mkdir(parents=True)
         tmp.chmod(0o1777)
-        binds = {self._etc: "/etc", home: "/home", srv: "/srv", **(mounts or {})}
+        for target in PACKAGES.values():
+            (srv / target.name).mkdir(exist_ok=True)
+        binds = {self._etc: "/etc", home: "/home", srv: "/srv", **(mounts or {}), **PACKAGES}
         setup = [
             "mount -t tmpfs -o mode=755 tmpfs /run",
             "mkdir -p /run/sshd /run/munge /run/lock",
@@ -199,12 +234,6 @@ class Network:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._first, signal.SIGKILL)
         self.switch.wait()
-
-
-_NAMESPACES = (
-    *("--net", "--uts", "--ipc", "--pid", "--mount", "--mount-proc"),
-    *("--fork", "--kill-child"),
-)
 
 
 def _only_child(pid: int) -> int:
@@ -266,8 +295,8 @@ def prepare_venv(machine: Machine, home: Path, mirror: str) -> None:
     # Its setuptools, older than what PyTorch asks for, would hide the other.
     machine.run(f"{PYTHON} -m venv ~/toolagent-venv && {pip} uninstall --quiet --yes setuptools")
     venv = home / USER / "toolagent-venv"
-    paths = [path for path in site.getsitepackages() if Path(path).is_dir()]
-    (venv / "lib/python3.11/site-packages/dependencies.pth").write_text("\n".join(paths) + "\n")
+    paths = "".join(f"{path}\n" for path in PACKAGES.values())
+    (venv / "lib/python3.11/site-packages/dependencies.pth").write_text(paths)
     ray = venv / "bin" / "ray"
     ray.write_text(
         f"#!{HOME}/toolagent-venv/bin/python\nfrom ray.scripts.scripts import main\nmain()\n"

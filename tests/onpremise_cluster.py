@@ -8,6 +8,7 @@ from pathlib import Path
 
 from machines import (
     HOME,
+    NICENESS,
     USER,
     USER_ID,
     Machine,
@@ -25,7 +26,7 @@ HOSTS = ("head", "worker1", "worker2")
 CHECKOUT = HOME / "checkout"
 SSHD = (
     "exec /usr/sbin/sshd -D -e -o HostKey=/srv/host_key -o PidFile=none -o UsePAM=no "
-    "-o PasswordAuthentication=no"
+    f"-o PasswordAuthentication=no -o SetEnv={NICENESS}"
 )
 
 

@@ -10,11 +10,11 @@ import stat
 import time
 
 import pytest
-from machines import slowness
+from machines import needs_machines, slowness
 from slurm_cluster import NODES, Slurm
 from test_run import rows_of, summary_of
 
-pytestmark = [pytest.mark.cluster_real, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.cluster_real, pytest.mark.timeout(2400), needs_machines]
 
 FIRST_ROW_S = 90  # on a machine that does nothing else
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -107,8 +107,9 @@ def runners(slurm):
     }
 
 
+@pytest.mark.full  # too: the one that CI has time for
 def test_a_job_runs_to_its_end(slurm):
-    job = Job(slurm, "first", *new("first", "--stop-time-s", 25))
+    job = Job(slurm, "first", *new("first", "--stop-time-s", 15))
     job.first_row()
     # One env runner a CPU of the second part, but one: there the learner is, without a GPU.
     where = job.until(lambda: sum(runners(slurm).values()) == 3 and runners(slurm), 60)
