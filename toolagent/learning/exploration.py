@@ -66,13 +66,13 @@ class Exploration:
             for stream in (streams[:1] if self.copies else streams)
         ]
 
-    def for_runners(self) -> tuple[float, ExplorerTables]:
-        """What env runners need: the share of explorers, and what they know."""
+    def for_runners(self) -> tuple[float, ExplorerTables | None]:
+        """What env runners need: the share of explorers, and, if there are any, what they know."""
         solved = self.solved_share[self.stage]
         share = self.explorer_share if solved < self.until_solved else 0.0
         if self.trials:  # fewer on the way; on detours the last missing plans are the rarest
             share *= 1 - solved
-        return share, self.table.for_explorers()
+        return share, self.table.for_explorers() if share else None
 
     @timed("exploration and replay columns")
     def learner_columns(self, batch: EpisodeBatch) -> dict[str, np.ndarray]:
