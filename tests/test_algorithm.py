@@ -340,6 +340,26 @@ def test_a_checkpoint_carries_updates_curriculum_and_optimizer(build, tmp_path):
     assert equal(weights_of(algorithm), weights_of(other))
 
 
+def test_a_network_begins_anew_whatever_the_one_before_has_learned(build):
+    algorithm, other = build(0), build(1)
+    first = weights_of(algorithm)
+    algorithm.train()
+    for _ in range(2):
+        other.train()
+    for one in (algorithm, other):
+        one.begin_anew(2)
+    second = weights_of(algorithm)
+    assert equal(second, weights_of(other)) and not equal(first, second)
+    state = algorithm.get_state()
+    [moments] = state["learner_group"]["learner"]["optimizer"].values()
+    assert not moments["state"]["state"]
+    assert all(not each["attempts"].any() for each in state["exploration"]["replay"])
+    algorithm.train()
+    assert not equal(second, weights_of(algorithm))
+    algorithm.begin_anew(3)
+    assert not equal(second, weights_of(algorithm))
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(build):
     trained = []
     for seed in (0, 0, 1):

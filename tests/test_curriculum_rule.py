@@ -150,6 +150,24 @@ def test_nothing_changes_before_the_dwell_is_over():
     assert level_after(settings, 1, failed, env_steps=200, entered_env_steps=100) == 0
 
 
+def test_a_network_that_does_not_pass_in_time_is_followed_by_another_at_the_first_level():
+    settings = settings_of(
+        {"stage": 0, "advance_at_accuracy": 0.9},
+        {"stage": 1, "advance_at_accuracy": 0.9, "begin_anew_after_env_steps": 100},
+        {"stage": 2},
+    )
+    state = CurriculumState(1, 1000, 5, networks=2)
+
+    def after(env_steps, solved):
+        measured = {1: (solved, 500)}
+        return decide(settings, state, env_steps=env_steps, iteration=9, measured=measured)
+
+    assert after(1099, 0) == Decision(state)
+    assert after(1100, 500).state == CurriculumState(2, 1100, 9, networks=2)
+    anew = after(1100, 0)
+    assert anew.state == CurriculumState(0, 1100, 9, networks=3) and anew.reason
+
+
 def test_a_change_says_why_and_starts_the_counts_anew():
     decision = decide(
         THREE, CurriculumState(), env_steps=1234, iteration=7, measured={0: (500, 500)}

@@ -69,6 +69,7 @@ def settings_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> S
         own["curriculum"].check_stages(get_task(own["task"]).stages)
     except ValueError as error:
         raise relative_fault(str(error), ("curriculum",), source) from None
+    _check_levels(own, source)
     if own["student"] is not None:
         _check_student(own, source)
     sections = {key: {} if value is None else value for key, value in document.items()}
@@ -92,6 +93,17 @@ def _completed(document: dict[str, Any], task: object) -> dict[str, Any]:
         given = {} if document.get(key) is None else document[key]
         result[key] = model.model_dump(mode="json") | given if isinstance(given, dict) else given
     return result
+
+
+def _check_levels(own: dict[str, Any], source: Source) -> None:
+    """Refuses levels that another algorithm can't train on."""
+    name = "begin_anew_after_env_steps"
+    for index, level in enumerate(own["curriculum"].levels):
+        if getattr(level, name) is not None and own["algorithm"] != DEFAULT_ALGORITHM:
+            raise source.error(
+                ("curriculum", "levels", str(index), name),
+                f"is for algorithm {DEFAULT_ALGORITHM}, not for {own['algorithm']}",
+            )
 
 
 def _check_student(own: dict[str, Any], source: Source) -> None:

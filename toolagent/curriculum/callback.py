@@ -93,8 +93,11 @@ class CurriculumCallback(RLlibCallback):
         if fresh:
             self._weigh_earlier_stages(algorithm)
         self.passed = decision.passed
-        if decision.state.level != self.state.level:
+        if decision.state != self.state:
+            begins_anew = decision.state.networks > self.state.networks
             self.state, reason = decision.state, decision.reason
+            if begins_anew:
+                algorithm.begin_anew(self.state.networks)
             self._send_stage(algorithm)
         result[CURRICULUM] = {
             "stage": trained_stage,

@@ -35,6 +35,12 @@ class LevelSettings(BaseModel):
         lt=1,
         description="back to the level before if its stage's accuracy is provably below this",
     )
+    begin_anew_after_env_steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="env steps on this level after which, if it is not passed, another network "
+        "begins, at the first level",
+    )
     min_env_steps: int = Field(
         default=0, ge=0, description="dwell: neither advance nor demotion before"
     )
@@ -133,6 +139,7 @@ class CurriculumState:
     level: int = 0
     entered_env_steps: int = 0  # lifetime env steps when the level was entered
     entered_iteration: int = 0
+    networks: int = 1  # begun so far
 
     def to_dict(self) -> dict[str, int]:
         """For a checkpoint."""
@@ -171,7 +178,8 @@ def decide(
         measured: stage -> (solved, problems) of a measurement on fresh problems, if there is one.
 
     Returns:
-        The state from now on; one level at most is gained or lost at a time.
+        The state from now on; one level at most is gained or lost at a time, but for a network that
+        begins anew.
     """
     level = settings.levels[state.level]
     steps, iterations = env_steps - state.entered_env_steps, iteration - state.entered_iteration
@@ -201,7 +209,11 @@ def decide(
     if level.advance_after_iterations is not None and iterations >= level.advance_after_iterations:
         reason = reason or f"{iterations} iterations on stage {level.stage}"
     if reason is None:
-        return Decision(state)
+        limit = level.begin_anew_after_env_steps
+        if limit is None or steps < limit:
+            return Decision(state)
+        reason = f"network {state.networks} did not pass stage {level.stage} in {steps:,} env steps"
+        return Decision(CurriculumState(0, env_steps, iteration, state.networks + 1), reason)
     if state.level + 1 == len(settings.levels):
         return Decision(state, passed=reason)
     return move(state.level + 1, reason)

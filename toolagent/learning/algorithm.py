@@ -6,8 +6,10 @@ import math
 import time
 from collections.abc import Collection
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -190,6 +192,23 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
     def setup(self, config: Any) -> None:
         self._skipped_in_a_row = 0
         super().setup(config)
+        task = self.env_runner_group.local_env_runner.env.task
+        self._exploration = Exploration(self.config, task)
+        self.publish_weights()
+
+    def begin_anew(self, number: int) -> None:
+        """Puts another network in the place of the present one, which has learned nothing yet.
+
+        What the learners' optimizers and the exploration came to belongs to the present one, and
+        goes with it. (What it is playing at this moment, at most `max_staleness` updates' worth, is
+        learned from as of an older policy.)
+
+        Args:
+            number: of the network in this run; from 2 on. With the seed it decides the weights.
+        """
+        entropy = (self.config.seed or 0, number - 1)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        self.learner_group.foreach_learner(partial(_begin_anew, seed=seed))
         task = self.env_runner_group.local_env_runner.env.task
         self._exploration = Exploration(self.config, task)
         self.publish_weights()
@@ -388,6 +407,10 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
         self._runner_metrics = [metrics_of(saved, classes) for saved in under_way["metrics"]]
         stage = self.env_runner_group.local_env_runner.env.stage
         restore_runners(self.env_runner_group, state["env_runners"], stage, self._updates)
+
+
+def _begin_anew(learner: EpisodeColumnsLearner, seed: int) -> None:
+    learner.begin_anew(seed)
 
 
 def _expect_any_weights(env_runner: BatchedEnvRunner) -> None:

@@ -92,15 +92,6 @@ class DistillationLearner(EpisodeColumnsLearner):
         module: Any = self.module[DEFAULT_MODULE_ID]
         return module.unwrapped().network
 
-    def begin_anew(self, seed: int) -> None:
-        """First weights of that seed, and an optimizer that has seen nothing."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            spec: Any = self.config.rl_module_spec
-            self._network.load_state_dict(build_network(dict(spec.model_config)).state_dict())
-        for optimizer in self._named_optimizers.values():
-            optimizer.state.clear()  # type: ignore[attr-defined]
-
     @override(Learner)
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
@@ -285,9 +276,8 @@ class Distillation(ToolAgent):
             f"student {self._begun} writes {right:.0%} of the lessons after {updates:,} "
             f"updates; student {self._begun + 1} begins"
         )
-        seed = int(np.random.SeedSequence((config.seed or 0, self._begun)).generate_state(1)[0])
-        self.learner_group.foreach_learner(_BeginAnew(seed))
         self._student_updates, self._begun = 0, self._begun + 1
+        self.begin_anew(self._begun)
 
     # Checkpoints --------------------------------------------------------------------------
 
@@ -341,13 +331,3 @@ def handover(algorithm: Any, network: AgentNetwork) -> dict[str, Any]:
 
 def _weights(network: AgentNetwork) -> dict[str, np.ndarray]:
     return {name: value.numpy().copy() for name, value in network.state_dict().items()}
-
-
-class _BeginAnew:
-    """Tells a learner."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def __call__(self, learner: DistillationLearner) -> None:
-        learner.begin_anew(self.seed)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from toolagent.learning.losses import LossParts, actor_critic_loss
 from toolagent.models.allocation import keep_freed_memory
+from toolagent.models.rl_module import build_network
 from toolagent.phases import timed
 
 APPROX_KL = "approx_kl"
@@ -124,6 +125,17 @@ class EpisodeColumnsLearner(TorchLearner):
             params=parameters,
             lr_or_lr_schedule=config.lr,
         )
+
+    def begin_anew(self, seed: int) -> None:
+        """First weights of that seed, and an optimizer that has seen nothing."""
+        module: Any = self.module[DEFAULT_MODULE_ID]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            spec: Any = self.config.rl_module_spec
+            first = build_network(dict(spec.model_config))
+        module.unwrapped().network.load_state_dict(first.state_dict())
+        for optimizer in self._named_optimizers.values():
+            optimizer.state.clear()  # type: ignore[attr-defined]
 
     @override(Learner)
     def get_state(
