@@ -3,6 +3,7 @@ its entries is still needed: these tests fail where a version of Ray has a publi
 private one.
 """
 
+import ast
 import inspect
 import os
 import re
@@ -253,11 +254,33 @@ def test_a_handler_of_nobody_is_left_to_ray(monkeypatch):
         assert utils.set_sigterm_handler is real
 
 
+def test_the_dashboard_s_packages_are_those_that_ray_looks_for():
+    from ray.dashboard import optional_deps
+
+    tree = ast.parse(Path(str(optional_deps.__file__)).read_text(encoding="utf-8"))
+    names = [
+        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+    ]
+    names += [str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert {name.partition(".")[0] for name in names} == set(ray_internals._DASHBOARD_PACKAGES)
+
+
 @pytest.mark.slow
 def test_a_lean_node_starts_what_is_of_use_and_does_not_wait_for_its_dashboard():
-    from toolagent.cluster.ray_session import ray_session
+    from toolagent.cluster.ray_session import Preload, ray_session
 
-    with ray_session(None, dashboard=True) as cluster:
+    with ray_session(None, dashboard=True, preload=Preload(1, ("wave",))) as cluster:
+
+        @ray.remote
+        class Actor:
+            def imported(self):
+                return "wave" in sys.modules
+
+        actor = Actor.remote()
+        assert ray.get(actor.imported.remote())
+        raylet = next(c for c in psutil.Process().children() if c.name() == "raylet")
+        assert len(raylet.children()) == 3  # two of them agents
+        assert "--listen-port=0" in " ".join(raylet.cmdline())  # free, whatever else runs here
         children = psutil.Process().children()
         started = {" ".join(child.cmdline()): child for child in children}
         assert not [line for line in started if "monitor.py" in line]

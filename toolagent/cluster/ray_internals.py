@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -17,6 +19,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _DASHBOARD_NICENESS = 10  # more than this process's
+_WORKERS = re.compile(r"^(--num_prestart_python_workers=)\d+$")  # of the raylet's command
+# What `ray.dashboard.optional_deps` imports.
+_DASHBOARD_PACKAGES = (
+    *("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentelemetry", "prometheus_client"),
+    "pydantic",
+)
 _POLL_S = 0.2
 
 
@@ -115,42 +123,92 @@ def loopback_only() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lean_node() -> Iterator[None]:
+def lean_node(workers: int | None = None) -> Iterator[None]:
     """A node that `ray.init()` starts in the block has no more processes than are of use here, and
-    its dashboard is not waited for (`dashboard_address`).
+    waits for no more than it needs.
 
-    The dashboard loads for some seconds, at a lower priority than those who train. Without it, Ray
-    would start it all the same, to report usage. Left out too are the monitor of an autoscaler,
-    and that of the logs, which sends them to a driver that does not want them.
+    Its dashboard is started at the end of the block, so that it takes no processor time from the
+    start of the node, and is not waited for (`dashboard_address`): it loads for some seconds, at a
+    lower priority than those who train. Without a dashboard, Ray would start its process all the
+    same, to report usage. Left out too are the monitor of an autoscaler, and that of the logs,
+    which sends them to a driver that does not want them.
+
+    The raylet starts no worker before the agents of the node have opened their ports. One of these
+    has a fixed number by default; where another cluster of the machine has it, the agent tries for
+    three seconds to get it. Here it is a free one, as the others are.
 
     Missing: options of `ray.init()` for all of this.
+
+    Args:
+        workers: that are started with the node, before there is anything to do; None: one a CPU.
     """
-    from ray._private import node, ray_constants, services
+    from ray._private import node, services, utils
+
+    start_process = services.start_ray_process
+    start_processes, start_dashboard = node.Node.start_ray_processes, node.Node.start_api_server
+    wanted: list[Any] = []  # the nodes that are to have a dashboard
+
+    def start_with_free_ports(self: Any) -> None:
+        self._ray_params.dashboard_agent_listen_port = 0
+        with _replaced(services, "start_ray_process", start_with_workers):
+            start_processes(self)
+
+    def start_with_workers(command: list[str], *args: Any, **options: Any) -> Any:
+        if workers is not None:
+            command = [_WORKERS.sub(rf"\g<1>{workers}", word) for word in command]
+        return start_process(command, *args, **options)
+
+    def start_dashboard_later(self: Any, *, include_dashboard: bool | None, **_: Any) -> None:
+        self._webui_url = ""
+        if include_dashboard:
+            wanted.append(self)
+
+    with _replaced(utils, "get_dashboard_dependency_error", _missing_of_the_dashboard):
+        with (
+            _replaced(node.Node, "start_ray_processes", start_with_free_ports),
+            _replaced(node.Node, "start_api_server", start_dashboard_later),
+            _replaced(node.Node, "start_monitor", lambda self: None),
+            _replaced(node.Node, "start_log_monitor", lambda self: None),
+        ):
+            yield
+        for one in wanted:
+            with _started_behind(services):
+                start_dashboard(one, include_dashboard=True, raise_on_failure=False)
+
+
+@contextlib.contextmanager
+def _started_behind(services: Any) -> Iterator[None]:
+    """The dashboard that is started in the block has a lower priority, and is not waited for."""
+    from ray._private import ray_constants
 
     start, start_process = services.start_api_server, services.start_ray_process
     started: list[Any] = []
 
-    def start_behind(*args: Any, **options: Any) -> Any:
+    def start_process_behind(*args: Any, **options: Any) -> Any:
         started.append(start_process(*args, **options))
         niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + _DASHBOARD_NICENESS)
         os.setpriority(os.PRIO_PROCESS, started[0].process.pid, niceness)
         return started[0]
 
-    def start_dashboard(include: bool | None, raises: bool, *args: Any, **options: Any) -> Any:
-        if include:
-            with (
-                _replaced(services, "start_ray_process", start_behind),
-                _replaced(ray_constants, "RAY_DASHBOARD_STARTUP_TIMEOUT_S", 0),
-            ):
-                start(include, False, *args, **options)  # gives up at once, and leaves it running
+    def start_without_waiting(*args: Any, **options: Any) -> Any:
+        start(*args, **options)  # gives up at once, and leaves it running
         return "", next(iter(started), None)
 
     with (
-        _replaced(services, "start_api_server", start_dashboard),
-        _replaced(node.Node, "start_monitor", lambda self: None),
-        _replaced(node.Node, "start_log_monitor", lambda self: None),
+        _replaced(services, "start_api_server", start_without_waiting),
+        _replaced(services, "start_ray_process", start_process_behind),
+        _replaced(ray_constants, "RAY_DASHBOARD_STARTUP_TIMEOUT_S", 0),
     ):
         yield
+
+
+def _missing_of_the_dashboard() -> ImportError | None:
+    """What Ray's function of another name finds out by importing all of it, which takes a quarter
+    of a second at the start of a node."""
+    for name in _DASHBOARD_PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            return ImportError(f"No module named '{name}'", name=name)
+    return None
 
 
 def dashboard_address(ended: threading.Event) -> str | None:

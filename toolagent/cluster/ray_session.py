@@ -22,7 +22,27 @@ from toolagent.cluster.token import prepare_token, token_is_sent, where_token_is
 from toolagent.errors import UserError, check_text
 
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_SETTINGS = {  # of Ray's processes
+    # 15 by default: beside any other work, env runners hardly play.
+    "worker_niceness": "0",
+    # Up to this size (by default 100 kB) arguments and results are messages: the weights of a small
+    # network take half as long as by the object store.
+    "max_direct_call_object_size": str(1 << 20),
+    # Who finds a socket not open yet looks again after 20 ms, not after a second; for 10 s as ever.
+    "raylet_client_connect_timeout_milliseconds": "20",
+    "raylet_client_num_connect_attempts": "500",
+}
+_PRELOADED = "RAY_preload_python_modules"
 _LOOK_S = 2.0  # a look for the dashboard takes some milliseconds, while there is a cluster
+
+
+@dataclass(frozen=True)
+class Preload:
+    """Worker processes of a cluster that is started, and what they import before they are needed:
+    an actor that gets one of them starts at once."""
+
+    workers: int  # at most as many as there are CPUs
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,7 @@ def ray_session(
     dashboard: bool,
     document: dict[str, Any] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
+    preload: Preload | None = None,
 ) -> Iterator[Cluster]:
     """Ray for the length of a run: a cluster of this machine, or the one at `address`.
 
@@ -130,6 +151,7 @@ def ray_session(
         document: the configuration, for the code that it names.
         meanwhile: called when Ray is imported, just before it is started: that takes seconds,
             most of them spent waiting.
+        preload: for a cluster that is started; None: Ray's own workers, which import nothing.
 
     Raises:
         UserError: Ray runs in this process already, or does not start; there is no cluster at
@@ -158,11 +180,8 @@ def ray_session(
         "dashboard_host": "127.0.0.1",
         "num_cpus": usable_cpus(),
     }
-    # Ray's workers have niceness 15 by default: beside any other work, env runners hardly play.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Up to this size (by default 100 kB) arguments and results are messages: the weights of a small
-    # network take half as long as by the object store.
-    os.environ.setdefault("RAY_max_direct_call_object_size", str(1 << 20))
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(f"RAY_{name}", value)
     if address:
         check_address(address)
         options = {"address": address, "runtime_env": runtime_environment(document or {})}
@@ -174,7 +193,8 @@ def ray_session(
         _hangup_held(),
         python_path({} if address else document or {}),
         loopback_only() if local else contextlib.nullcontext(),
-        lean_node(),
+        _preloaded(preload) as workers,
+        lean_node(workers),
     ):
         meanwhile()
         try:
@@ -226,6 +246,24 @@ def ray_session(
             for thread in ending:
                 thread.join()
             ray.shutdown()  # if it was not ended early
+
+
+@contextlib.contextmanager
+def _preloaded(preload: Preload | None) -> Iterator[int | None]:
+    """Workers of a node that is started in the block import the modules as they start. One that
+    can't is left to who needs it: it fails there again.
+
+    Returns:
+        How many are to start with the node; None: as many as Ray will have.
+    """
+    if preload is None:
+        yield None
+        return
+    os.environ[_PRELOADED] = ",".join(preload.modules)
+    try:
+        yield min(preload.workers, usable_cpus())
+    finally:
+        del os.environ[_PRELOADED]
 
 
 @contextlib.contextmanager

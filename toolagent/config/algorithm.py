@@ -190,7 +190,10 @@ def _apply_defaults(
     config.framework("torch")
     # RLlib sets its logger's level once more as it builds: a lost node would be told of in pages.
     verbose = os.environ.get("TOOLAGENT_VERBOSE") == "1"
-    config.debugging(seed=settings.seed, log_level="WARN" if verbose else "CRITICAL")
+    # No figures of the system: nobody reads them, and an algorithm that ends waits for the thread
+    # that takes them, which sleeps.
+    level = "WARN" if verbose else "CRITICAL"
+    config.debugging(seed=settings.seed, log_level=level, log_sys_usage=False)
     config.environment(
         env_id(settings.task),
         env_config={

@@ -40,6 +40,7 @@ _CELLS = 48  # of a heatmap, from left to right
 _LONGEST_TOOL = 14  # characters of its name
 _SHADES = 8  # of a heatmap, from none to all
 _SIZE = (5.0, 3.1)  # inches; 360 units wide, so 1:1 in the narrowest window
+_TITLE_HEIGHT = 0.3  # inches, in a PNG
 _ROUND = [1, 2, 2.5, 5, 10]  # the steps between ticks, but for powers of ten
 _CLOSE = 0.07  # of the width: labels nearer than that would touch
 _STYLE: Any = {
@@ -325,7 +326,7 @@ def _drawn(
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(_STYLE):
-        # Laid out around its labels, however long they are.
+        # Laid out around its labels, however long they are. Once: that takes longer than to draw.
         figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -333,10 +334,17 @@ def _drawn(
         axes.set_xlabel("env steps")
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND))
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine(None)
         svg, png = io.BytesIO(), io.BytesIO()
         figure.savefig(
             svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
+        # The PNG has room for the title above the same axes.
+        left, bottom, width, shown = axes.get_position().bounds
+        scale = height / (height + _TITLE_HEIGHT)
+        figure.set_size_inches(_SIZE[0], height + _TITLE_HEIGHT)
+        axes.set_position((left, bottom * scale, width, shown * scale))
         axes.set_title(title, fontsize=10.5, pad=16)
         if legend:
             axes.legend(fontsize=8, framealpha=0.8)

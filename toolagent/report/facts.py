@@ -111,6 +111,13 @@ def optimality(run: RunRecord) -> Table | None:
     )
 
 
+def know_shortest_programs(task: str) -> None:
+    """Searches now for what `optimality` tells of; it is known from then on."""
+    if task in TASKS and get_task(task).one_plan_a_stage:
+        for stage in get_task(task).stages:
+            _shortest(task, stage)
+
+
 @cache
 def _shortest(task: str, stage: int) -> tuple[tuple[int, ...], ...]:
     return tuple(shortest_programs(get_task(task), stage))

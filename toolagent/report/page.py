@@ -10,6 +10,7 @@ from toolagent.checkpoints.run_files import Sample
 from toolagent.errors import UserError
 from toolagent.files import is_stream, write_result
 from toolagent.report import charts, comparison, facts
+from toolagent.report.charts import Chart
 from toolagent.report.run_files import RunRecord
 from toolagent.report.sources import Group
 
@@ -17,12 +18,13 @@ _DASHES = ("none", "6 3", "1.5 3", "6 3 1.5 3")  # `charts.DASHES`, as SVG has t
 SAMPLES_OPEN = 1  # of each stage; the others are folded
 
 
-def write_report(run: RunRecord, file: Path) -> list[Path]:
+def write_report(run: RunRecord, file: Path, accuracy: Chart | None = None) -> list[Path]:
     """Writes a page on one run, and its charts as PNGs into a folder beside it, named as the file.
 
     Args:
         run: the run.
         file: `report.html`; its charts go to `report/`.
+        accuracy: `charts.accuracy_chart` of the run, if that is drawn already.
 
     Returns:
         The files written, the page first.
@@ -31,7 +33,7 @@ def write_report(run: RunRecord, file: Path) -> list[Path]:
         UserError: a file can't be written.
         OSError: the folder of the charts can't be made.
     """
-    accuracy, tools = charts.accuracy_chart(run), charts.tool_charts(run)
+    accuracy, tools = accuracy or charts.accuracy_chart(run), charts.tool_charts(run)
     training = charts.training_charts([Group(run.name, [run])])
     samples: dict[int, list[Sample]] = {}
     for sample in run.behaviour.trajectories if run.behaviour else []:

@@ -22,7 +22,8 @@ from toolagent.config import (
 )
 from toolagent.errors import UserError
 from toolagent.files import write_atomically
-from toolagent.report.charts import accuracy_chart
+from toolagent.report.charts import Chart, accuracy_chart
+from toolagent.report.facts import know_shortest_programs
 from toolagent.report.page import write_report
 from toolagent.report.run_files import read_run
 from toolagent.rollouts.stock_recorder import RecordEpisodesCallback
@@ -53,7 +54,7 @@ def execute(session: Session) -> int:
     _print_what_begins(session, notes)
     rows = _rows_so_far(session)
     torch.set_num_threads(1)  # the local learner's; more than one gains nothing here
-    import_ahead(FOR_RESULTS)  # while env runners start
+    import_ahead(FOR_RESULTS, functools.partial(know_shortest_programs, session.settings.task))
     try:
         outcome = Supervision(session).run(rows)
     except RunFailed as error:
@@ -129,8 +130,8 @@ def _publish_results(session: Session, outcome: Outcome) -> str | None:
     summary["num_env_runners"] = session.algorithm_config.num_env_runners
     samples = sample_trajectories(outcome)
     session.display.doing("writing the results")
-    unwritten = _write_results(folder, summary, outcome, samples)
-    _write_report(folder)
+    accuracy, unwritten = _write_results(folder, summary, outcome, samples)
+    _write_report(folder, accuracy)
     status = INTERRUPTED if outcome.stopped_by == "interrupted" else FINISHED
     files = result_files(folder, outcome.keeper.last or folder.checkpoints)
     session.trackers.end(status, summary, files)
@@ -146,16 +147,22 @@ def _print_results(console: Console, outcome: Outcome, samples: list[Trajectory]
 
 def _write_results(
     folder: RunFolder, summary: dict[str, Any], outcome: Outcome, samples: list[Trajectory]
-) -> str | None:
-    """The results as files; why they could not be written, or None."""
+) -> tuple[Chart | None, str | None]:
+    """The results as files.
+
+    Returns:
+        The learning curve, if it could be drawn; and why files could not be written, or None.
+    """
+    accuracy = None
     try:
         folder.write_summary(summary)
         folder.write_behaviour(behaviour(outcome, samples))
         if outcome.rows:
-            write_atomically(folder.learning_curve, accuracy_chart(read_run(folder.path)).png)
+            accuracy = accuracy_chart(read_run(folder.path))
+            write_atomically(folder.learning_curve, accuracy.png)
     except (OSError, UserError) as error:  # the results are printed all the same
-        return getattr(error, "strerror", None) or f"{error}"
-    return None
+        return accuracy, getattr(error, "strerror", None) or f"{error}"
+    return accuracy, None
 
 
 def _exit_code(session: Session, outcome: Outcome, unwritten: str | None) -> int:
@@ -175,9 +182,9 @@ def _exit_code(session: Session, outcome: Outcome, unwritten: str | None) -> int
     return 0
 
 
-def _write_report(folder: RunFolder) -> None:
+def _write_report(folder: RunFolder, accuracy: Chart | None) -> None:
     """The page beside the results; they are whole without it, so a full disk ends nothing."""
     try:
-        write_report(read_run(folder.path), folder.report)
+        write_report(read_run(folder.path), folder.report, accuracy)
     except (OSError, UserError) as error:
         print(f"warning: no {folder.report.name}: {error}", file=sys.stderr)

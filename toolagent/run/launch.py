@@ -22,10 +22,10 @@ from toolagent import cli
 from toolagent.checkpoints.output import finish, new_run, run_to_resume
 from toolagent.checkpoints.run_folder import RunFolder
 from toolagent.cli.interrupt import Interrupt
-from toolagent.cluster.ray_session import cluster_to_join, ray_session
+from toolagent.cluster.ray_session import Preload, cluster_to_join, ray_session
 from toolagent.errors import UserError
 from toolagent.phases import main_phase, recording
-from toolagent.run.ahead import FOR_TRAINING, import_ahead
+from toolagent.run.ahead import FOR_ACTORS, FOR_TRAINING, import_ahead
 from toolagent.run.display import Display
 from toolagent.run.recording import check_recording, check_records
 from toolagent.run.start import (
@@ -187,6 +187,7 @@ def launch(request: Request, console: Console) -> Result:
                 ray_session(
                     *(address, settings.run.dashboard, settings.document()),
                     meanwhile=lambda: imports.append(import_ahead(FOR_TRAINING)),
+                    preload=Preload(_remote_actors(settings), FOR_ACTORS),
                 )
             )
             interrupt.check()
@@ -214,6 +215,14 @@ def launch(request: Request, console: Console) -> Result:
         display.end()
         session.print_results()  # last of all: the prompt comes with it
     return Result(code, tuple(session.faults), folder, session.summary)
+
+
+def _remote_actors(settings: Settings) -> int:
+    """How many env runners and learners have processes of their own; at least one of 'auto'."""
+    learners, runners = settings.written("learners", "num_learners"), 1
+    if not settings.auto_runners:
+        runners = settings.written("env_runners", "num_env_runners")
+    return (runners or 0) + (learners or 0)
 
 
 def _prepare(
