@@ -63,6 +63,9 @@ def python_path(document: dict[str, Any]) -> Iterator[None]:
     before = os.environ.get("PYTHONPATH")
     known = before.split(os.pathsep) if before else []
     folders = {str(path.parent) for path in _own_modules(document)} - {os.getcwd(), *known}
+    # A worker that imports before it has work is not told of the working folder yet.
+    if Path(toolagent.__file__).parents[1] == Path.cwd():
+        folders |= {os.getcwd()} - {*known}
     if folders:
         os.environ["PYTHONPATH"] = os.pathsep.join([*known, *sorted(folders)])
     try:
