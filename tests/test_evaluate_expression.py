@@ -81,7 +81,7 @@ def test_given_expressions_are_answered_in_their_order(evaluate, tmp_path):
     file.write_text("expression\n( 3 + 4 ) * 2\n0*(1*(2+9))\n7\n\n1-2-3\n")
     code, out, _, document = evaluate(shortcut, "--problems", file)
     assert code == 0 and "solved 4/4 (the problems in" in out
-    assert list(document) == ["task", "stages", "answers"]
+    assert list(document) == ["task", "stages", "depths", "answers"]
     assert [(row["stage"], row["problems"]) for row in document["stages"]] == [
         (1, 1),
         (3, 2),
@@ -122,6 +122,18 @@ def test_given_expressions_are_answered_in_their_order(evaluate, tmp_path):
             "shortest": True,
         },
     ]
+
+
+def test_given_expressions_are_counted_by_depth_too(evaluate, tmp_path):
+    file = tmp_path / "problems.csv"
+    file.write_text("expression\n3+4\n(2-1)*(3-4)\n((2*3))*(1)\n5*(2-(4-3))\n1-(2+(3))\n")
+    code, out, _, document = evaluate(sums_only, "--problems", file)
+    counts = [(row["depth"], row["problems"]) for row in document["depths"]]
+    assert counts == [(0, 1), (1, 1), (2, 3)]
+    answers = [answer["solved"] for answer in document["answers"]]
+    solved = [sum(answers[:1]), sum(answers[1:2]), sum(answers[2:])]
+    assert [row["solved"] for row in document["depths"]] == solved and solved[0] == 1
+    assert code == 0 and out.splitlines()[-1].split()[:2] == ["2", "3"]
 
 
 def test_wrong_answers_and_none_are_counted_as_wrong(evaluate, tmp_path):

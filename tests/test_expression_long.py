@@ -1,10 +1,12 @@
 """Expressions of up to 16 operands: drawn without tables of skeletons, else as the shorter ones."""
 
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from toolagent.examples import expressions
 from toolagent.rollouts.certification import certify_stage
 from toolagent.tasks import get_task
 from toolagent.tasks.infix import parse
@@ -96,3 +98,30 @@ def test_a_stage_of_long_ones_is_counted_on_one_sample(monkeypatch):
     monkeypatch.setattr("toolagent.rollouts.certification.SAMPLE_SIZE", 64)
     row = certify_stage(make_network(0, SMALL, TASK.interface), TASK, 16)
     assert (row.problems, row.split, row.other_splits) == (64, "seen", ())
+
+
+@pytest.mark.parametrize("kind", expressions.KINDS)
+def test_expressions_of_another_origin_are_what_they_are_said_to_be(kind):
+    """Python's own arithmetic is the oracle: what is written is worth what its tree is."""
+
+    def value(tree):
+        if isinstance(tree, int):
+            return tree
+        operator, left, right = tree
+        left, right = value(left), value(right)
+        return {"+": left + right, "-": left - right, "*": left * right}[operator]
+
+    rng = random.Random(1)
+    for operands in range(1, 17):
+        trees = [expressions.drawn(rng, operands, kind) for _ in range(20)]
+        texts = [expressions.text_of(tree, all_written=kind == "nested") for tree in trees]
+        assert [eval(text) for text in texts] == [value(tree) for tree in trees]
+        problems = TASK.pose(None, expression=texts)
+        assert (problems.stage == operands).all()
+        deepest = [
+            max(text[:end].count("(") - text[:end].count(")") for end in range(len(text)))
+            for text in texts
+        ]
+        assert TASK.depth(problems).tolist() == deepest
+        if kind == "nested":
+            assert set(deepest) == {max(0, operands - 2)}

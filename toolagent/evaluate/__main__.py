@@ -17,7 +17,9 @@ with `trained_stages` only if the checkpoint says them. A stage has besides
 - a record of the same figures for each other split, such as `held_out`, where the stage has one.
 
 With `--problems` there is `"answers": [{"problem", "tokens", "answer", "solved"}]` in the file's
-order, with each judgement as a boolean; with `--reasoning-gym`, `"reasoning_gym"` (`Score.record`).
+order, with each judgement as a boolean, and where problems are nested (`Task.depth`)
+`"depths": [{"depth", "problems", "solved", "accuracy"}]`; with `--reasoning-gym`,
+`"reasoning_gym"` (`Score.record`).
 """
 
 from __future__ import annotations
@@ -144,7 +146,13 @@ def _given(policy: Policy, problem_file: str) -> Result:
     """The problems of a file."""
     document, stages = answered_file(policy, Path(problem_file))
     whose = f"the problems in {cli.one_line(problem_file)}"
-    return document, lambda console: _print_report(console, policy, stages, stages, whose)
+
+    def show(console: Console) -> None:
+        _print_report(console, policy, stages, stages, whose)
+        if len(document.get("depths", [])) > 1:
+            cli.print_table(console, depth_table(document["depths"]))
+
+    return document, show
 
 
 def _reasoning_gym(policy: Policy, dataset: str, size: int, seed: int) -> Result:
@@ -212,6 +220,21 @@ def optimality_table(task: Task, stages: Iterable[StageAccuracy]) -> Table:
             str(len(plans[0])) if plans else "-",
             f"{mean / row.solved:.2f}" if row.solved else "-",
             cli.accuracy_text(best, row.problems) if plans else "-",
+        )
+    return table
+
+
+def depth_table(depths: Iterable[dict[str, Any]]) -> Table:
+    """A row for each depth of the problems (`Task.depth`)."""
+    right = ("depth", "problems", "solved", "accuracy")
+    table = cli.table(*right, right=right)
+    for row in depths:
+        counts = row["solved"], row["problems"]
+        table.add_row(
+            str(row["depth"]),
+            f"{row['problems']:,}",
+            f"{row['solved']:,}",
+            cli.accuracy_text(*counts),
         )
     return table
 

@@ -50,8 +50,25 @@ def answered_file(policy: Policy, file: Path) -> tuple[dict[str, Any], list[Stag
     """
     problems = read_problems(file, policy.task)
     stages, answered = answer_problems(policy.network, policy.task, problems)
-    answered_records = [answer.record() for answer in answered]
-    return document_of(policy, stages) | {"answers": answered_records}, stages
+    document = document_of(policy, stages)
+    depth = policy.task.depth(problems)
+    if depth is not None:
+        document["depths"] = by_depth(depth, np.array([answer.solved for answer in answered]))
+    return document | {"answers": [answer.record() for answer in answered]}, stages
+
+
+def by_depth(depth: np.ndarray, solved: np.ndarray) -> list[dict[str, Any]]:
+    """A record for each depth that occurs, of (B,) depths and (B,) bool, what was solved."""
+    counts = [(each, depth == each) for each in np.unique(depth).tolist()]
+    return [
+        {
+            "depth": each,
+            "problems": int(rows.sum()),
+            "solved": int(solved[rows].sum()),
+            "accuracy": float(solved[rows].mean()),
+        }
+        for each, rows in counts
+    ]
 
 
 def document_of(policy: Policy, stages: Iterable[StageAccuracy]) -> dict[str, Any]:

@@ -229,6 +229,11 @@ class Task(abc.ABC):
         rows, by name. The context of a problem does not depend on it. Here: nothing."""
         return {}
 
+    def depth(self, problems: Any) -> np.ndarray | None:
+        """(B,) integers: how deep each problem is nested, for figures by depth. Here: None, for
+        problems that are not nested."""
+        return None
+
     def posing(self, problems: Any) -> dict[str, Any]:
         """What `pose` needs to make these problems again, besides the stage."""
         return self.read(problems.context) | self.unseen(problems)

@@ -25,6 +25,8 @@ from toolagent.tasks.expression_problems import (
     with_other_digits,
 )
 from toolagent.tasks.infix import (
+    CLOSE,
+    OPEN,
     VOCABULARY,
     Expression,
     parse,
@@ -138,6 +140,11 @@ class ExpressionTask(Task):
 
     def describe(self, problems: ExpressionProblems, row: int) -> str:
         return f"{text_of(problems.context[row])} = {problems.target[row]}"
+
+    def depth(self, problems: ExpressionProblems) -> np.ndarray:
+        """(B,) int64: how many pairs of parentheses lie in one another at the deepest place."""
+        opens, closes = problems.context == OPEN, problems.context == CLOSE
+        return (np.cumsum(opens, 1) - np.cumsum(closes, 1)).max(1)
 
     def practice(self, rng: np.random.Generator, stage: np.ndarray) -> ExpressionProblems:
         """As `sample`, but from three operands on without the digits 0 and 1.
