@@ -138,6 +138,8 @@ WRONG = [
     ({"num_sampels": 3}, "num_sampels: ", "'num_samples'"),
     ({"num_samples": 0}, "num_samples: "),
     ({"base": "defualt"}, "base: ", "'default'"),
+    ({"base": "expression_long"}, "base: ", "'student'", "--set student=null"),
+    ({"space": {"student.training.lr": {"choice": [1e-3]}}}, "space.student.training.lr: "),
     ({"settings": {LR: -1.0}}, "settings.training.lr: "),
     ({"settings": {LR: 1e-3}}, "space.training.lr: ", "settings.training.lr"),
     ({"space": {"training.lrr": {"uniform": [0, 1]}}}, "space.training.lrr: ", "'lr'"),

@@ -222,6 +222,7 @@ def load_search(
     for key, value in settings.settings.items():
         text = to_yaml(_tried(text, key, value, "settings", source))
     base = settings_from_text(text, one_name(settings.base), overrides)
+    _check_one_phase(base, ("base",), source)
     build_algorithm_config(base)
     _check_set_once(settings, overrides, source)
     text = to_yaml(base)
@@ -284,6 +285,16 @@ def _check_set_once(settings: SearchSettings, overrides: Sequence[str], source: 
             places[part] = f"space.{key}"
 
 
+def _check_one_phase(settings: Settings, place: tuple[str, ...], source: Source) -> None:
+    """A trial is one algorithm, which ends where a student would begin."""
+    if settings.student is not None:
+        raise source.error(
+            place,
+            "a trial has no second phase, so there can be no 'student'; search over the first "
+            "phase alone: --set student=null",
+        )
+
+
 def _tried(base_yaml: str, key: str, value: Any, section: str, source: Source) -> Settings:
     """The base with one value, if RLlib and toolagent take it."""
     try:
@@ -296,4 +307,6 @@ def _tried(base_yaml: str, key: str, value: Any, section: str, source: Source) -
             fault = fault.removeprefix(f"{part}: ")
         shows = "" if shown(value) in fault else f" (for {shown(value)})"
         raise source.error((section, key), fault + shows) from None
+    if section == "space":
+        _check_one_phase(settings, (section, key), source)
     return settings
