@@ -1,6 +1,7 @@
 """The network with a call stack: its equations by hand, its stack against a list, its noise."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -16,14 +17,20 @@ from network_forms import (
     unrolled,
 )
 
-from toolagent.explain.stack import stack_rows
+from toolagent import cli
+from toolagent.checkpoints.policy import load_policy, save_policy
+from toolagent.explain.__main__ import command as explain
 from toolagent.export.check import load_player
 from toolagent.export.player import source
 from toolagent.models.base import as_responses
 from toolagent.models.call_stack import CallStackNetwork, CallStackOptions
 from toolagent.models.network import StageGRUNetwork
 from toolagent.models.state_stack import KEEP, POP, PUSH, SlotWeights
+from toolagent.rollouts.reading import stack_rows
 from toolagent.rollouts.trajectory import trajectory
+from toolagent.serve.answers import play_answer_of
+from toolagent.serve.player import Player, Question
+from toolagent.serve.schemas import PlayAnswer
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import ANS, CTX, EOS, NUM_TOKENS
 
@@ -264,7 +271,7 @@ def test_what_each_token_does_with_the_stack_is_explained():
     network = saturated(SMALL._replace(stack_size=4))
     problems = task.pose(None, expression=["((3+4)*2)"])
     recorded = trajectory(network, task, problems)
-    rows = stack_rows(network, task, problems, recorded)
+    rows = stack_rows(network, task, problems, recorded.tokens)
     assert [row["token"] for row in rows] == [
         "(",
         "(",
@@ -286,4 +293,34 @@ def test_what_each_token_does_with_the_stack_is_explained():
     written = [name for row in rows for name in row["written"]]
     trace = network.stack_trace(torch.from_numpy(problems.context))
     assert len(written) <= int((trace.opened > 0.5).sum())
-    assert stack_rows(StageGRUNetwork(INTERFACE), task, problems, recorded) == []
+    tokens = [task.vocabulary.names[token] for token in recorded.tokens]
+    assert written == [tokens[step - 1] for row in rows for step in row["steps"]]
+    assert stack_rows(StageGRUNetwork(INTERFACE), task, problems, recorded.tokens) == []
+
+
+def test_the_stack_is_in_the_page_the_json_and_the_answers_of_the_api(tmp_path, capsys):
+    task, text = get_task("expression"), "2*((3+4)-1)"
+    agent, page, document = (tmp_path / name for name in ("agent", "page.html", "out.json"))
+    save_policy(agent, make_network(interface=task.interface), "expression")
+    files = ["--html", str(page), "--json", str(document)]
+    assert cli.main(explain, [str(agent), "--expression", text, *files]) == 0
+    assert "what reading each token does with the stack of states" in capsys.readouterr().out
+    rows = json.loads(document.read_text())["stack"]
+    written = page.read_text()
+    for gate in ("push", "pop", "keep"):
+        line = next(line for line in written.splitlines() if f">{gate}</th>" in line)
+        assert line.count("<td") == len(rows) == len(text) + 1
+        assert all(f">{row[gate]:.2f}</td>" in line for row in rows)
+
+    policy = load_policy(agent)
+    question = Question(task.pose(None, expression=[text]), explained=True)
+    plain = Question(question.problem)
+    asked, other = Player(policy).answer([question, plain])
+    assert other.reading == [] and play_answer_of(task, "a", plain, other)["reading"] is None
+    shown = PlayAnswer(**play_answer_of(task, "a", question, asked)).model_dump()["reading"]
+    assert [row["token"] for row in shown] == [row["token"] for row in rows]
+    for row, expected in zip(shown, rows, strict=True):
+        assert row == {
+            name: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+            for name, value in expected.items()
+        }

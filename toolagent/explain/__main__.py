@@ -29,9 +29,9 @@ from toolagent.explain import views
 from toolagent.explain.memory import MemoryReport, check_memory, run_memory
 from toolagent.explain.microscope import Look, look_at, record
 from toolagent.explain.probes import ProbeReport, check_probes, run_probes
-from toolagent.explain.stack import stack_rows
 from toolagent.files import check_writable, write_result
 from toolagent.rollouts.conversation import turns
+from toolagent.rollouts.reading import stack_rows
 from toolagent.rollouts.trajectory import (
     Trajectory,
     probability_text,
@@ -165,7 +165,7 @@ def explain(
     else:
         told += judgement(recorded, task.plan(problems, 0)).splitlines()
     looks = look_at(policy.network, task, problems, recorded)
-    stack = stack_rows(policy.network, task, problems, recorded)
+    stack = stack_rows(policy.network, task, problems, recorded.tokens)
     report = run_probes(policy.network, task) if probes else None
     named = None if stage is None else [stage]
     remembered = run_memory(policy.network, task, named) if memory else None
@@ -179,7 +179,7 @@ def explain(
         "target": recorded.target,
     }
     if html_file is not None:
-        page = views.page(heading, [*notes, *told], looks, report, remembered, shown, task)
+        page = views.page(heading, [*notes, *told], looks, stack, report, remembered, shown, task)
         write_result(Path(html_file), page.encode())
     if parquet_file is not None:
         with pa.BufferOutputStream() as stream:
@@ -199,7 +199,7 @@ def explain(
     cli.print_table(console, views.probability_table(looks, task))
     if stack:
         console.print("\nwhat reading each token does with the stack of states, and writes:")
-        cli.print_table(console, stack_table(stack))
+        cli.print_table(console, views.stack_table(stack))
     if task.defines("continuation"):
         console.print(
             "\nwhat the oracle would write, with how many tokens to go; and what the\n"
@@ -215,16 +215,6 @@ def explain(
             cli.say(console, note)
     if remembered is not None:
         print_memory(console, remembered)
-
-
-def stack_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows of `stack_rows` for people."""
-    gates = ("push", "pop", "keep")
-    table = cli.table("token", *gates, "depth", "written", right=(*gates, "depth"))
-    for row in rows:
-        shares = [f"{row[gate]:.2f}" for gate in gates]
-        table.add_row(row["token"], *shares, str(row["depth"]), " ".join(row["written"]))
-    return table
 
 
 def print_memory(console: Console, report: MemoryReport) -> None:

@@ -97,6 +97,16 @@ def probe_table(report: ProbeReport) -> Table:
     return table
 
 
+def stack_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows of `rollouts.reading.stack_rows` for a terminal."""
+    gates = ("push", "pop", "keep")
+    table = cli.table("token", *gates, "depth", "written", right=(*gates, "depth"))
+    for row in rows:
+        shares = [f"{row[gate]:.2f}" for gate in gates]
+        table.add_row(row["token"], *shares, str(row["depth"]), " ".join(row["written"]))
+    return table
+
+
 Rows = list[dict[str, str]]  # a row is its cells by column
 
 
@@ -156,6 +166,7 @@ def page(
     heading: str,
     verdict: list[str],
     looks: list[Look],
+    stack: list[dict[str, Any]],
     report: ProbeReport | None,
     remembered: MemoryReport | None,
     checkpoint: str,
@@ -173,6 +184,7 @@ def page(
         conversation=conversation(looks, task),
         has_oracle=task.defines("continuation"),
         registers=register_names(looks),
+        stack=stack,
         report=report,
         remembered=remembered,
         exchanges=exchange_rows(remembered) if remembered else [],

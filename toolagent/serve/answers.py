@@ -51,6 +51,14 @@ def play_answer_of(task: Task, model: str, question: Question, answer: Answer) -
         "verdict": verdict(recorded),
         "computes": recorded.computes,
         "steps": [_shown(task, step) for step in answer.steps],
+        "reading": [_rounded(row) for row in answer.reading] or None,
+    }
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: round(value, DIGITS) if isinstance(value, float) else value
+        for name, value in row.items()
     }
 
 

@@ -17,6 +17,7 @@ from toolagent.checkpoints.policy import Policy
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.conversation import Source, sources
 from toolagent.rollouts.play import GivenTokens, Intervention, PlayedStep, play
+from toolagent.rollouts.reading import stack_rows
 from toolagent.rollouts.trajectory import shown_registers
 from toolagent.tasks import Task
 
@@ -31,7 +32,8 @@ class Question:
     given: tuple[int, ...] = ()  # no more than the episode has actions, none behind the answer
     # by step, from 0: R tokens that are observed in place of what its action is answered with
     told: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    explained: bool = False  # whether to tell where tokens were copied from
+    # whether to tell where tokens were copied from, and what was done with a stack of states
+    explained: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Answer:
     answered: bool  # else it ran out of actions
     answer: int | None  # None also if it answered with an empty register, or if that is not told
     solved: bool  # the answer is exactly the target
+    # a row for each token that was read (`rollouts.reading`), if that is asked and there is a stack
+    reading: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Player:
@@ -88,6 +92,10 @@ class Player:
         )
         answers = [answer for answer in recorder.answers if answer is not None]
         rows = np.flatnonzero([question.explained for question in questions])
+        for row in rows:
+            tokens = [step.token for step in answers[row].steps]
+            reading = stack_rows(self.network, self.task, problems[row], tokens)
+            answers[row] = replace(answers[row], reading=reading)
         if self.task.response_length and len(rows):
             steps = int(batch.lengths[rows].max())
             columns = batch.actions[rows, :steps], batch.lengths[rows], batch.response[rows, :steps]

@@ -186,6 +186,18 @@ class Result(BaseModel):
     solved: bool = Field(description="The answer is exactly the target.")
 
 
+class ReadToken(BaseModel):
+    """What reading one token of the problem did with the network's stack of states."""
+
+    token: TokenName
+    push: float = Field(description="How much, as `pop` and `keep`; together 1.")
+    pop: float
+    keep: float
+    depth: int = Field(description="Entries behind the token, if the largest of the three decides.")
+    written: list[TokenName] = Field(description="What is written from it.")
+    steps: list[int] = Field(description="Where that stands in the program, from 1.")
+
+
 class PlayAnswer(Result):
     """An episode, step by step."""
 
@@ -196,6 +208,9 @@ class PlayAnswer(Result):
         description="The formula that the program computes, where it alone determines one."
     )
     steps: list[Step]
+    reading: list[ReadToken] | None = Field(
+        description="The problem's tokens; null: the network has no stack of states."
+    )
 
 
 class BatchAnswer(BaseModel):

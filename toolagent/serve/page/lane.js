@@ -33,6 +33,30 @@ function source({ answer, place, tokens }) {
   return `answer ${answer}: ${(tokens.length > 1 ? marked : tokens).join(" ")}`;
 }
 
+/** A token that was read: what that did with the stack of states, and how many entries it left. */
+function readToken({ token, push, pop, keep, depth, written }, all) {
+  const most = Math.max(...all.map((row) => row.depth));
+  const action = push > pop && push > keep ? "push" : pop > keep ? "pop" : "keep";
+  const shares = `push ${percent(push)}, pop ${percent(pop)}, keep ${percent(keep)}`;
+  const item = make(
+    "li",
+    { class: action, title: `${shares}; entries behind it: ${depth}; written from it: ${words(written)}` },
+    make("b", {}, token),
+    make("small", {}, action === "keep" ? "" : action),
+    make("span", { class: "unseen" }, `, ${depth} deep`),
+  );
+  item.style.paddingTop = `${0.35 * (most - depth)}rem`; // what is deeper stands higher
+  return item;
+}
+
+const reading = (tokens) =>
+  make(
+    "figure",
+    { class: "reading" },
+    make("figcaption", {}, "Read before it wrote, with a stack of states; marked: what this step is from"),
+    make("ol", {}, ...tokens),
+  );
+
 /**
  * @param title what the lane is called
  * @param answer a `PlayAnswer`
@@ -93,6 +117,7 @@ export class Lane {
       return { token, button, fill, number };
     });
     this.registers = make("dl", { class: "registers" });
+    this.read = (answer.reading ?? []).map((row) => readToken(row, answer.reading));
     this.caption = make("p", { class: "caption" });
     this.verdict = make("p", { class: "verdict" });
     const heading = make("h3", { id }, title);
@@ -113,7 +138,7 @@ export class Lane {
       ),
       this.verdict,
       this.caption,
-      this.registers,
+      make("div", {}, this.registers, this.read.length ? reading(this.read) : ""),
       make(
         "div",
         { class: "tokens", role: "group", "aria-label": "Probabilities of all tokens" },
@@ -228,6 +253,10 @@ export class Lane {
         );
       }),
     );
+    this.read.forEach((item, place) => {
+      const { steps } = this.answer.reading[place];
+      item.classList.toggle("now", steps.includes(this.index + 1));
+    });
     const over = this.index === this.length - 1;
     const { solved, answer, verdict, computes } = this.answer;
     this.verdict.className = over ? `verdict ${solved ? "right" : "wrong"}` : "verdict";
