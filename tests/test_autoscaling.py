@@ -14,6 +14,7 @@ import time
 import psutil
 import pytest
 import yaml
+from machines import slowness
 from ray_clusters import is_runner
 from test_run import rows_of, summary_of
 from test_submitted_job import HEAD_TYPE, AutoscaledCluster, Job, environment
@@ -90,7 +91,7 @@ def test_a_recipe_s_groups_grow_for_a_run_and_go_after_it(environment, tmp_path,
 
     try:
         idle = [(0, head_gpus)]
-        cluster.wait_for(lambda: nodes(cluster) == idle, 90)
+        cluster.wait_for(lambda: nodes(cluster) == idle, 90 * slowness())
         started = time.monotonic()
         job = Job(
             environment,
@@ -99,9 +100,9 @@ def test_a_recipe_s_groups_grow_for_a_run_and_go_after_it(environment, tmp_path,
             *("--num-env-runners", RUNNERS, "--num-learners", 1, "--num-gpus-per-learner", 0),
             *("--output-dir", folder, "--set", "run.checkpoint_every_s=10"),
         )
-        cluster.wait_for(lambda: nodes(cluster) == grown, 300)
+        cluster.wait_for(lambda: nodes(cluster) == grown, 300 * slowness())
         print(f"\n{name}: {len(grown)} nodes {time.monotonic() - started:.0f} s after submit.sh")
-        cluster.wait_for(lambda: len(rows()) >= 2, 400)
+        cluster.wait_for(lambda: len(rows()) >= 2, 400 * slowness())
         counts = cluster.runners()
         assert sum(counts) == RUNNERS and counts[-4:] == [2, 2, 2, 2]
 
@@ -111,9 +112,11 @@ def test_a_recipe_s_groups_grow_for_a_run_and_go_after_it(environment, tmp_path,
         for process in taken:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        cluster.wait_for(lambda: sum(cluster.runners()) == RUNNERS and len(rows()) > before, 300)
+        cluster.wait_for(
+            lambda: sum(cluster.runners()) == RUNNERS and len(rows()) > before, 300 * slowness()
+        )
         print(f"{name}: a spot node's env runners back after {time.monotonic() - taken_at:.0f} s")
-        cluster.wait_for(lambda: nodes(cluster) == grown, 300)
+        cluster.wait_for(lambda: nodes(cluster) == grown, 300 * slowness())
         print(f"{name}: a node in its place after {time.monotonic() - taken_at:.0f} s", flush=True)
         (row,) = rows()[-1:]
         assert row["env_steps"] > rows()[before - 1]["env_steps"]
