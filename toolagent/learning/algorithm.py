@@ -178,7 +178,8 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
     call.
 
     Attributes:
-        updates: gradient steps so far.
+        updates: gradient steps so far, and as many as make all that is played too old whenever a
+            network begins anew.
     """
 
     _new_weights: dict[str, Any] | None = None  # of the learners, after the latest update
@@ -200,8 +201,7 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
         """Puts another network in the place of the present one, which has learned nothing yet.
 
         What the learners' optimizers and the exploration came to belongs to the present one, and
-        goes with it. (What it is playing at this moment, at most `max_staleness` updates' worth, is
-        learned from as of an older policy.)
+        goes with it; episodes that it has played are too old from now on.
 
         Args:
             number: of the network in this run; from 2 on. With the seed it decides the weights.
@@ -211,11 +211,12 @@ class ToolAgent(CallbackStateMixin, TemporaryLogFolder, SamplingAlgorithm):
         self.learner_group.foreach_learner(partial(_begin_anew, seed=seed))
         task = self.env_runner_group.local_env_runner.env.task
         self._exploration = Exploration(self.config, task)
+        self._updates += self.config.max_staleness + 1
         self.publish_weights()
 
     @property
     def updates(self) -> int:
-        """Gradient steps so far."""
+        """See the class."""
         return self._updates
 
     @override(Algorithm)

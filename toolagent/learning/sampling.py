@@ -53,7 +53,7 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
 
     @override(Algorithm)
     def setup(self, config: Any) -> None:
-        self._updates = 0  # gradient steps so far; weights are numbered by it
+        self._updates = 0  # see `ToolAgent.updates`; weights are numbered by it
         self._fragments: deque[Fragment] = deque()  # ready, not learned from yet
         self.requests = Requests()
         self._next_runner = 0
