@@ -18,20 +18,9 @@ import ray
 from ray.train.torch.config import TorchConfig
 from torch import distributed
 
-from toolagent.cluster.ray_internals import learner_backend
-
 _LOOPBACK = "127.0.0.1"
 _LOOPBACK_INTERFACE = "lo"
 _store: Any = None  # in a learner's process: it ends with it
-
-
-class LoopbackLearnersMixin:
-    """For an AlgorithmConfig: where the cluster is on loopback, so are its learners."""
-
-    def build_learner_group(self, **kwargs: Any) -> Any:
-        """RLlib's, with the process group above."""
-        with learner_backend(_Config):
-            return super().build_learner_group(**kwargs)  # type: ignore[misc]
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
@@ -55,9 +44,12 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         )
 
 
-class _Config(TorchConfig):
+class LoopbackConfig(TorchConfig):
+    """What Ray Train sets the group up by."""
+
     @property
     def backend_cls(self) -> type[_Backend]:
+        """Joins the learners."""
         return _Backend
 
 

@@ -28,7 +28,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from toolagent.cluster.process_group import LoopbackLearnersMixin
+from toolagent.cluster.loopback_learners import LoopbackLearnersMixin
 from toolagent.cluster.ray_internals import TemporaryLogFolder
 from toolagent.envs.registration import task_of_env_id
 from toolagent.figures import PIPELINE

@@ -20,7 +20,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
-from toolagent.cluster.process_group import LoopbackLearnersMixin
+from toolagent.cluster.loopback_learners import LoopbackLearnersMixin
 from toolagent.cluster.ray_internals import TemporaryLogFolder
 from toolagent.envs.registration import task_of_env_id
 from toolagent.learning.batches import training_data

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.utils.annotations import override
 
-from toolagent.cluster.process_group import LoopbackLearnersMixin
+from toolagent.cluster.loopback_learners import LoopbackLearnersMixin
 from toolagent.cluster.ray_internals import TemporaryLogFolder
 from toolagent.learning.callback_state import CallbackStateMixin
 from toolagent.learning.iteration import IterationMixin
