@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
+from toolagent.learning.averaging import AveragingLearner
 from toolagent.learning.losses import LossParts, actor_critic_loss
 from toolagent.models.allocation import keep_freed_memory
 from toolagent.models.rl_module import build_network
@@ -53,7 +54,7 @@ _PARTS = (
 )
 
 
-class EpisodeColumnsLearner(TorchLearner):
+class EpisodeColumnsLearner(AveragingLearner):
     """A2C and PPO on `EpisodeBatch` columns.
 
     loss = policy loss + vf_loss_coeff * mean((V - target)^2) - entropy_coeff * mean(entropy)
@@ -66,7 +67,7 @@ class EpisodeColumnsLearner(TorchLearner):
     """
 
     compute_losses = timed("losses")(TorchLearner.compute_losses)
-    compute_gradients = timed("backward")(TorchLearner.compute_gradients)
+    compute_gradients = timed("backward")(AveragingLearner.compute_gradients)
     postprocess_gradients = timed("clip gradients")(TorchLearner.postprocess_gradients)
 
     def __repr__(self) -> str:
