@@ -15,8 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from machines import install
-from processes import ROOT, wait_for
+import processes
+from machines import install, slowness
+from processes import ROOT
 
 BASE = "localhost/toolagent-test-ray:2.60.0"
 IMAGE = "localhost/toolagent-test:0.1"
@@ -33,6 +34,11 @@ WORKDIR /home/ray
 RUN python3.11 -m venv /home/ray/anaconda3 \\
     && pip install --no-cache-dir 'ray[default,rllib,serve]==2.60.0'
 """
+
+
+def wait_for(what):
+    """The first true value of `what`, with more time where other programs want the CPUs."""
+    return processes.wait_for(what, seconds=processes.WAIT_S * slowness())
 
 
 class Containers:
@@ -80,7 +86,9 @@ class Containers:
         does: Ray ends where it does not come up within 30 s, on a machine with much else to do.
         """
         self._made.insert(0, ("rm", "--force", "--time", "0", name))
-        self.podman("run", "--detach", "--restart", "on-failure:5", "--name", name, *arguments)
+        self.podman(
+            "run", "--detach", "--replace", "--restart", "on-failure:5", "--name", name, *arguments
+        )
 
     def state(self, name: str) -> tuple[str, int]:
         """('running' or 'exited', the exit code)."""
@@ -90,6 +98,7 @@ class Containers:
 
     def volume(self, name: str) -> Path:
         """A new volume, and its folder on this machine."""
+        self.podman("volume", "rm", "--force", name)  # of a test before this one
         self._made.insert(-1, ("volume", "rm", "--force", name))
         self.podman("volume", "create", name)
         where = self.podman("volume", "inspect", "--format", "{{.Mountpoint}}", name)

@@ -13,8 +13,8 @@ import re
 from typing import Any
 
 import yaml
-from containers import IMAGE, Containers
-from processes import ROOT, wait_for
+from containers import IMAGE, Containers, wait_for
+from processes import ROOT
 
 HEAD, REDIS = "10.88.0.201", "10.88.0.202"
 TOKEN, PASSWORD = "0123456789abcdef" * 4, "fedcba9876543210" * 4

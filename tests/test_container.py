@@ -11,9 +11,9 @@ import shlex
 import time
 
 import pytest
-from containers import BASE, IMAGE, Containers
+from containers import BASE, IMAGE, Containers, wait_for
 from pods import Cluster, entrypoint
-from processes import ROOT, wait_for
+from processes import ROOT
 from test_run import rows_of, summary_of
 
 pytestmark = [pytest.mark.cluster_real, pytest.mark.timeout(2400)]
