@@ -74,26 +74,3 @@ def test_a_driver_that_was_away_takes_nobody_for_hung():
     clock.now += 3_600
     requests.look()
     assert requests.hung(10) == set()
-
-
-def test_the_runner_that_answered_last_is_asked_and_now_and_then_the_longest_idle_one():
-    requests, runners, asked = Requests(), range(1, 17), []
-    for number in range(1, 1 + 16 * 8):
-        runner = requests.next_runner(runners)
-        requests.send(runner, 1)
-        if number > 1:
-            requests.answer(number - 1)  # so that one is always busy
-        asked.append(runner)
-    others = asked[7::8]
-    assert sorted(others[:14]) == [*range(3, 17)]  # each has its turn, those never asked first
-    assert len(set(asked[:7])) == 2  # of 16 runners, as many as it takes
-    for before, here, after in zip(asked, asked[1:], asked[2:], strict=False):
-        assert here != before and here != after  # never one that is busy while others are free
-
-
-def test_the_least_busy_runner_is_asked():
-    requests = Requests()
-    for runner in (1, 1, 2, 2, 3):
-        requests.send(runner, 1)
-    assert requests.answer(1) and requests.answer(2)
-    assert [requests.next_runner([2, 3]), requests.next_runner([1, 2, 3])] == [3, 1]

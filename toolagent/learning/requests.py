@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-_LONGEST_IDLE = 8  # of so many requests, one goes to the runner that has been idle for longest
 # At most this much time counts between two calls of `look`: after a longer pause of the driver the
 # answers have been waiting for it, and no runner was slow.
 _LONGEST_LOOK_S = 1.0
@@ -37,7 +36,7 @@ class Requests:
         self._looked = clock()
         self._now = 0.0
         self._under_way: dict[int, Request] = {}  # by number, oldest first
-        self._last_answer: dict[int, float] = {}  # by env runner, the latest one last
+        self._last_answer: dict[int, float] = {}  # by env runner
         self._sent = 0
 
     def __len__(self) -> int:
@@ -57,27 +56,12 @@ class Requests:
         request = self._under_way.pop(number, None)
         if request is None:
             return False
-        self._last_answer.pop(request.env_runner, None)
         self._last_answer[request.env_runner] = self._now
         return True
 
     def of(self, env_runner: int) -> int:
         """How many are under way to that runner."""
         return sum(request.env_runner == env_runner for request in self._under_way.values())
-
-    def next_runner(self, free: Sequence[int]) -> int:
-        """Which env runner the next request goes to: one of those with the fewest under way.
-
-        Of these, the one that answered last: what it plays with is still in its core's cache, so
-        more runners than are needed cost little. One request in `_LONGEST_IDLE` goes to the one
-        that has not answered for longest, or never: a dead one is noticed when it is asked.
-
-        Args:
-            free: env runners that may be asked; at least one.
-        """
-        latest = {runner: place for place, runner in enumerate(self._last_answer, 1)}
-        sign = 1 if self.next_number() % _LONGEST_IDLE == 0 else -1
-        return min(free, key=lambda runner: (self.of(runner), sign * latest.get(runner, 0)))
 
     def numbers_of_weights(self) -> list[int]:
         """The weights of each request under way."""

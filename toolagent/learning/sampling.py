@@ -183,15 +183,16 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
             ]
             if not free:
                 return
+            # The least busy one, in turn; in synchronous mode strictly in turn, so that who plays
+            # what does not depend on who is faster.
+            in_turn = {r: (r - self._next_runner) % (max(runners) + 1) for r in runners}
             if self.config.max_staleness:
-                runner = self.requests.next_runner(free)
+                runner = min(free, key=lambda r: (self.requests.of(r), in_turn[r]))
             else:
-                # Strictly in turn, so that who plays what does not depend on who is faster.
-                end = max(runners) + 1
-                runner = min(runners, key=lambda r: (r - self._next_runner) % end)
+                runner = min(runners, key=in_turn.__getitem__)
                 if runner not in free:
                     return
-                self._next_runner = runner + 1
+            self._next_runner = runner + 1
             sent = group.foreach_env_runner_async(
                 _sample_fragment,
                 tag=_SAMPLE,
