@@ -120,9 +120,12 @@ def test_every_command_line_is_understood(page, monkeypatch):
     monkeypatch.chdir(page.parent)
     monkeypatch.syspath_prepend(page.parent)
     for command, arguments in own_commands(page):
-        click_command(command).make_context(
-            command, list(arguments), help_option_names=["-h", "--help"]
-        )
+        if command.startswith("examples."):
+            importlib.import_module(f"toolagent.{command}").arguments(list(arguments))
+        else:
+            click_command(command).make_context(
+                command, list(arguments), help_option_names=["-h", "--help"]
+            )
     markers = {"full", "slow", "chaos", "scaling", "cluster_real"}
     for words in shell_lines(page):
         if "pytest" in words:

@@ -79,16 +79,22 @@ def text_of(tree: Tree, all_written: bool = False, outside: int = 0) -> str:
     return f"({text})" if tightness < outside else text
 
 
-def main() -> None:
-    """Prints the file."""
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """What is on the command line, or in `words`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trees", choices=[*KINDS], default="uniform")
     parser.add_argument("--operands", type=int, default=16, help="of each expression")
     parser.add_argument("--count", type=int, default=1000, help="of expressions")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if given.operands < 1 or given.count < 1:
         parser.error("--operands and --count must be at least 1")
+    return given
+
+
+def main() -> None:
+    """Prints the file."""
+    given = arguments()
     rng = random.Random(given.seed)
     print("expression")
     for _ in range(given.count):
