@@ -69,7 +69,7 @@ def own_commands(page):
         if re.fullmatch(r"(\.venv/bin/)?python", words[0]) and words[1] == "-m":
             package, _, command = words[2].partition(".")
             if package == "toolagent":
-                yield command, words[3:]
+                yield command, words[3 : words.index(">") if ">" in words else None]
 
 
 def click_command(name):
