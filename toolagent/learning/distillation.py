@@ -85,12 +85,7 @@ class DistillationLearner(EpisodeColumnsLearner):
     @override(TorchLearner)
     def build(self) -> None:
         super().build()
-        self._network.noisy = True
-
-    @property
-    def _network(self) -> AgentNetwork:
-        module: Any = self.module[DEFAULT_MODULE_ID]
-        return module.unwrapped().network
+        self.network.noisy = True
 
     @override(Learner)
     def compute_loss_for_module(

@@ -30,6 +30,7 @@ from torch import Tensor
 from toolagent.learning.averaging import AveragingLearner
 from toolagent.learning.losses import LossParts, actor_critic_loss
 from toolagent.models.allocation import keep_freed_memory
+from toolagent.models.base import AgentNetwork
 from toolagent.models.rl_module import build_network
 from toolagent.phases import timed
 
@@ -127,14 +128,19 @@ class EpisodeColumnsLearner(AveragingLearner):
             lr_or_lr_schedule=config.lr,
         )
 
+    @property
+    def network(self) -> AgentNetwork:
+        """What it trains."""
+        module: Any = self.module[DEFAULT_MODULE_ID]
+        return module.unwrapped().network
+
     def begin_anew(self, seed: int) -> None:
         """First weights of that seed, and an optimizer that has seen nothing."""
-        module: Any = self.module[DEFAULT_MODULE_ID]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             spec: Any = self.config.rl_module_spec
             first = build_network(dict(spec.model_config))
-        module.unwrapped().network.load_state_dict(first.state_dict())
+        self.network.load_state_dict(first.state_dict())
         for optimizer in self._named_optimizers.values():
             optimizer.state.clear()  # type: ignore[attr-defined]
 
