@@ -23,7 +23,7 @@ from toolagent.explain.__main__ import command as explain
 from toolagent.export.check import load_player
 from toolagent.export.player import source
 from toolagent.models.base import as_responses
-from toolagent.models.call_stack import CallStackNetwork, CallStackOptions
+from toolagent.models.call_stack import CallStackNetwork, CallStackOptions, Restrained
 from toolagent.models.network import StageGRUNetwork
 from toolagent.models.state_stack import KEEP, POP, PUSH, SlotWeights
 from toolagent.rollouts.reading import stack_rows
@@ -231,6 +231,17 @@ def test_noise_is_there_only_while_it_imitates():
         one = make_network(3, SMALL._replace(**{**none, name: 1.0}))
         one.noisy = True
         assert (unrolled(one, batch)[0] - quiet).abs().max() > 1e-3, name
+
+
+def test_what_is_restrained_has_one_more_term_in_its_loss():
+    values = torch.tensor([[-3.0, -1.0, 0.5], [1.2, 1.5, 4.0]], requires_grad=True)
+    weights = torch.randn(2, 3)
+    (gradient,) = torch.autograd.grad((Restrained.apply(values, 1.2, 3.0) * weights).sum(), values)
+    excess = (values.abs() - 1.2).clamp(min=0)
+    (expected,) = torch.autograd.grad(
+        (values * weights).sum() + 3 / 2 * excess.square().mean(), values
+    )
+    torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize(

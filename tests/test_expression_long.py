@@ -1,6 +1,7 @@
 """Expressions of up to 16 operands: drawn without tables of skeletons, else as the shorter ones."""
 
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -37,6 +38,22 @@ def test_what_is_drawn_is_of_its_stage_and_worth_its_target(kind):
     posed = TASK.pose(None, expression=TASK.read(drawn.context)["expression"])
     for name, column in posed.columns():
         assert np.array_equal(column, getattr(drawn, name)), name
+
+
+def test_rewritten_problems_mean_the_same_and_have_digits_in_parentheses():
+    rng = np.random.default_rng(0)
+    drawn = TASK.practice(rng, np.repeat(np.arange(1, 17), 100).astype(np.int8))
+    rewritten = TASK.rewritten(drawn, rng)
+    posed = TASK.pose(None, expression=TASK.read(rewritten.context)["expression"])
+    for name, column in posed.columns():
+        assert np.array_equal(column, getattr(rewritten, name)), name
+    for name in ("stage", "target", "skeleton", "held_out"):
+        assert np.array_equal(getattr(drawn, name), getattr(rewritten, name)), name
+    texts = [TASK.read(problems.context)["expression"] for problems in (drawn, rewritten)]
+    without = [re.sub(r"\((\d)\)", r"\1", text) for text in texts[1].tolist()]
+    assert without == texts[0].tolist()
+    assert 0.2 < (texts[0] != texts[1]).mean() < 0.6
+    assert (texts[0] == texts[1])[drawn.stage == 16].mean() > 0.5  # where there is no room, too
 
 
 @pytest.mark.parametrize("operands", [4, 6])

@@ -14,11 +14,12 @@ from toolagent.curriculum.callback import curriculum_of
 from toolagent.curriculum.rule import CurriculumSettings, CurriculumState, LevelSettings, decide
 from toolagent.errors import UserError
 from toolagent.learning.distillation import weights_of_ways
-from toolagent.learning.lessons import Lessons, moved
+from toolagent.learning.lessons import Lessons, moved, with_tools_of
 from toolagent.rollouts.play import GivenTokens, play
 from toolagent.tasks import get_task
 
 EXPRESSION = get_task("expression")
+ADD, MUL, ANS = (EXPRESSION.vocabulary.token(name) for name in ("ADD", "MUL", "ANS"))
 CONFIG = """
 task: calculator
 curriculum:
@@ -53,7 +54,7 @@ def lessons_of(texts, programs, capacity=50):
     lessons = Lessons(EXPRESSION, [2, 3], 0.3, 3, capacity, np.random.default_rng(0))
     first = EXPRESSION.pose(None, expression=texts)
     problems = [first, *(EXPRESSION.variants(first, lessons.rng) for _ in range(2))]
-    played = []
+    network, played = untrained_expression_network(), []
     for each in problems:
         rows = []
         for row, program in enumerate(programs):
@@ -62,11 +63,9 @@ def lessons_of(texts, programs, capacity=50):
             rows.append([EXPRESSION.vocabulary.token(name) for name in names])
         longest = max(map(len, rows))
         given = np.array([row + [14] * (longest - len(row)) for row in rows])
-        chooser = GivenTokens(given)
-        played.append(play(untrained_expression_network(), EXPRESSION, each, chooser=chooser))
-    assert all(episodes.solved.all() for episodes in played)
-    lessons._add(played, problems)
-    return lessons
+        played.append(play(network, EXPRESSION, each, chooser=GivenTokens(given)))
+    kept, _ = lessons._keep(network, played, problems)
+    return lessons, kept.tolist()
 
 
 def ways_of(lessons, row):
@@ -76,15 +75,16 @@ def ways_of(lessons, row):
 
 
 def test_a_lesson_is_every_way_that_is_as_right():
-    lessons = lessons_of(
+    lessons, kept = lessons_of(
         ["(4+7)*9*5", "8-(9-6)", "3-8+5+9*2"],
         ["d d ADD d d MUL MUL ANS", "d d d SUB SUB ANS", "d d SUB d d d MUL ADD ADD ANS"],
     )
+    assert kept == [0, 1, 2]
     assert ways_of(lessons, 0) == {"4 7 ADD 9 5 MUL MUL ANS", "4 7 ADD 9 MUL 5 MUL ANS"}
-    # `8 9 SUB 6 SUB` is a move away, and wrong.
-    assert ways_of(lessons, 1) == {"8 9 6 SUB SUB ANS"}
+    # `8 9 SUB 6 SUB` is a move away, and wrong; with another tool in it, it is right.
+    assert ways_of(lessons, 1) == {"8 9 6 SUB SUB ANS", "8 9 SUB 6 ADD ANS"}
     assert "3 8 SUB 5 ADD 9 2 MUL ADD ANS" in ways_of(lessons, 2)
-    episodes, lesson = lessons.sample(30)
+    episodes, lesson = lessons.sample(30, rewritten=False)
     assert (np.diff(lesson) >= 0).all() and len(np.unique(lesson)) == 30
     for row in range(len(episodes)):
         program = episodes.actions[row, : episodes.lengths[row]]
@@ -98,18 +98,28 @@ def test_a_lesson_is_every_way_that_is_as_right():
         assert judged["shortest"].all()
 
 
+def test_a_wrong_program_is_a_lesson_where_a_right_one_is_a_move_away():
+    lessons, kept = lessons_of(
+        ["8-(9-6)", "4+7+8", "8*(7-2)", "4+7*8"],
+        ["d d SUB d SUB ANS", "d MUL MUL d d ANS", "d SUB d d MUL ANS", "d ADD d d MUL ANS"],
+    )
+    assert kept == [0, 2, 3] and len(lessons) == 3
+    assert ways_of(lessons, 0) == {"8 9 6 SUB SUB ANS", "8 9 SUB 6 ADD ANS"}
+    assert ways_of(lessons, 1) == {"8 7 2 SUB MUL ANS"}
+    assert lessons.store.solved[:2].all() and lessons.store.rewards[0].tolist()[:6] == [0] * 5 + [1]
+
+
+def test_variants_that_were_written_in_another_way_are_solved_by_the_first_one_s():
+    programs = np.array([[4, 7, ADD, 9, 5, MUL, MUL, ANS]])
+    others = np.array([[1, 2, ADD, 3, MUL, 6, MUL, ANS]])
+    tools = [ADD, MUL]
+    assert with_tools_of(programs, others, tools).tolist() == [[1, 2, ADD, 3, 6, MUL, MUL, ANS]]
+
+
 def test_actions_that_did_nothing_are_left_out_of_lessons():
-    lessons = Lessons(EXPRESSION, [2], 0.0, 1, 10, np.random.default_rng(0))
-    problems = EXPRESSION.pose(None, expression=["3+4", "3+4"])
-    names = ("3 4 MUL ADD ANS", "3 CTX 4 ADD ANS")  # a wrong one
-    given = [[EXPRESSION.vocabulary.token(name) for name in text.split()] for text in names]
-    chooser = GivenTokens(np.array(given))
-    episodes = play(untrained_expression_network(), EXPRESSION, problems, chooser=chooser)
-    assert episodes.solved.tolist() == [False, True]
-    lessons._leave_out_idle(episodes, problems)
-    assert episodes.solved.tolist() == [False, True] and episodes.lengths[1] == 4
-    assert EXPRESSION.vocabulary.text(episodes.actions[1, :4]) == "3 4 ADD ANS"
-    assert episodes.rewards[1].tolist()[:5] == [0, 0, 0, 1, 0]
+    lessons, kept = lessons_of(["3+4", "3+4"], ["d d MUL ADD ANS", "d CTX d ADD ANS"])
+    assert kept == [1] and ways_of(lessons, 0) == {"3 4 ADD ANS"}
+    assert lessons.store.rewards[0].tolist()[:5] == [0, 0, 0, 1, 0]
 
 
 def test_lessons_are_what_the_agent_is_right_with_of_the_stages_it_was_trained_on():

@@ -39,6 +39,7 @@ from toolagent.rollouts.episode_batch import EpisodeBatch
 
 LESSONS_RIGHT = "lessons_right"
 _LESSON = "lesson"  # (B,) int64: which one an episode is a way of
+_COST = "cost"  # (B,) float32: of a way, the negative logarithm of p in `DistillationLearner`
 _COLUMNS = ("stage", "context", "lengths", *STEP_COLUMNS)
 _STREAM = 0x6C657373  # 'less'
 _LIFETIME = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
@@ -60,10 +61,16 @@ class DistillationOptions(UpdateOptions):
     """Updates after which new lessons are what the student itself is right with, which it writes in
     one way throughout; the agent's are what the student fails at."""
     begin_anew_after: Positive = 350
-    """Updates after which a student that still writes too few lessons is begun anew, with other
-    first weights."""
+    """Updates after which a student that writes too few lessons is begun anew, with other first
+    weights, and so after `retell_after`. One that is kept learns rewritten lessons
+    (`Task.rewritten`) from then on."""
     begin_anew_below: Share = 0.75
-    """That share."""
+    """That share of the lessons."""
+    lateness_cost: NonNegative = 0.3
+    """How much less a way is learned for each place that a tool stands later in it than in another
+    way of the same lesson, as a logarithm."""
+    kept_lateness_cost: NonNegative = 2.0
+    """The same of a student that is kept: it knows by then what can be told while it reads."""
     vf_loss_coeff: NonNegative = 0.05
     """Weight of the value loss: the value head is trained along."""
 
@@ -71,12 +78,15 @@ class DistillationOptions(UpdateOptions):
 class DistillationLearner(EpisodeColumnsLearner):
     """Imitates lessons, each of which may be written in several ways.
 
-        loss = -sum over lessons of log(sum over the lesson's ways of pi(way)) / actions
+        loss = -sum over lessons of log(sum over the lesson's ways of pi(way) p(way)) / actions
                + vf_loss_coeff * mean((V - R)^2)
+        p(way) = exp(-cost * sum of the places of its tools)
 
     where pi(way) is the product of its actions' probabilities, and R the discounted return to go.
     So the student learns the way that it finds likely already, and what is likely to it follows
-    from what it has learned of all lessons: it comes to write in one way throughout.
+    from what it has learned of all lessons: it comes to write in one way throughout. Of ways
+    that are as likely to it, p prefers the one that puts nothing off: what is put off has to be
+    kept in mind, and longer problems have more of it.
 
     Source: Guu et al. 2017, "From language to programs: bridging reinforcement learning and maximum
     marginal likelihood".
@@ -97,7 +107,7 @@ class DistillationLearner(EpisodeColumnsLearner):
         log_probabilities = policy_step(logits, actions).log_probabilities * mask
         likely, lesson = log_probabilities.sum(1), batch[_LESSON]  # (B,)
         # The gradient of the logarithm of a sum, as a mean with weights that have none.
-        weights = weights_of_ways(likely.detach(), lesson)
+        weights = weights_of_ways(likely.detach() - batch[_COST], lesson)
         actions_learned = (weights.unsqueeze(1) * mask).sum()
         imitation = -(weights * likely).sum() / actions_learned
         _, returns = generalized_advantages(rewards, rewards * 0, mask, config.gamma, 1.0)
@@ -114,7 +124,7 @@ def weights_of_ways(likely: Tensor, lesson: Tensor) -> Tensor:
     """(B,) how much each way to write a lesson is learned: its share of the lesson's probability.
 
     Args:
-        likely: (B,) the logarithms of the ways' probabilities.
+        likely: (B,) the logarithms of what is in proportion to the ways' probabilities.
         lesson: (B,) int64 numbers from 0 on: which lesson each is of.
     """
     count = int(lesson.max()) + 1
@@ -202,6 +212,11 @@ class Distillation(ToolAgent):
         """Whether the student has made all its updates."""
         return self._student_updates >= self.config.updates
 
+    @property
+    def _kept(self) -> bool:
+        """Whether the student is one that was not begun anew."""
+        return self._student_updates >= self.config.begin_anew_after
+
     @override(ToolAgent)
     def training_step(self) -> None:
         figures = self._figures
@@ -218,16 +233,15 @@ class Distillation(ToolAgent):
     @override(ToolAgent)
     def _next_batch(self, figures: PipelineFigures) -> EpisodeBatch:
         config, lessons = self.config, self._lessons
-        enough = min(config.lessons, 2 * config.episodes_per_update)
-        if self._student_updates % config.lesson_every == 0 or len(lessons) < enough:
+        if self._student_updates % config.lesson_every == 0:
             while True:
                 env_steps, share = lessons.play(*self._tellers())
                 figures.env_steps += env_steps
-                if len(lessons) >= enough:
+                if len(lessons) == config.lessons:
                     break
                 if not share:
                     raise LearningFailed("the agent solves nothing that could be imitated")
-        episodes, self._lesson = lessons.sample(config.episodes_per_update)
+        episodes, self._lesson = lessons.sample(config.episodes_per_update, self._kept)
         return episodes
 
     def _tellers(self) -> list[AgentNetwork]:
@@ -246,6 +260,8 @@ class Distillation(ToolAgent):
         config = self.config
         columns = {name: getattr(batch, name) for name in _COLUMNS}
         columns[_LESSON] = self._lesson
+        cost = config.kept_lateness_cost if self._kept else config.lateness_cost
+        columns[_COST] = np.float32(cost) * self._lessons.lateness(batch)
         columns["replayed"] = np.zeros(len(batch), bool)
         batches = learner_batches(columns, config.num_learners)
         results = self.learner_group.update(
@@ -263,9 +279,9 @@ class Distillation(ToolAgent):
 
     def _begin_anew_if_lost(self, right: float) -> None:
         config, updates = self.config, self._student_updates
-        if not config.begin_anew_after <= updates < config.retell_after:
-            return
-        if right >= config.begin_anew_below:
+        before = updates - config.updates_per_iteration
+        points = (config.begin_anew_after, config.retell_after)
+        if right >= config.begin_anew_below or not any(before < at <= updates for at in points):
             return
         self.news.append(
             f"student {self._begun} writes {right:.0%} of the lessons after {updates:,} "

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch
-from toolagent.rollouts.play import play
+from toolagent.rollouts.play import GivenTokens, play
 from toolagent.tasks import Task
+from toolagent.tasks.columns import Columns
 
 _AT_ONCE = 500  # problems that are played together
 _MOST_WAYS = 16  # to write one plan, kept of each lesson
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, with bits all over
-_LEAST_ALIKE = 2  # problems that a way is tried on
-_MOST_MOVES = 2  # of tools, from one way to another
 
 
 class Lessons:
     """A ring of solved episodes whose plan was right on several problems of one structure.
 
-    An episode is kept if the greedy agent solved its problem and others that the same plan solves
-    (`Task.variants`), without the actions that did nothing. No program comes from anywhere
-    else: what is right is what the environment rewards.
+    A lesson is an episode of the greedy agent whose plan is right on its problem and on others that
+    the same plan solves (`Task.variants`), without the actions that did nothing. No program comes
+    from anywhere else: what is right is what the environment rewards.
 
     Many plans can be written in several ways that are all right: `4 7 + 9 4 * *` is
     `4 7 + 9 * 4 *`. An agent writes one or the other, by no rule that holds for longer problems.
     So a lesson is all of them that are found by moving a tool to another place, and one more, as
-    long as each is right on these problems too; whoever learns from it may choose. (Not
-    where tools answer: what would have been answered was not played.)
+    long as each is right on these problems too; whoever learns from it may choose. A program that
+    is wrong becomes a lesson where one that is right is a move away: what an agent always fails at
+    would be left out otherwise. (Where tools answer, nothing is moved: what would have been
+    answered was not played.)
+
+    A lesson's context is kept as it was asked and rewritten (`Task.rewritten`), if the same program
+    is right there.
 
     Args:
         task: of the episodes.
@@ -56,6 +61,7 @@ class Lessons:
         self.shares = np.array([*[earlier_share / max(1, len(earlier))] * len(earlier), 0.0])
         self.shares[-1] = 1.0 - self.shares.sum()
         self.store: EpisodeBatch | None = None
+        self.rewritten = np.zeros((capacity, task.context_length), np.int8)  # contexts
         self.ways = np.zeros((capacity, _MOST_WAYS, task.max_actions), np.int8)
         self.num_ways = np.zeros(capacity, np.int64)
         self.added = 0
@@ -85,117 +91,145 @@ class Lessons:
 
     def _play(self, network: AgentNetwork, problems: list[Any]) -> tuple[np.ndarray, int]:
         """The rows of the problems that nothing was kept of, and the env steps it took."""
-        task = self.task
-        played = [play(network, task, each) for each in problems]
+        played = [play(network, self.task, each) for each in problems]
+        kept, tried = self._keep(network, played, problems)
         env_steps = sum(episodes.env_steps for episodes in played)
-        if not task.response_length:
-            for episodes, each in zip(played, problems, strict=True):
-                env_steps += self._leave_out_idle(episodes, each)
-        kept = np.ones(len(played[0]), bool)
-        if task.response_length:
-            kept = played[0].effective(task).sum(1) == played[0].lengths
+        return np.setdiff1d(np.arange(len(played[0])), kept), env_steps + tried
+
+    def _keep(
+        self, network: AgentNetwork, played: list[EpisodeBatch], problems: list[Any]
+    ) -> tuple[np.ndarray, int]:
+        """Adds the lessons in what was played; returns their rows, and the env steps it took."""
+        if self.task.response_length:
+            kept = np.flatnonzero(self._useful_throughout(played))
+            episodes = played[0].take(kept)
+            self._add(episodes, episodes.context, np.arange(len(kept)), episodes.actions)
+            return kept, 0
+        rows, ways, env_steps = self._ways(played, problems)
+        kept, first = np.unique(rows, return_index=True)
+        if len(kept):
+            chooser, asked = GivenTokens(ways[first]), problems[0].take(kept)
+            episodes = play(network, self.task, asked, chooser=chooser)
+            same = play(network, self.task, self.task.rewritten(asked, self.rng), chooser=chooser)
+            env_steps += episodes.env_steps + same.env_steps
+            rewritten = np.where(same.solved[:, None], same.context, episodes.context)
+            self._add(episodes, rewritten, np.searchsorted(kept, rows), ways)
+        return kept, env_steps
+
+    def _useful_throughout(self, played: list[EpisodeBatch]) -> np.ndarray:
+        """(B,) bool: solved in all the batches by as many actions, none of which did nothing."""
+        lengths = played[0].lengths
+        useful = played[0].effective(self.task).sum(1) == lengths
         for episodes in played:
-            kept &= episodes.solved & (episodes.lengths == played[0].lengths)
-        rows = np.flatnonzero(kept)
-        if len(rows):
-            found = [episodes.take(rows) for episodes in played]
-            env_steps += self._add(found, [each.take(rows) for each in problems])
-        return np.flatnonzero(~kept), env_steps
+            useful &= episodes.solved & (episodes.lengths == lengths)
+        return useful
 
-    def _leave_out_idle(self, episodes: EpisodeBatch, problems: Any) -> int:
-        """Leaves actions that did nothing out of the episodes, in place; what is not right without
-        them counts as not solved. Returns the env steps that trying it took."""
-        did = episodes.effective(self.task)
-        order = np.argsort(~did, 1, kind="stable")
-        happened = np.arange(did.shape[1]) < did.sum(1)[:, None]
-        answer = self.task.vocabulary.answer_token
-        actions = np.take_along_axis(episodes.actions, order, 1)
-        rewards = np.take_along_axis(episodes.rewards, order, 1)
-        episodes.actions = np.where(happened, actions, answer).astype(np.int8)
-        episodes.rewards = np.where(happened, rewards, 0.0).astype(np.float32)
-        episodes.lengths = happened.sum(1).astype(np.int8)
-        rows = np.flatnonzero(episodes.solved)
-        lengths = episodes.lengths[rows]
-        right = self._solves(problems.take(rows), episodes.actions[rows], lengths)
-        episodes.solved[rows] = right
-        return int(lengths.sum())
-
-    def _add(self, played: list[EpisodeBatch], problems: list[Any]) -> int:
-        """Keeps the first of the played episodes; returns the env steps that finding other ways to
-        write them took."""
-        episodes = played[0]
+    def _add(
+        self,
+        episodes: EpisodeBatch,
+        rewritten: np.ndarray,
+        lesson: np.ndarray,
+        ways: np.ndarray,
+    ) -> None:
+        """Keeps solved episodes, their contexts rewritten, and of each some of the ways (W, T) to
+        write it; (W,) int64 `lesson` is which one each way is of."""
+        if not len(episodes):
+            return
         if self.store is None:
             self.store = episodes.take(np.zeros(self.capacity, np.int64))
         places = (self.added + np.arange(len(episodes))) % self.capacity
         self.store.put(places, episodes)
-        self.ways[places, 0], self.num_ways[places] = episodes.actions, 1
+        self.rewritten[places] = rewritten
         self.added += len(episodes)
-        env_steps = 0
-        if not self.task.response_length:
-            lesson, programs, env_steps = self._other_ways(played, problems)
-            for row, program in zip(lesson.tolist(), programs, strict=True):
-                place = places[row]
-                if self.num_ways[place] < _MOST_WAYS:
-                    self.ways[place, self.num_ways[place]] = program
-                    self.num_ways[place] += 1
-        return env_steps
+        order = np.argsort(lesson, kind="stable")
+        count = np.bincount(lesson, minlength=len(episodes))
+        number = np.arange(len(lesson)) - np.repeat(np.cumsum(count) - count, count)
+        order, number = order[number < _MOST_WAYS], number[number < _MOST_WAYS]
+        self.ways[places[lesson[order]], number] = ways[order]
+        self.num_ways[places] = np.minimum(count, _MOST_WAYS)
 
-    def _other_ways(
+    def _without_idle(self, episodes: EpisodeBatch) -> tuple[np.ndarray, np.ndarray]:
+        """(B, T) programs, and their (B,) lengths; those that are right without the actions that
+        did nothing. (In a wrong one such an action may stand in a wrong place.)"""
+        written = np.arange(episodes.actions.shape[1]) < episodes.lengths[:, None]
+        did = np.where(episodes.solved[:, None], episodes.effective(self.task), written)
+        lengths = did.sum(1)
+        programs = np.take_along_axis(episodes.actions, np.argsort(~did, 1, kind="stable"), 1)
+        happened = np.arange(programs.shape[1]) < lengths[:, None]
+        answer = self.task.vocabulary.answer_token
+        return np.where(happened, programs, answer).astype(np.int8), lengths
+
+    def _ways(
         self, played: list[EpisodeBatch], problems: list[Any]
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """(W,) lessons, (W, T) programs that are as right, and the env steps it took."""
-        lengths = played[0].lengths
-        programs = [episodes.actions for episodes in played]
-        # A way is tried on those of the problems whose programs have the same tools in the same
-        # places, so that the same move makes the same plan of them.
-        tools = np.isin(programs[0], self._tools())
-        alike = [
-            ((program == programs[0]) | ~tools & ~np.isin(program, self._tools())).all(1)
-            for program in programs
+        """What is right on the problems of each row, of the program that was played of the first
+        and of those that a few moves make of it; not always the program itself.
+
+        Returns:
+            (W,) rows, (W, T) programs for the first problem, the one that was played before
+            others, and the env steps that trying them took.
+        """
+        first, lengths = self._without_idle(played[0])
+        tools = self._tools()
+        # The same plan for the others: tools in the same places, with their own tokens between.
+        programs = [first] + [
+            with_tools_of(first, self._without_idle(episodes)[0], tools) for episodes in played[1:]
         ]
-        rows = np.flatnonzero(np.sum(alike, axis=0) >= _LEAST_ALIKE)
-        programs = [program[rows] for program in programs]
-        known = _keys(rows, programs[0])
-        found: list[tuple[np.ndarray, np.ndarray]] = []
-        env_steps = 0
-        for _ in range(_MOST_MOVES):
-            start, origin, to = self._moves(programs[0], lengths[rows])
-            for number, each in enumerate(problems):
-                changed = moved(programs[number][start], origin, to)
-                if number == 0:  # most are not new, or not right
-                    _, new = np.unique(_keys(rows[start], changed), return_index=True)
-                    new = new[~np.isin(_keys(rows[start[new]], changed[new]), known)]
-                    start, origin, to, changed = start[new], origin[new], to[new], changed[new]
-                tried = np.flatnonzero(alike[number][rows[start]])
-                row = rows[start[tried]]
-                right = np.ones(len(start), bool)
-                right[tried] = self._solves(each.take(row), changed[tried], lengths[row])
-                env_steps += int(lengths[row].sum())
-                start, origin, to = start[right], origin[right], to[right]
-            programs = [moved(program[start], origin, to) for program in programs]
-            rows = rows[start]
-            known = np.concatenate([known, _keys(rows, programs[0])])
+        rows = np.arange(len(first))
+        known = _keys(rows, first)
+        right, env_steps = self._right(problems, programs, rows, lengths)
+        found = [(rows[right], first[right])]
+        for replace in (True, False):
+            start, edit = self._edits(programs[0], lengths[rows], replace)
+            keys = _keys(rows[start], edit.of(programs[0][start]))
+            _, new = np.unique(keys, return_index=True)
+            new = new[~np.isin(keys[new], known)]
+            start, edit = start[new], edit.take(new)
+            known = np.concatenate([known, keys[new]])
+            rows, programs = rows[start], [edit.of(each[start]) for each in programs]
+            right, tried = self._right(problems, programs, rows, lengths)
+            env_steps += tried
+            rows, programs = rows[right], [each[right] for each in programs]
             found.append((rows, programs[0]))
-        lesson, ways = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        order = self.rng.permutation(len(lesson))
-        return lesson[order], ways[order], env_steps
+        others = [np.concatenate(parts) for parts in zip(*found[1:], strict=True)]
+        order = self.rng.permutation(len(others[0]))
+        row, way = (np.concatenate([a, b[order]]) for a, b in zip(found[0], others, strict=True))
+        return row, way, env_steps
+
+    def _right(
+        self, problems: list[Any], programs: list[np.ndarray], rows: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, int]:
+        """The indices of programs (W, T), of the problems in those rows, that are right on each;
+        and the env steps that trying them took."""
+        right, env_steps = np.arange(len(rows)), 0
+        for each, written in zip(problems, programs, strict=True):
+            row = rows[right]
+            env_steps += int(lengths[row].sum())
+            right = right[self._solves(each.take(row), written[right], lengths[row])]
+        return right, env_steps
 
     def _tools(self) -> list[int]:
         names = self.task.tools or self.task.vocabulary.actions
         return [self.task.vocabulary.token(name) for name in names]
 
-    def _moves(
-        self, programs: np.ndarray, lengths: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(M,) rows, and (M,) places that a tool is moved from and to; answers stay at the end."""
+    def _edits(
+        self, programs: np.ndarray, lengths: np.ndarray, replace: bool
+    ) -> tuple[np.ndarray, Edits]:
+        """(M,) rows, and what a tool moved to another place makes of them; if `replace`, also with
+        one tool replaced by another one of those that are in use. Answers stay at the end."""
         place = np.arange(programs.shape[1])
-        movable = place < lengths[:, None] - 1  # (B, T)
-        row, origin, to = np.nonzero(
-            (np.isin(programs, self._tools()) & movable)[:, :, None]
-            & movable[:, None, :]
-            & (place != place[:, None])
-        )
-        return row, origin, to
+        inner = place < lengths[:, None] - 1  # (B, T)
+        is_tool = np.isin(programs, self._tools()) & inner
+        row, origin, to = np.nonzero(is_tool[:, :, None] & inner[:, None, :])
+        edits = Edits(origin, to, to, programs[row, origin])
+        edits, rows = [edits], [row]
+        if replace:
+            for tool in np.unique(programs[is_tool]):
+                after = moved(programs[row], origin, to)
+                move, at = np.nonzero(moved(is_tool[row], origin, to) & (after != tool))
+                edits.append(Edits(origin[move], to[move], at, np.full(len(move), tool)))
+                rows.append(row[move])
+        return np.concatenate(rows), Edits.concatenate(edits)
 
     def _solves(self, problems: Any, programs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """(B,) bool: the program is right, ends when it says so, and each action did something."""
@@ -212,9 +246,9 @@ class Lessons:
             live &= ~transition.done
         return solved & useful
 
-    def sample(self, count: int) -> tuple[EpisodeBatch, np.ndarray]:
+    def sample(self, count: int, rewritten: bool) -> tuple[EpisodeBatch, np.ndarray]:
         """Evenly drawn lessons, in all their ways: at least `count` episodes, and (B,) int64, which
-        lesson each is of; those of one stand side by side."""
+        lesson each is of; those of one stand side by side. Their contexts may be `rewritten`."""
         assert self.store is not None
         drawn = self.rng.integers(0, len(self), count)
         lesson = np.repeat(np.arange(count), self.num_ways[drawn])
@@ -222,12 +256,21 @@ class Lessons:
         way = np.arange(len(lesson)) - starts[lesson]
         episodes = self.store.take(drawn[lesson])
         episodes.actions = self.ways[drawn[lesson], way]
+        if rewritten:
+            episodes.context = self.rewritten[drawn[lesson]]
         return episodes, lesson
+
+    def lateness(self, episodes: EpisodeBatch) -> np.ndarray:
+        """(B,) float32: the sum of the places of the tools in each program."""
+        place = np.arange(episodes.actions.shape[1], dtype=np.float32)
+        counts = np.isin(episodes.actions, self._tools()) & (place < episodes.lengths[:, None])
+        return counts @ place
 
     def get_state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
             "store": None if self.store is None else dict(self.store.columns()),
+            "rewritten": self.rewritten.copy(),
             "ways": self.ways.copy(),
             "num_ways": self.num_ways.copy(),
             "added": self.added,
@@ -240,7 +283,8 @@ class Lessons:
         self.store = store and EpisodeBatch.restored(
             {name: np.array(column) for name, column in store.items()}
         )
-        self.ways, self.num_ways = np.array(state["ways"]), np.array(state["num_ways"])
+        for name in ("rewritten", "ways", "num_ways"):
+            setattr(self, name, np.array(state[name]))
         self.added = state["added"]
         self.rng.bit_generator.state = state["stream"]
 
@@ -252,6 +296,31 @@ def _keys(rows: np.ndarray, programs: np.ndarray) -> np.ndarray:
         keys = keys * _BASE + column
         keys ^= keys >> np.uint64(29)
     return keys
+
+
+@dataclass
+class Edits(Columns):
+    """M changes of a program: the token at place `origin` is taken out and put in at `to`, then the
+    one at `at` becomes `tool`."""
+
+    origin: np.ndarray  # (M,) int64
+    to: np.ndarray  # (M,) int64
+    at: np.ndarray  # (M,) int64
+    tool: np.ndarray  # (M,) int8
+
+    def of(self, programs: np.ndarray) -> np.ndarray:
+        """(M, T) of (M, T) programs."""
+        changed = moved(programs, self.origin, self.to)
+        np.put_along_axis(changed, self.at[:, None], self.tool[:, None].astype(np.int8), 1)
+        return changed
+
+
+def with_tools_of(programs: np.ndarray, others: np.ndarray, tools: Sequence[int]) -> np.ndarray:
+    """(B, T) the tools of `programs` in their places, between them what is no tool in `others`."""
+    is_tool = np.isin(programs, tools)
+    rest = np.take_along_axis(others, np.argsort(np.isin(others, tools), 1, kind="stable"), 1)
+    number = np.maximum(np.cumsum(~is_tool, 1) - 1, 0)
+    return np.where(is_tool, programs, np.take_along_axis(rest, number, 1))
 
 
 def moved(programs: np.ndarray, origin: np.ndarray, to: np.ndarray) -> np.ndarray:

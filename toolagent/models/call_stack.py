@@ -7,10 +7,11 @@ entries of the stack, A actions, V tokens.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from toolagent.models.base import (
@@ -27,6 +28,10 @@ from toolagent.models.packed_gru import gru_table
 from toolagent.models.state_stack import KEEP, SlotWeights, StackedGRU
 from toolagent.vocabulary import Interface
 
+# How far a slot is open is drawn back from beyond this, with this strength, while there is noise: a
+# slot that is closed everywhere by more than the noise would never learn to be open.
+_FREE_RANGE = 1.2
+_RESTRAINT = 1.0
 _COPY_SCALE = 2.0  # copying has to be found first, so its gate moves faster than other weights
 
 
@@ -49,7 +54,7 @@ class CallStackOptions(NamedTuple):
     stack_size: int = 16
     keep_bias: float = 1.0
     state_noise: float = 0.4
-    slot_noise: float = 0.5
+    slot_noise: float = 0.3
     gate_noise: float = 1.0
     sees_digits: bool = False
 
@@ -98,6 +103,9 @@ class CallStackNetwork(AgentNetwork):
 
     Neighbours in the batch and padding behind the context can't change what is computed. The stage
     is not looked at.
+
+    While there is noise, the loss has one more term, that draws g back to where the noise can still
+    open a closed slot: mean(max(|g| - 1.2, 0)^2) / 2 over all slots.
 
     Sources: Joulin and Mikolov 2015, "Inferring algorithmic patterns with stack-augmented recurrent
     nets" (the stack, a mixture of what its actions would make of it); Das et al. 1992; Gu et al.
@@ -217,6 +225,7 @@ class CallStackNetwork(AgentNetwork):
         slots = slots.unflatten(2, (self.options.slots_per_token, -1))  # (P, L, K, 1 + C)
         openness, contents = slots[..., 0], slots[..., 1:]
         if self.noisy:
+            openness = Restrained.apply(openness, _FREE_RANGE, _RESTRAINT)
             openness = _noised(openness, self.options.slot_noise)
         opened = torch.clamp(0.5 + 0.5 * openness, 0.0, 1.0) * shown.unsqueeze(2)
         copies = self.copied[tokens].unsqueeze(2).expand(-1, -1, opened.shape[2], -1)
@@ -327,6 +336,26 @@ class CallStackNetwork(AgentNetwork):
         outputs = torch.addmm(table.hidden_bias, torch.relu(inputs), table.hidden_weight).tanh()
         heads = torch.addmm(table.head_bias, outputs, table.head_weight)
         return *_combine(heads, copies), hidden + 1
+
+
+class Restrained(torch.autograd.Function):
+    """Values as they are; the loss that they lead to gets strength / 2 * mean(excess^2) on top,
+    where a value's excess is how far it is beyond -limit or limit."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, limit: float, strength: float) -> Tensor:
+        """Of any shape."""
+        ctx.save_for_backward(values)
+        ctx.limit, ctx.strength = limit, strength
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of `values`."""
+        (values,) = ctx.saved_tensors
+        excess = values - values.clamp(-ctx.limit, ctx.limit)
+        return gradients[0] + ctx.strength / values.numel() * excess, None, None
 
 
 def _noised(values: Tensor, deviation: float) -> Tensor:

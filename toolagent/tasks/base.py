@@ -293,6 +293,14 @@ class Task(abc.ABC):
         """
         return self.practice(rng, problems.stage)
 
+    def rewritten(self, problems: Any, rng: np.random.Generator) -> Any:
+        """The same problems, some with another context that means the same: a plan that is right
+        before is right behind.
+
+        Here: as they are, for tasks whose contexts say a thing in one way only.
+        """
+        return problems
+
     def siblings(self, problems: Any, rng: np.random.Generator) -> Any:
         """Problems to practise with the same contexts and stages, with what no context shows drawn
         anew.

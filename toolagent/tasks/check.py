@@ -30,6 +30,8 @@ def check_task(task: Task) -> None:
         problems = called(where, task.sample, rng, stages)
         _check_problems(where, "sample", task, problems, stages)
         _check_shown(where, task, problems, stage)
+        rewritten = called(where, task.rewritten, problems, rng)
+        _check_problems(where, "rewritten", task, rewritten, stages)
         siblings = called(where, task.siblings, problems, rng)
         _check_problems(where, "siblings", task, siblings, stages)
         require(

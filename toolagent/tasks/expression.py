@@ -22,6 +22,7 @@ from toolagent.tasks.expression_problems import (
     longest_context,
     most_tokens,
     read,
+    with_digits_in_parentheses,
     with_other_digits,
 )
 from toolagent.tasks.infix import (
@@ -160,6 +161,11 @@ class ExpressionTask(Task):
         self, problems: ExpressionProblems, rng: np.random.Generator
     ) -> ExpressionProblems:
         return with_other_digits(problems, rng, SMALLEST_DIGITS)
+
+    def rewritten(
+        self, problems: ExpressionProblems, rng: np.random.Generator
+    ) -> ExpressionProblems:
+        return with_digits_in_parentheses(problems, rng)
 
     def action_limit(self, stage: np.ndarray) -> np.ndarray:
         return 2 * np.asarray(stage) + 1

@@ -30,6 +30,9 @@ FROM_0 = np.zeros(MOST_OPERANDS + 1, np.int64)  # the smallest digit, by the num
 # Of the problems drawn, this share may have parentheses that change nothing; each possible pair
 # is then written or not with equal chance.
 SPARE_PARENTHESES_SHARE = 0.2
+# Of the problems that are rewritten, and of their digits.
+REWRITTEN_SHARE = 0.5
+DIGITS_IN_PARENTHESES = 0.4
 
 
 def most_tokens(operands: int) -> int:
@@ -173,6 +176,30 @@ def with_other_digits(
             shape, operators = split_number(operands, others.skeleton[rows])
             table = shapes(operands)
         others.target[rows] = _values(table, shape, operators, digits)
+    return others
+
+
+def with_digits_in_parentheses(
+    problems: ExpressionProblems, rng: np.random.Generator
+) -> ExpressionProblems:
+    """The same expressions, of some of which some digits stand in parentheses of their own.
+
+    Where a context has no room for them it stays as it is.
+    """
+    context = problems.context
+    length = context.shape[1]
+    put = (context < 10) & (rng.random(context.shape) < DIGITS_IN_PARENTHESES)
+    put &= rng.random((len(context), 1)) < REWRITTEN_SHARE
+    put &= ((context != EOS).sum(1) + 2 * put.sum(1) <= length)[:, None]
+    # Where each token comes to stand: two places on for each pair before it, one for its own.
+    to = np.arange(length) + 2 * np.cumsum(put, 1) - put
+    others = problems.take(np.arange(len(problems)))
+    row, at = np.nonzero(context != EOS)
+    others.context[:] = EOS
+    others.context[row, to[row, at]] = context[row, at]
+    row, at = np.nonzero(put)
+    others.context[row, to[row, at] - 1] = OPEN
+    others.context[row, to[row, at] + 1] = CLOSE
     return others
 
 
