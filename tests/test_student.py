@@ -13,6 +13,7 @@ from toolagent.config import build_algorithm_config, load_settings
 from toolagent.curriculum.callback import curriculum_of
 from toolagent.curriculum.rule import CurriculumSettings, CurriculumState, LevelSettings, decide
 from toolagent.errors import UserError
+from toolagent.learning import lessons as lessons_module
 from toolagent.learning.distillation import weights_of_ways
 from toolagent.learning.lessons import Lessons, moved, with_tools_of
 from toolagent.rollouts.play import GivenTokens, play
@@ -114,6 +115,18 @@ def test_variants_that_were_written_in_another_way_are_solved_by_the_first_one_s
     others = np.array([[1, 2, ADD, 3, MUL, 6, MUL, ANS]])
     tools = [ADD, MUL]
     assert with_tools_of(programs, others, tools).tolist() == [[1, 2, ADD, 3, 6, MUL, MUL, ANS]]
+
+
+def test_of_too_many_edits_some_are_tried(monkeypatch):
+    programs = np.array([[4, 7, ADD, 9, 5, MUL, MUL, ANS]] * 40, np.int8)
+    lessons, lengths = Lessons(EXPRESSION, [5], 0.0, 1, 10, np.random.default_rng(0)), [8] * 40
+    rows, edits = lessons._edits(programs, np.array(lengths), replace=True)
+    assert len(rows) == 40 * (3 * 7) * (1 + 3)  # moves, each with no tool or one of three replaced
+    monkeypatch.setattr(lessons_module, "_MOST_EDITS", 700)
+    rows, edits = lessons._edits(programs, np.array(lengths), replace=True)
+    assert 300 < len(rows) <= 700 and len(np.unique(rows)) > 20
+    for program in edits.of(programs[rows]).tolist():
+        assert sorted(set(program) - {ADD, MUL, ANS}) == [4, 5, 7, 9] and program[7] == ANS
 
 
 def test_actions_that_did_nothing_are_left_out_of_lessons():

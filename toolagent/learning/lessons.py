@@ -15,6 +15,7 @@ from toolagent.tasks import Task
 from toolagent.tasks.columns import Columns
 
 _AT_ONCE = 500  # problems that are played together
+_MOST_EDITS = 500_000  # of programs, tried at once; with five operands there are 200,000
 _MOST_WAYS = 16  # to write one plan, kept of each lesson
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, with bits all over
 
@@ -28,11 +29,11 @@ class Lessons:
 
     Many plans can be written in several ways that are all right: `4 7 + 9 4 * *` is
     `4 7 + 9 * 4 *`. An agent writes one or the other, by no rule that holds for longer problems.
-    So a lesson is all of them that are found by moving a tool to another place, and one more, as
-    long as each is right on these problems too; whoever learns from it may choose. A program that
-    is wrong becomes a lesson where one that is right is a move away: what an agent always fails at
-    would be left out otherwise. (Where tools answer, nothing is moved: what would have been
-    answered was not played.)
+    So a lesson is all of them that are found by moving a tool to another place, where one may be
+    replaced as well, and moving one more, as long as each is right on these problems too; whoever
+    learns from it may choose. A program that is wrong becomes a lesson where one that is right is
+    found in this way: what an agent always fails at would be left out otherwise. (Where tools
+    answer, nothing is moved: what would have been answered was not played.)
 
     A lesson's context is kept as it was asked and rewritten (`Task.rewritten`), if the same program
     is right there.
@@ -162,8 +163,8 @@ class Lessons:
     def _ways(
         self, played: list[EpisodeBatch], problems: list[Any]
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """What is right on the problems of each row, of the program that was played of the first
-        and of those that a few moves make of it; not always the program itself.
+        """What is right on the problems of each row: the program that was played of the first of
+        them, if it is, and what two edits make of it.
 
         Returns:
             (W,) rows, (W, T) programs for the first problem, the one that was played before
@@ -216,19 +217,23 @@ class Lessons:
         self, programs: np.ndarray, lengths: np.ndarray, replace: bool
     ) -> tuple[np.ndarray, Edits]:
         """(M,) rows, and what a tool moved to another place makes of them; if `replace`, also with
-        one tool replaced by another one of those that are in use. Answers stay at the end."""
+        one tool replaced by another one of those that are in use. Answers stay at the end. Of more
+        than `_MOST_EDITS` some are drawn."""
         place = np.arange(programs.shape[1])
         inner = place < lengths[:, None] - 1  # (B, T)
         is_tool = np.isin(programs, self._tools()) & inner
         row, origin, to = np.nonzero(is_tool[:, :, None] & inner[:, None, :])
-        edits = Edits(origin, to, to, programs[row, origin])
-        edits, rows = [edits], [row]
-        if replace:
-            for tool in np.unique(programs[is_tool]):
-                after = moved(programs[row], origin, to)
-                move, at = np.nonzero(moved(is_tool[row], origin, to) & (after != tool))
-                edits.append(Edits(origin[move], to[move], at, np.full(len(move), tool)))
-                rows.append(row[move])
+        in_use = np.unique(programs[is_tool]) if replace else []
+        most = _MOST_EDITS // (1 + len(in_use) * int(is_tool.sum(1).max(initial=0)))
+        if len(row) > most:
+            drawn = np.sort(self.rng.choice(len(row), most, replace=False))
+            row, origin, to = row[drawn], origin[drawn], to[drawn]
+        rows, edits = [row], [Edits(origin, to, to, programs[row, origin])]
+        after, is_tool = moved(programs[row], origin, to), moved(is_tool[row], origin, to)
+        for tool in in_use:
+            move, at = np.nonzero(is_tool & (after != tool))
+            rows.append(row[move])
+            edits.append(Edits(origin[move], to[move], at, np.full(len(move), tool)))
         return np.concatenate(rows), Edits.concatenate(edits)
 
     def _solves(self, problems: Any, programs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
