@@ -85,6 +85,10 @@ def test_a_lesson_is_every_way_that_is_as_right():
     # `8 9 SUB 6 SUB` is a move away, and wrong; with another tool in it, it is right.
     assert ways_of(lessons, 1) == {"8 9 6 SUB SUB ANS", "8 9 SUB 6 ADD ANS"}
     assert "3 8 SUB 5 ADD 9 2 MUL ADD ANS" in ways_of(lessons, 2)
+    lessons.ways[0, :2] = lessons.ways[0, np.argsort(lessons.ways[0, :2, 3])]  # 9 before MUL
+    first = lessons.store.take(np.array([0, 0]))
+    first.actions = lessons.ways[0, :2]
+    assert lessons.lateness(first).tolist() == [2 + 5 + 6 + 7, 2 + 4 + 6 + 7]
     episodes, lesson = lessons.sample(30, rewritten=False)
     assert (np.diff(lesson) >= 0).all() and len(np.unique(lesson)) == 30
     for row in range(len(episodes)):

@@ -266,7 +266,7 @@ class Lessons:
         return episodes, lesson
 
     def lateness(self, episodes: EpisodeBatch) -> np.ndarray:
-        """(B,) float32: the sum of the places of the tools in each program."""
+        """(B,) float32: the sum of the places of the tools in each program, the answer included."""
         place = np.arange(episodes.actions.shape[1], dtype=np.float32)
         counts = np.isin(episodes.actions, self._tools()) & (place < episodes.lengths[:, None])
         return counts @ place
