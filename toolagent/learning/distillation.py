@@ -214,7 +214,7 @@ class Distillation(ToolAgent):
 
     @property
     def _kept(self) -> bool:
-        """Whether the student is one that was not begun anew."""
+        """Whether the student has passed `begin_anew_after`."""
         return self._student_updates >= self.config.begin_anew_after
 
     @override(ToolAgent)
