@@ -7,11 +7,15 @@ many to be listed, the accuracy is *measured* on a fixed sample, the same for ev
 from __future__ import annotations
 
 import functools
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from toolagent.models.base import AgentNetwork
 from toolagent.phases import timed
@@ -20,7 +24,8 @@ from toolagent.rollouts.play import play
 from toolagent.rollouts.programs import Programs, programs_of
 from toolagent.tasks import Task
 
-CHUNK = 1024  # problems played at once: more are no faster, and need more memory
+CHUNK = 2048  # problems of a part: more are no faster, and need more memory
+_MOST_THREADS = 4  # parts played at once; they share one interpreter
 SAMPLE_SIZE = 10_000  # problems of each split, where a stage has too many to be listed
 # Larger than any run's seed (`config.settings.MAX_SEED`), so that no stream of a run is the
 # sample's.
@@ -147,20 +152,24 @@ def certify_if_solved(
     def player(problems: Any) -> EpisodeBatch:
         batch = play(network, task, problems)
         if not batch.solved.all():
-            failed[stage] = problems
-            raise _NotSolved
+            raise _NotSolved(problems)
         return batch
 
     try:
         if stage in failed:
             player(failed[stage])
         return _certified(player, task, stage)
-    except _NotSolved:
+    except _NotSolved as error:
+        failed[stage] = error.problems
         return None
 
 
 class _NotSolved(Exception):
     """Leaves the playing of a stage."""
+
+    def __init__(self, problems: Any):
+        super().__init__()
+        self.problems = problems
 
 
 def _certified(player: _Player, task: Task, stage: int) -> StageAccuracy:
@@ -169,8 +178,7 @@ def _certified(player: _Player, task: Task, stage: int) -> StageAccuracy:
     if task.num_problems(stage) is None:
         return _sampled(player, task, stage, first)
     whole, apart = _Count(task), {split: _Count(task) for split in others}
-    for problems in _listed(task, stage):
-        batch, judged = _played(player, task, problems)
+    for problems, batch, judged in _played(player, task, _listed(task, stage)):
         whole.add(batch, judged)
         split_of = task.split_of(problems)
         for split, count in apart.items():
@@ -187,8 +195,8 @@ def _certified(player: _Player, task: Task, stage: int) -> StageAccuracy:
 def _sampled(player: _Player, task: Task, stage: int, split: str) -> StageAccuracy:
     """The fixed sample of a split."""
     count = _Count(task)
-    for problems in fixed_sample(task, stage, split):
-        count.add(*_played(player, task, problems))
+    for _, batch, judged in _played(player, task, fixed_sample(task, stage, split)):
+        count.add(batch, judged)
     return count.result(stage, split=split)
 
 
@@ -241,11 +249,29 @@ def _listed(task: Task, stage: int) -> Iterator[Any]:
 
 
 def _played(
-    player: _Player, task: Task, problems: Any
-) -> tuple[EpisodeBatch, dict[str, np.ndarray]]:
-    """The problems played greedily, and what is judged of the programs."""
-    batch = player(problems)
-    return batch, task.judge(problems, batch.actions, batch.lengths)
+    player: _Player, task: Task, parts: Iterable[Any]
+) -> Iterator[tuple[Any, EpisodeBatch, dict[str, np.ndarray]]]:
+    """Parts of problems as they are played, several at once, and what is judged of the programs; in
+    the order of the parts, of which a few are played ahead."""
+
+    def work(problems: Any) -> tuple[Any, EpisodeBatch, dict[str, np.ndarray]]:
+        batch = player(problems)
+        return problems, batch, task.judge(problems, batch.actions, batch.lengths)
+
+    free = len(os.sched_getaffinity(0)) // torch.get_num_threads()
+    threads = max(1, min(free, _MOST_THREADS))
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for problems in parts:
+                waiting.append(pool.submit(work, problems))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class _Count:

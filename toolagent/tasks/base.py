@@ -66,7 +66,8 @@ class Lies(Columns):
 
 
 class Task(abc.ABC):
-    """Problem generator and machine. Stateless: everything travels in the columns.
+    """Problem generator and machine. Stateless: everything travels in the columns, and several
+    threads may call it at once.
 
     A subclass needs `name`, `vocabulary`, `num_stages`, `context_length`, `max_actions`, and the
     methods `sample`, `start`, `step` and `target`. All else has defaults: what is missing is not
