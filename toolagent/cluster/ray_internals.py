@@ -15,6 +15,7 @@ import re
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ _DASHBOARD_PACKAGES = (
     "pydantic",
 )
 _POLL_S = 0.2
+_NODE_POLL_S, _NODE_LIMIT_S = 0.02, 30.0  # the limit is Ray's own
 
 
 def actor_manager(group: Any) -> Any:
@@ -123,64 +125,75 @@ def loopback_only() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lean_node(workers: int | None = None) -> Iterator[None]:
+def lean_node(workers: int | None, started: Callable[[], None]) -> Iterator[None]:
     """A node that `ray.init()` starts in the block has no more processes than are of use here, and
     waits for no more than it needs.
 
-    Its dashboard is started at the end of the block, so that it takes no processor time from the
-    start of the node, and is not waited for (`dashboard_address`): it loads for some seconds, at a
-    lower priority than those who train. Without a dashboard, Ray would start its process all the
-    same, to report usage. Left out too are the monitor of an autoscaler, and that of the logs,
-    which sends them to a driver that does not want them.
+    Its dashboard is started by `start_dashboard`. Without a dashboard, Ray would start its process
+    all the same, to report usage. Left out too are the monitor of an autoscaler, and that of the
+    logs, which sends them to a driver that does not want them.
 
     The raylet starts no worker before the agents of the node have opened their ports. One of these
     has a fixed number by default; where another cluster of the machine has it, the agent tries for
-    three seconds to get it. Here it is a free one, as the others are.
+    three seconds to get it. Here it is a free one, as the others are. Ray looks once a second
+    whether the node is there; here it is asked when it is.
 
     Missing: options of `ray.init()` for all of this.
 
     Args:
         workers: that are started with the node, before there is anything to do; None: one a CPU.
+        started: called when the processes of the node are started: they load for a second or two.
     """
     from ray._private import node, services, utils
 
-    start_process = services.start_ray_process
-    start_processes, start_dashboard = node.Node.start_ray_processes, node.Node.start_api_server
-    wanted: list[Any] = []  # the nodes that are to have a dashboard
+    start_process, start_processes = services.start_ray_process, node.Node.start_ray_processes
 
     def start_with_free_ports(self: Any) -> None:
         self._ray_params.dashboard_agent_listen_port = 0
         with _replaced(services, "start_ray_process", start_with_workers):
             start_processes(self)
+        started()
 
     def start_with_workers(command: list[str], *args: Any, **options: Any) -> Any:
         if workers is not None:
             command = [_WORKERS.sub(rf"\g<1>{workers}", word) for word in command]
         return start_process(command, *args, **options)
 
-    def start_dashboard_later(self: Any, *, include_dashboard: bool | None, **_: Any) -> None:
+    def start_no_dashboard(self: Any, **_: Any) -> None:
         self._webui_url = ""
-        if include_dashboard:
-            wanted.append(self)
 
-    with _replaced(utils, "get_dashboard_dependency_error", _missing_of_the_dashboard):
-        with (
-            _replaced(node.Node, "start_ray_processes", start_with_free_ports),
-            _replaced(node.Node, "start_api_server", start_dashboard_later),
-            _replaced(node.Node, "start_monitor", lambda self: None),
-            _replaced(node.Node, "start_log_monitor", lambda self: None),
-        ):
-            yield
-        for one in wanted:
-            with _started_behind(services):
-                start_dashboard(one, include_dashboard=True, raise_on_failure=False)
+    with (
+        _replaced(utils, "get_dashboard_dependency_error", _missing_of_the_dashboard),
+        _replaced(services, "get_node", functools.partial(_node_at_once, services.get_node)),
+        _replaced(node.Node, "start_ray_processes", start_with_free_ports),
+        _replaced(node.Node, "start_api_server", start_no_dashboard),
+        _replaced(node.Node, "start_monitor", lambda self: None),
+        _replaced(node.Node, "start_log_monitor", lambda self: None),
+    ):
+        yield
 
 
-@contextlib.contextmanager
-def _started_behind(services: Any) -> Iterator[None]:
-    """The dashboard that is started in the block has a lower priority, and is not waited for."""
-    from ray._private import ray_constants
+def _node_at_once(get_node: Callable[..., Any], gcs_address: str, node_id: str) -> Any:
+    """Ray's function, which looks for a node once a second, called when the node is there."""
+    import ray._raylet
 
+    core: Any = ray._raylet
+    store, wanted = core.GcsClient(address=gcs_address), core.NodeID.from_hex(node_id)
+    until = time.monotonic() + _NODE_LIMIT_S
+    while time.monotonic() < until and wanted not in store.get_all_node_info(timeout=_NODE_LIMIT_S):
+        time.sleep(_NODE_POLL_S)
+    return get_node(gcs_address, node_id)
+
+
+def start_dashboard() -> None:
+    """Starts the dashboard of a `lean_node`, at a lower priority than those who train, and does not
+    wait for it: it loads for some seconds. To be called in the thread that started the node.
+
+    Missing: `ray.init()` starts it with the node, and waits for it.
+    """
+    from ray._private import ray_constants, services, utils, worker
+
+    node: Any = worker._global_node
     start, start_process = services.start_api_server, services.start_ray_process
     started: list[Any] = []
 
@@ -195,11 +208,12 @@ def _started_behind(services: Any) -> Iterator[None]:
         return "", next(iter(started), None)
 
     with (
+        _replaced(utils, "get_dashboard_dependency_error", _missing_of_the_dashboard),
         _replaced(services, "start_api_server", start_without_waiting),
         _replaced(services, "start_ray_process", start_process_behind),
         _replaced(ray_constants, "RAY_DASHBOARD_STARTUP_TIMEOUT_S", 0),
     ):
-        yield
+        node.start_api_server(include_dashboard=True, raise_on_failure=False)
 
 
 def _missing_of_the_dashboard() -> ImportError | None:
@@ -212,7 +226,7 @@ def _missing_of_the_dashboard() -> ImportError | None:
 
 
 def dashboard_address(ended: threading.Event) -> str | None:
-    """Waits for the dashboard of a `lean_node`; 'host:port', or None if it does not start.
+    """Waits for the dashboard that was started; 'host:port', or None if it does not start.
 
     Missing: `ray.init()` waits for it itself, or starts none.
 

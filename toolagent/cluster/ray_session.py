@@ -58,12 +58,15 @@ class Cluster:
     driver: Mapping[str, float] = field(default_factory=dict)  # the offer of the driver's node
     # Of Ray's dashboard: 'host:port', or None without one. One that is started here takes seconds.
     dashboard: Future[str | None] = field(default_factory=Future)
+    start_dashboard: Callable[[], None] = lambda: None  # if one is to be started here, and is not
     # Begins to end it, beside what else is to be done; nothing may use Ray from then on.
     end: Callable[[], None] = lambda: None
 
     def tell_of_dashboard(self, tell: Callable[[str], None]) -> None:
-        """Tells, line by line and once it answers, where Ray's dashboard is, and where the token is
-        that it asks for; nothing without one."""
+        """Starts Ray's dashboard, if that is to be. Tells, line by line and once it answers, where
+        it is, and where the token is that it asks for; nothing without one.
+
+        While it loads it takes processor time: call this when there is some to spare."""
 
         def found(dashboard: Future[str | None]) -> None:
             if url := dashboard.result():
@@ -72,6 +75,7 @@ class Cluster:
                 if token:
                     tell(f"  it asks for a token: {token}")
 
+        self.start_dashboard()
         self.dashboard.add_done_callback(found)
 
 
@@ -147,10 +151,10 @@ def ray_session(
 
     Args:
         address: of a cluster to join; None: start one.
-        dashboard: of a cluster that is started.
+        dashboard: of a cluster that is started; it is started by `Cluster.tell_of_dashboard`.
         document: the configuration, for the code that it names.
-        meanwhile: called when Ray is imported, just before it is started: that takes seconds,
-            most of them spent waiting.
+        meanwhile: called while the processes of a cluster that is started load, which takes a
+            second or two; or before one is joined.
         preload: for a cluster that is started; None: Ray's own workers, which import nothing.
 
     Raises:
@@ -171,6 +175,7 @@ def ray_session(
         loopback_only,
         own_sigterm_handler,
         shut_down_beside,
+        start_dashboard,
     )
 
     # "local": without it, Ray would join whatever cluster `ray start` has left on this machine.
@@ -194,9 +199,10 @@ def ray_session(
         python_path({} if address else document or {}),
         loopback_only() if local else contextlib.nullcontext(),
         _preloaded(preload) as workers,
-        lean_node(workers),
+        lean_node(workers, meanwhile),
     ):
-        meanwhile()
+        if address:
+            meanwhile()
         try:
             context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except Exception as error:  # a bare one says that Ray's node did not come up in time
@@ -214,6 +220,12 @@ def ray_session(
 
     finding = Thread(target=find_dashboard, name="find-dashboard", daemon=True)
 
+    def start_it() -> None:
+        if not found.done() and finding.ident is None and not ended.is_set():
+            with _hangup_held(), loopback_only() if local else contextlib.nullcontext():
+                start_dashboard()
+            finding.start()
+
     def look_no_further() -> None:
         ended.set()
         if finding.ident is not None:
@@ -227,8 +239,6 @@ def ray_session(
         quiet()
         if address or not dashboard:
             found.set_result(context.dashboard_url or None)
-        else:
-            finding.start()
         offers = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         yield Cluster(
             cpus=sum(offer.get("CPU", 0.0) for offer in offers.values()),
@@ -238,6 +248,7 @@ def ray_session(
             offers=tuple(offers.values()),
             driver=offers.get(ray.get_runtime_context().get_node_id(), {}),
             dashboard=found,
+            start_dashboard=start_it,
             end=end,
         )
     finally:

@@ -103,7 +103,6 @@ def _print_what_begins(session: Session, notes: list[str]) -> None:
         console.print(f"until they are there, in {folder.path}", soft_wrap=True)
     for note in (*notes, *session.start.notes):
         cli.say(console, note)
-    session.cluster.tell_of_dashboard(session.display.event)
 
 
 def _rows_so_far(session: Session) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ class Supervision:
                 start, rows = self._begin_again(start)
 
     def _attempt(self, start: Start, rows: list[dict[str, Any]]) -> Outcome:
-        session, algorithm, loop = self._session, None, None
+        session, algorithm, loop, first = self._session, None, None, self._keeper is None
         try:
             with session.interrupt.at_once():  # nothing is trained yet that could be lost
                 session.interrupt.check()
@@ -99,6 +99,8 @@ class Supervision:
                 *(session.settings, algorithm, curriculum_of(algorithm), session.folder),
                 *(session.display.event, self._keeper),
             )
+            if first:
+                session.cluster.tell_of_dashboard(session.display.event)
             loop = TrainingLoop(session, self._keeper, self._state, rows)
             outcome = loop.run()
             self._recorded += finish_recording(algorithm, session.recording)
