@@ -148,12 +148,12 @@ def command(
     else:
         import torch
 
-        from toolagent.models.allocation import keep_freed_memory
+        from toolagent.models.allocation import tune_allocation
 
         # As `run` does, for the bare loop too: one thread, for networks so small, and no memory
         # given back between iterations.
         torch.set_num_threads(1)
-        keep_freed_memory()
+        tune_allocation()
         from toolagent.benchmark.measure import measure_throughput
         from toolagent.benchmark.progress import BenchmarkProgress
         from toolagent.benchmark.report import print_benchmark as show

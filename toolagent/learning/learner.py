@@ -29,7 +29,7 @@ from torch import Tensor
 
 from toolagent.learning.averaging import AveragingLearner
 from toolagent.learning.losses import LossParts, actor_critic_loss
-from toolagent.models.allocation import keep_freed_memory
+from toolagent.models.allocation import tune_allocation
 from toolagent.models.base import AgentNetwork
 from toolagent.models.rl_module import build_network
 from toolagent.phases import timed
@@ -86,7 +86,7 @@ class EpisodeColumnsLearner(AveragingLearner):
         self._steps_trained: dict[str, list[int]] = {}
         # The matrices are small: a second thread would take a runner's core and gain nothing.
         torch.set_num_threads(1)
-        keep_freed_memory()
+        tune_allocation()
 
     @override(Learner)
     @timed("learner")

@@ -49,7 +49,7 @@ from ray.rllib.utils.metrics import (
 
 from toolagent.envs.registration import create_for_rllib, task_of_env_id
 from toolagent.envs.vector import ToolVectorEnv
-from toolagent.models.allocation import keep_freed_memory
+from toolagent.models.allocation import tune_allocation
 from toolagent.phases import phase, timed
 from toolagent.rollouts.draw import ProblemDraw
 from toolagent.rollouts.episode_batch import EpisodeBatch
@@ -103,7 +103,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         # One thread an actor: the matrices are small, and the cores belong to other actors.
         if self.worker_index:
             torch.set_num_threads(1)
-        keep_freed_memory()
+        tune_allocation()
         self.spaces = kwargs.get("spaces", {})
         self.env: ToolVectorEnv | None = None
         self.module: Any = None
