@@ -65,7 +65,7 @@ def check_folder(folder, task, seed=0, besides=()):
     expected = {
         *("config.yaml", "progress.jsonl", "tensorboard", "checkpoints"),
         *("learning_curve.png", "summary.json", "environment.json", "behaviour.json"),
-        *("report.html", "report", *besides),
+        *("report.html", *besides),
     }
     assert {path.name for path in folder.iterdir()} == expected
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")

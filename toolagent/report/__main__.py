@@ -39,7 +39,12 @@ def command(runs: tuple[str, ...], output: str | None) -> None:
     but their seeds are one line, their median, with a band.
     """
     from toolagent.checkpoints.run_folder import REPORT
-    from toolagent.report.page import charts_folder, write_comparison, write_report
+    from toolagent.report.page import (
+        charts_folder,
+        write_comparison,
+        write_pictures,
+        write_report,
+    )
     from toolagent.report.sources import groups_of, read_source
 
     paths = [Path(run) for run in runs]
@@ -56,9 +61,11 @@ def command(runs: tuple[str, ...], output: str | None) -> None:
         raise UserError(f"{charts}: is a file; the page's charts go into a folder of that name")
     _check_own_files(file, [*paths, *(record.path for record in records)])
     if len(paths) == len(records) == 1:
-        written = write_report(records[0], file)
+        drawn = write_report(records[0], file)
     else:
-        written = write_comparison(groups_of(sources), file)
+        drawn = write_comparison(groups_of(sources), file)
+    if charts is not None:
+        write_pictures(charts, drawn)
     console = cli.console()
     for source in sources:
         for note in source.notes:
@@ -67,9 +74,8 @@ def command(runs: tuple[str, ...], output: str | None) -> None:
         for note in record.notes:
             cli.say(console, f"{cli.one_line(record.path)}: {cli.one_line(note)}")
     console.print(f"wrote {cli.one_line(file)}", soft_wrap=True)
-    if len(written) > 1:
-        folder = cli.one_line(written[1].parent)
-        console.print(f"      {len(written) - 1} charts in {folder}", soft_wrap=True)
+    if charts is not None:
+        console.print(f"      {len(drawn)} charts in {cli.one_line(charts)}", soft_wrap=True)
 
 
 def _check_named_once(paths: list[Path]) -> None:

@@ -7,6 +7,7 @@ text without mathematics; legends are HTML, except in PNGs.
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import re
@@ -131,7 +132,7 @@ class Chart:
     title: str
     description: str  # for who can't see it
     svg: str
-    png: bytes
+    png: Callable[[], bytes]  # draws it, once
     table: Table
     labels: list[str]  # of the lines, in their order, which gives colour and dashes
 
@@ -318,8 +319,9 @@ def _heatmap(key: str, title: str, lines: list[Line], unit: str) -> Chart:
 
 def _drawn(
     draw: Callable[[Any], None], title: str, key: str, legend: bool, height: float = _SIZE[1]
-) -> tuple[str, bytes]:
-    """The SVG, coloured by CSS, and the PNG, of what is drawn on axes over env steps."""
+) -> tuple[str, Callable[[], bytes]]:
+    """The SVG, coloured by CSS, of what is drawn on axes over env steps; and what draws the PNG,
+    which takes longer."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -336,20 +338,26 @@ def _drawn(
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine(None)
-        svg, png = io.BytesIO(), io.BytesIO()
+        svg = io.BytesIO()
         figure.savefig(
             svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
-        # The PNG has room for the title above the same axes.
-        left, bottom, width, shown = axes.get_position().bounds
-        scale = height / (height + _TITLE_HEIGHT)
-        figure.set_size_inches(_SIZE[0], height + _TITLE_HEIGHT)
-        axes.set_position((left, bottom * scale, width, shown * scale))
-        axes.set_title(title, fontsize=10.5, pad=16)
-        if legend:
-            axes.legend(fontsize=8, framealpha=0.8)
-        figure.savefig(png, format="png", dpi=110)
-    return _inline(svg.getvalue().decode(), key), png.getvalue()
+
+    def drawn_png() -> bytes:
+        png = io.BytesIO()
+        with matplotlib.rc_context(_STYLE):
+            # The PNG has room for the title above the same axes.
+            left, bottom, width, shown = axes.get_position().bounds
+            scale = height / (height + _TITLE_HEIGHT)
+            figure.set_size_inches(_SIZE[0], height + _TITLE_HEIGHT)
+            axes.set_position((left, bottom * scale, width, shown * scale))
+            axes.set_title(title, fontsize=10.5, pad=16)
+            if legend:
+                axes.legend(fontsize=8, framealpha=0.8)
+            figure.savefig(png, format="png", dpi=110)
+        return png.getvalue()
+
+    return _inline(svg.getvalue().decode(), key), functools.cache(drawn_png)
 
 
 def dashes_of(number: int) -> str:

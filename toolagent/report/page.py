@@ -1,4 +1,4 @@
-"""Puts the report together: one HTML file that needs nothing else, and PNGs beside it."""
+"""Puts the report together: one HTML file that needs nothing else; its charts also as PNGs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ _DASHES = ("none", "6 3", "1.5 3", "6 3 1.5 3")  # `charts.DASHES`, as SVG has t
 SAMPLES_OPEN = 1  # of each stage; the others are folded
 
 
-def write_report(run: RunRecord, file: Path, accuracy: Chart | None = None) -> list[Path]:
-    """Writes a page on one run, and its charts as PNGs into a folder beside it, named as the file.
+def write_report(run: RunRecord, file: Path, accuracy: Chart | None = None) -> list[Chart]:
+    """Writes a page on one run.
 
     Args:
         run: the run.
-        file: `report.html`; its charts go to `report/`.
+        file: `report.html`.
         accuracy: `charts.accuracy_chart` of the run, if that is drawn already.
 
     Returns:
-        The files written, the page first.
+        The charts on it.
 
     Raises:
-        UserError: a file can't be written.
-        OSError: the folder of the charts can't be made.
+        UserError: the file can't be written.
     """
     accuracy, tools = accuracy or charts.accuracy_chart(run), charts.tool_charts(run)
     training = charts.training_charts([Group(run.name, [run])])
@@ -60,20 +59,19 @@ def write_report(run: RunRecord, file: Path, accuracy: Chart | None = None) -> l
     )
 
 
-def write_comparison(groups: list[Group], file: Path) -> list[Path]:
-    """Writes a page that puts groups of runs side by side, and its charts as `write_report` does.
+def write_comparison(groups: list[Group], file: Path) -> list[Chart]:
+    """Writes a page that puts groups of runs side by side.
 
     Args:
         groups: at least one, all of the same task.
         file: the page.
 
     Returns:
-        The files written, the page first.
+        The charts on it.
 
     Raises:
         UserError: the runs are of different tasks, there are more groups than lines that can be
-            told apart, or a file can't be written.
-        OSError: the folder of the charts can't be made.
+            told apart, or the file can't be written.
     """
     runs = [run for group in groups for run in group.runs]
     tasks = {run.task: run for run in runs}
@@ -105,22 +103,31 @@ def write_comparison(groups: list[Group], file: Path) -> list[Path]:
     )
 
 
-def _write(file: Path, template: str, drawn: list[charts.Chart], **content: Any) -> list[Path]:
-    """Fills the template and writes it and the charts."""
+def _write(file: Path, template: str, drawn: list[Chart], **content: Any) -> list[Chart]:
+    """Fills the template and writes it."""
     page = (
         _environment()
         .get_template(template)
         .render(version=__version__, series=charts.SERIES, **content)
     )
-    written = [file]
-    folder = charts_folder(file)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for chart in drawn:
-            written.append(folder / f"{chart.key}.png")
-            write_result(written[-1], chart.png)
     write_result(file, page.encode())
-    return written
+    return drawn
+
+
+def write_pictures(folder: Path, drawn: list[Chart]) -> None:
+    """Writes charts as PNGs.
+
+    Args:
+        folder: `charts_folder` of their page; made if it is not there.
+        drawn: the charts.
+
+    Raises:
+        UserError: a file can't be written.
+        OSError: the folder can't be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for chart in drawn:
+        write_result(folder / f"{chart.key}.png", chart.png())
 
 
 def charts_folder(file: Path) -> Path | None:

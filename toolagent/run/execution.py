@@ -158,7 +158,7 @@ def _write_results(
         folder.write_behaviour(behaviour(outcome, samples))
         if outcome.rows:
             accuracy = accuracy_chart(read_run(folder.path))
-            write_atomically(folder.learning_curve, accuracy.png)
+            write_atomically(folder.learning_curve, accuracy.png())
     except (OSError, UserError) as error:  # the results are printed all the same
         return accuracy, getattr(error, "strerror", None) or f"{error}"
     return accuracy, None
