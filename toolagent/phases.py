@@ -90,7 +90,7 @@ class _Recorder:
             main_thread=(threading.main_thread().ident or 0) if actor else threading.get_ident(),
         )
         self.times.threads[self.times.main_thread] = os.getpid(), "main"
-        self._take_down((STARTING,), self.times.began_ns, now, 0, time.process_time_ns())
+        self._take_down((STARTING,), self.times.began_ns, now, 0, time.thread_time_ns())
         self._since = now, time.thread_time_ns()  # the end of the main thread's last outermost one
 
     def begin(self, name: str) -> tuple[tuple[str, ...], int]:
