@@ -150,8 +150,8 @@ def command(
 
         from toolagent.models.allocation import tune_allocation
 
-        # As `run` does, for the bare loop too: one thread, for networks so small, and no memory
-        # given back between iterations.
+        # As `run` does, for the bare loop too: one thread, for networks so small, and memory that
+        # is neither given back between iterations nor filled.
         torch.set_num_threads(1)
         tune_allocation()
         from toolagent.benchmark.measure import measure_throughput

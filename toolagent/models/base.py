@@ -53,6 +53,7 @@ class AgentNetwork(nn.Module, abc.ABC):
     are made of these, right and slower. All that is remembered between two steps is in `hidden`:
     learning, playing and stock RLlib cut an episode in different pieces, which must give the same
     (so there is no dropout, and no normalization over the batch). `check.check_network` tries it.
+    Several threads may play with one network at once, as certification does.
 
     `Options` is a NamedTuple of plain values with defaults: the options of the model config. They
     and the task's `Interface` determine every weight's shape, and a checkpoint carries them.

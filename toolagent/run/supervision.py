@@ -99,7 +99,7 @@ class Supervision:
                 *(session.settings, algorithm, curriculum_of(algorithm), session.folder),
                 *(session.display.event, self._keeper),
             )
-            if first:
+            if first:  # behind the start of the env runners, which it would slow down
                 session.cluster.tell_of_dashboard(session.display.event)
             loop = TrainingLoop(session, self._keeper, self._state, rows)
             outcome = loop.run()
