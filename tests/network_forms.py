@@ -61,7 +61,8 @@ def perturbed(network, scale=0.3):
 
 
 def make_batch(seed, size, steps=6, group=1, answered=0):
-    """Contexts of random tokens, `CTX` behind them; `group` equal ones side by side.
+    """Contexts of random tokens, `CTX` behind them; `group` equal ones side by side, whose episodes
+    begin alike.
 
     Half of the responses of `answered` tokens are empty, the others have gaps, and tokens that
     can't be written.
@@ -83,7 +84,13 @@ def make_batch(seed, size, steps=6, group=1, answered=0):
         responses[..., 1:][rng.random(shape[:2]) < 0.2] = EOS  # short ones, refusals among them
         responses[rng.random(shape[:2]) < 0.5] = EOS
         responses[:, 0] = EOS
-        responses = torch.tensor(responses, dtype=torch.int8)
+    for row in range(size):
+        if row % group:
+            alike = rng.integers(0, steps + 1)
+            stage[row] = stage[row - 1]
+            for column in (tokens,) if responses is None else (tokens, responses):
+                column[row, :alike] = column[row - 1, :alike]
+    responses = None if responses is None else torch.tensor(responses, dtype=torch.int8)
     return Batch(
         torch.tensor(context, dtype=torch.int8),
         torch.tensor(stage),

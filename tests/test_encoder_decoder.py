@@ -22,8 +22,8 @@ from network_forms import (
     unrolled,
 )
 
-from toolagent.models.base import one_of_each_run, pack, unpack
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
+from toolagent.models.packing import one_of_each_run, pack, unpack
 from toolagent.tasks import get_task
 from toolagent.tasks.tokens import ADD, ANS, CTX, EOS, MUL, NUM_TOKENS
 

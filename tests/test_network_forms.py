@@ -22,9 +22,9 @@ from network_forms import (
 )
 
 from toolagent.models.answer_attention import AnswerAttentionNetwork, AnswerAttentionOptions
-from toolagent.models.base import one_of_each_run
 from toolagent.models.call_stack import CallStackNetwork, CallStackOptions
 from toolagent.models.encoder_decoder import EncoderDecoderNetwork, EncoderDecoderOptions
+from toolagent.models.packing import one_of_each_run
 from toolagent.models.recurrent import RecurrentNetwork, RecurrentOptions
 from toolagent.tasks.tokens import ANS, CTX, EOS, NUM_TOKENS
 

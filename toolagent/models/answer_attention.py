@@ -18,14 +18,12 @@ from toolagent.models.base import (
     AttentionWeights,
     Encoding,
     InitialState,
-    Packing,
     ResponseInput,
-    one_of_each_run,
-    pack,
-    unpack,
 )
 from toolagent.models.bidirectional_gru import ReadContexts, read_both_ways, shown_tokens
 from toolagent.models.packed_gru import GRUTable, gru_step, gru_table, packed_gru, tanh_
+from toolagent.models.packing import Packing, one_of_each_run, pack, pack_episodes, unpack
+from toolagent.models.softmax import short_softmax
 from toolagent.vocabulary import Interface
 
 _COPY_SCALE = 2.0  # copying has to be found first, so its gates move faster than other weights
@@ -82,7 +80,7 @@ class _AnswerTokens(NamedTuple):
     seen: Tensor  # (B, T) how many answers were seen up to each step
 
     def of_rows(self, rows: slice, steps: int) -> _AnswerTokens:
-        """Those of some rows in the first steps, as wide as these rows need."""
+        """Those of some rows and their first steps, as wide as these rows need."""
         tokens, before, places, numbers, when, seen = (part[rows] for part in self)
         most = int((when != _NO_TOKEN).sum(1).max())
         parts = (part[:, :most] for part in (tokens, before, places, numbers, when))
@@ -90,39 +88,51 @@ class _AnswerTokens(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """All N steps of known episodes, in the order of `packing.place`."""
+    """All N packed steps of known episodes, and where B' of these looked (see `_Looking`)."""
 
-    packing: Packing
     heads: Tensor  # (N, A + 1 + H) logits, values and gates
     outputs: Tensor  # (N, D) the GRU's states
-    weights: list[Tensor]  # (b, T' H, L + M') of each group of rows, in the order of `packing`
+    order: Tensor  # (B',)
+    weights: list[Tensor]  # (b, T' H, L + M') of each group of rows in that order
     answers: _AnswerTokens | None  # of all rows in that order
 
 
 class _Together(NamedTuple):
-    """Episodes of about the same length: rows that follow each other by falling length."""
+    """Episodes that have about as many packed steps: rows that follow each other in an order."""
 
     rows: slice  # (b,)
-    steps: int  # T', of the longest
+    steps: int  # T', of the one that has most
     packed: Tensor  # (n,) their packed steps, episode by episode
     flat: Tensor  # (n,) where those stand in the flattened (b, T')
 
 
-def _together(packing: Packing, rows_at_once: int) -> list[_Together]:
-    """All episodes; what is computed of T' steps each is computed for few that are none."""
-    sizes = torch.tensor(packing.sizes)
-    firsts = sizes.cumsum(0) - sizes  # (T,) the packed step of the longest episode
+class _Looking(NamedTuple):
+    """The packed steps by episode; where episodes share steps, by the one they are packed of."""
+
+    order: Tensor  # (B',) the episodes that have any, by falling number
+    first: Tensor  # (B',) the first step of each; the others follow it
+    groups: list[_Together]  # of rows in that order
+
+
+def _looking(packing: Packing, steps: int, rows_at_once: int) -> _Looking:
+    """Of (B, `steps`) episodes: what is computed of T' steps each is computed for few that are
+    none."""
+    row, step = packing.place // steps, packing.place % steps
+    counts = torch.bincount(row)
+    packed = row.argsort(stable=True)  # by row, then by step
+    firsts = counts.cumsum(0) - counts
+    order = counts.argsort(descending=True, stable=True)
+    order = order[: int((counts > 0).sum())]
+    counts, firsts = counts[order], firsts[order]
+    column = torch.arange(int(counts[0]), device=row.device)
     groups = []
-    for start in range(0, packing.sizes[0], rows_at_once):
-        stop = min(start + rows_at_once, packing.sizes[0])
-        steps = int((sizes > start).sum())
-        row = torch.arange(start, stop).unsqueeze(1)
-        alive = row < sizes[:steps]  # (b, T')
-        packed = (firsts[:steps] + row)[alive]
-        flat = alive.flatten().nonzero().squeeze(1)
-        device = packing.place.device
-        groups.append(_Together(slice(start, stop), steps, packed.to(device), flat.to(device)))
-    return groups
+    for start in range(0, len(order), rows_at_once):
+        rows = slice(start, min(start + rows_at_once, len(order)))
+        most = int(counts[start])
+        alive = column[:most] < counts[rows].unsqueeze(1)  # (b, T')
+        at = (firsts[rows].unsqueeze(1) + column[:most])[alive]
+        groups.append(_Together(rows, most, packed[at], alive.flatten().nonzero().squeeze(1)))
+    return _Looking(order, step[packed[firsts]], groups)
 
 
 class AnswerAttentionNetwork(AgentNetwork):
@@ -359,25 +369,20 @@ class AnswerAttentionNetwork(AgentNetwork):
     # All steps at once --------------------------------------------------------------------------
 
     def _write(
-        self,
-        tokens: Tensor,
-        lengths: Tensor,
-        hidden: Tensor,
-        responses: Tensor | None,
-    ) -> tuple[Packing, Tensor]:
-        """The packing of the steps, and the GRU's state (N, D) after each."""
-        packing = pack(lengths, tokens.shape[1])
+        self, tokens: Tensor, packing: Packing, hidden: Tensor, responses: Tensor | None
+    ) -> Tensor:
+        """The GRU's state (N, D) after each of the packed steps."""
         gru = self.decoder_gru
-        outputs = packed_gru(
+        return packed_gru(
             functional.linear(self._token_table(), gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,
             hidden[:, : self.options.embedding_size].index_select(0, packing.order),
             tokens.reshape(-1).index_select(0, packing.place).int(),
             packing.sizes,
-            *self.response_input.packed(responses, packing),
+            *self.response_input.packed(responses, packing.place),
+            parents=packing.parents,
         )
-        return packing, outputs
 
     def _look(
         self, queries: Tensor, tokens: Tensor, encoding: Encoding, answers: _AnswerTokens | None
@@ -423,52 +428,54 @@ class AnswerAttentionNetwork(AgentNetwork):
             scores = torch.cat([scores, answer_scores + by_number.gather(3, number)], -1)
             copied = self.copied[answers.tokens]
             values = torch.cat([values, torch.cat([answer_values, copied], -1)], 1)
-        weights = torch.softmax(scores, -1).flatten(1, 2)  # (B, T H, L + M)
+        weights = short_softmax(scores).flatten(1, 2)  # (B, T H, L + M)
         return weights, torch.bmm(weights, values)
 
     def _decode(
         self,
         tokens: Tensor,
-        lengths: Tensor,
+        packing: Packing,
         encoding: Encoding,
         hidden: Tensor,
         responses: Tensor | None,
         rows_at_once: int = _ROWS_AT_ONCE,
     ) -> _Decoded:
-        """All steps of known episodes."""
-        tokens = tokens.long()
-        packing, outputs = self._write(tokens, lengths, hidden, responses)
-        order, groups = packing.order, _together(packing, rows_at_once)
+        """All packed steps of known episodes."""
+        tokens, steps = tokens.long(), tokens.shape[1]
+        outputs = self._write(tokens, packing, hidden, responses)
+        order, first, groups = _looking(packing, steps, rows_at_once)
+        own = first.unsqueeze(1) + torch.arange(groups[0].steps, device=tokens.device)
+        own = own.clamp(max=steps - 1)  # (B', T'): an episode's own steps, and no steps behind them
         step_order = torch.cat([group.packed for group in groups])
-        outputs = outputs.index_select(0, step_order)
-        tokens = tokens.index_select(0, order)
+        queried = outputs.index_select(0, step_order)
+        tokens = tokens.index_select(0, order).gather(1, own)
         encoding = tuple(part.index_select(0, order) for part in encoding)
         sizes = [group.rows.stop - group.rows.start for group in groups]
         encodings = zip(*(part.split(sizes) for part in encoding), strict=True)
         answers = None
         if self.num_kept:
             observed = None if responses is None else responses.index_select(0, order)
-            known = hidden.index_select(0, order)
-            answers = self._gather_answers(known, observed, tokens.shape[1])
-        queries = (self.query(outputs) * _QUERY_SCALE).split([len(group.flat) for group in groups])
+            answers = self._gather_answers(hidden.index_select(0, order), observed, steps)
+            answers = answers._replace(seen=answers.seen.gather(1, own))
+        queries = (self.query(queried) * _QUERY_SCALE).split([len(group.flat) for group in groups])
         weights, found = [], []
         for group, query, seen in zip(groups, queries, encodings, strict=True):
-            rows, steps = group.rows.stop - group.rows.start, group.steps
-            padded = query.new_zeros(rows * steps, query.shape[1]).index_copy(0, group.flat, query)
+            rows, most = group.rows.stop - group.rows.start, group.steps
+            padded = query.new_zeros(rows * most, query.shape[1]).index_copy(0, group.flat, query)
             weight, looked = self._look(
-                padded.view(rows, steps, -1),
-                tokens[group.rows, :steps],
+                padded.view(rows, most, -1),
+                tokens[group.rows, :most],
                 seen,
-                None if answers is None else answers.of_rows(group.rows, steps),
+                None if answers is None else answers.of_rows(group.rows, most),
             )
             weights.append(weight)
-            found.append(looked.reshape(rows * steps, -1).index_select(0, group.flat))
-        looked = torch.cat(found).view(len(outputs), self.options.num_heads, -1)
+            found.append(looked.reshape(rows * most, -1).index_select(0, group.flat))
+        looked = torch.cat(found).index_select(0, step_order.argsort())
+        looked = looked.view(len(outputs), self.options.num_heads, -1)
         values, copies = looked.split([_KEY_SIZE, self.interface.num_actions], -1)
         read = torch.tanh(self.read_out(torch.cat([outputs, values.flatten(1)], 1)))
         heads = _combine(self.heads(read), copies)
-        place = packing.place.index_select(0, step_order)
-        return _Decoded(packing._replace(place=place), heads, outputs, weights, answers)
+        return _Decoded(heads, outputs, order, weights, answers)
 
     def unroll_episodes(
         self,
@@ -481,8 +488,9 @@ class AnswerAttentionNetwork(AgentNetwork):
         """Reads, then writes all steps (see `AgentNetwork`)."""
         tokens, observed = self.shifted(actions, responses)
         encoding, hidden = self.begin(context, stage)
-        decoded = self._decode(tokens, lengths, encoding, hidden, observed)
-        padded = unpack(decoded.heads, decoded.packing, *tokens.shape)
+        packing = pack_episodes(context, stage, tokens, lengths, observed)
+        decoded = self._decode(tokens, packing, encoding, hidden, observed)
+        padded = unpack(decoded.heads, packing, *tokens.shape)
         sizes = [self.interface.num_actions, 1, self.options.num_heads]
         logits, values, _ = padded.split(sizes, -1)
         return logits, values.squeeze(-1)
@@ -497,9 +505,8 @@ class AnswerAttentionNetwork(AgentNetwork):
         """Whole sequences (see `AgentNetwork`)."""
         rows, steps = previous_tokens.shape
         lengths = torch.full((rows,), steps, device=hidden.device)
-        packing, heads, outputs, *_ = self._decode(
-            previous_tokens, lengths, encoding, hidden, responses
-        )
+        packing = pack(lengths, steps)
+        heads, outputs, *_ = self._decode(previous_tokens, packing, encoding, hidden, responses)
         padded = unpack(torch.cat([heads, outputs], 1), packing, rows, steps)
         sizes = [self.interface.num_actions, 1, self.options.num_heads, outputs.shape[1]]
         logits, values, _, states = padded.split(sizes, -1)
@@ -525,11 +532,12 @@ class AnswerAttentionNetwork(AgentNetwork):
         tokens, observed = self.shifted(actions, responses)
         encoding, hidden = self.read(context, stage)
         rows, steps = tokens.shape
-        packing, heads, _, (weights,), answers = self._decode(
-            tokens, lengths, encoding, hidden, observed, rows_at_once=rows
+        packing = pack(lengths, steps)
+        heads, _, order, (weights,), answers = self._decode(
+            tokens, packing, encoding, hidden, observed, rows_at_once=rows
         )
         gates = unpack(heads, packing, rows, steps)[..., self.interface.num_actions + 1 :]
-        back = packing.order.argsort()
+        back = order.argsort()
         weights = weights.view(rows, -1, *gates.shape[2:], weights.shape[2])[back]
         happened = torch.arange(weights.shape[1], device=tokens.device) < lengths.unsqueeze(1)
         weights = weights * happened[:, :, None, None]
@@ -636,7 +644,7 @@ class AnswerAttentionNetwork(AgentNetwork):
         prefer(scores, before == previous, self.follows_context)
         slots = self._slots_in_use(hidden)
         if not slots:
-            return torch.bmm(torch.softmax(scores, -1), values)
+            return torch.bmm(short_softmax(scores), values)
         kept, length = self.num_kept, self.interface.response_length
         cells = slots * length  # M, of those that hold tokens in any row
         start = self.options.embedding_size
@@ -654,7 +662,7 @@ class AnswerAttentionNetwork(AgentNetwork):
         follows = functional.pad(tokens[:, :-1] == previous, (1, 0))
         follows[:, ::length] = False  # no token stands before an answer's first place
         prefer(answered, follows, self.follows_answer)
-        weights = torch.softmax(torch.cat([scores, answered], -1), -1)
+        weights = short_softmax(torch.cat([scores, answered], -1))
         on_context, on_answers = weights.split([scores.shape[2], cells], -1)
         by_token = torch.zeros_like(by_token).scatter_add_(2, index, on_answers)
         found = torch.baddbmm(by_token @ table.token_values, on_context, values)  # (B, H, W + A)

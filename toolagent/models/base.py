@@ -265,28 +265,6 @@ def as_responses(column: np.ndarray | Tensor | None) -> Tensor | None:
     return column if isinstance(column, Tensor) else torch.from_numpy(column)
 
 
-class Packing(NamedTuple):
-    """Where the steps of B sequences of different lengths stand when they are *packed*:
-
-    time-major without padding, the longest sequence first: the N_0 sequences' step 0, then the
-    N_1 <= N_0 sequences' step 1, and so on; N steps in all.
-    """
-
-    order: Tensor  # (B,) the sequences by falling length
-    place: Tensor  # (N,) each packed step's index in the flattened (B, T)
-    sizes: list[int]  # N_0, N_1, ...
-
-
-def pack(lengths: Tensor, steps: int) -> Packing:
-    """The packing of (B,) sequences in a (B, `steps`) array."""
-    order = torch.argsort(lengths, descending=True, stable=True)  # (B,)
-    step = torch.arange(steps, device=lengths.device)
-    alive = lengths[order].unsqueeze(1) > step  # (B, T), a falling staircase
-    sizes = [size for size in alive.sum(0).tolist() if size]
-    place = (order * steps + step.unsqueeze(1))[alive.t()]  # (N,)
-    return Packing(order, place, sizes)
-
-
 class ResponseInput(nn.Module):
     """What the tokens of a response add to a layer's input: a vector for each token and place.
 
@@ -339,12 +317,17 @@ class ResponseInput(nn.Module):
         return added.index_copy(0, rows, vectors).view(*responses.shape[:-1], -1)
 
     def packed(
-        self, responses: Tensor | None, packing: Packing
-    ) -> tuple[Tensor, Tensor] | tuple[()]:
-        """What `PackedGRU` takes of (B, T, R) responses: vectors, and the steps that have one."""
+        self, responses: Tensor | None, place: Tensor
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """What `PackedGRU` takes of (B, T, R) responses: vectors, and the steps that have one.
+
+        Args:
+            responses: None: nothing.
+            place: of `Packing`.
+        """
         if responses is None:
-            return ()
-        observed = responses.flatten(0, 1).index_select(0, packing.place)  # (N, R)
+            return None, None
+        observed = responses.flatten(0, 1).index_select(0, place)  # (N, R)
         steps, vectors = self.of_answered(self.table(), observed)
         return vectors, steps
 
@@ -359,24 +342,3 @@ class ResponseInput(nn.Module):
         assert table is not None, "a task without responses"
         rows, vectors = self.of_answered(table, response)
         inputs.index_add_(0, rows, vectors)
-
-
-def unpack(packed: Tensor, packing: Packing, rows: int, steps: int) -> Tensor:
-    """(N, W) packed steps in their places: (`rows`, `steps`, W), 0 where there is none."""
-    flat = packed.new_zeros(rows * steps, packed.shape[1]).index_copy(0, packing.place, packed)
-    return flat.view(rows, steps, -1)
-
-
-def one_of_each_run(context: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Contexts without repetitions of the one before, and how to repeat them again.
-
-    The episodes of a group play one problem and stand side by side; it need be read only once.
-
-    Returns:
-        (P, L) contexts and (B,) the row of each original; None if nothing is repeated.
-    """
-    fresh = torch.ones(len(context), dtype=torch.bool, device=context.device)
-    fresh[1:] = (context[1:] != context[:-1]).any(1)
-    if bool(fresh.all()):
-        return context, None
-    return context[fresh], torch.cumsum(fresh, 0) - 1

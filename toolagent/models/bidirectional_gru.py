@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolagent.models.base import pack, unpack
 from toolagent.models.packed_gru import packed_gru
+from toolagent.models.packing import pack, unpack
 
 
 class ReadContexts(NamedTuple):

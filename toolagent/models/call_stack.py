@@ -19,12 +19,10 @@ from toolagent.models.base import (
     Encoding,
     InitialState,
     ResponseInput,
-    one_of_each_run,
-    pack,
-    unpack,
 )
 from toolagent.models.bidirectional_gru import shown_tokens
 from toolagent.models.packed_gru import gru_table
+from toolagent.models.packing import one_of_each_run, pack, unpack
 from toolagent.models.state_stack import KEEP, SlotWeights, StackedGRU
 from toolagent.vocabulary import Interface
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from toolagent.models.softmax import short_softmax
 from toolagent.vocabulary import Vocabulary
 
 _FAR = -1e9  # a score that no weight survives
@@ -107,7 +108,7 @@ class CoordinateAttention(nn.Module):
         scores = torch.addcmul(
             preference.unsqueeze(1), distance.square(), -self.sharpness.abs().unsqueeze(-1)
         )
-        return torch.softmax(scores, -1)
+        return short_softmax(scores)
 
 
 def _even_pace(vocabulary: Vocabulary, heads: int, counters: int) -> dict[str, Tensor]:

@@ -17,20 +17,18 @@ from toolagent.models.base import (
     AgentNetwork,
     Encoding,
     InitialState,
-    Packing,
     ResponseInput,
-    one_of_each_run,
-    pack,
-    unpack,
 )
 from toolagent.models.bidirectional_gru import read_both_ways, shown_tokens
 from toolagent.models.coordinate_attention import CoordinateAttention
 from toolagent.models.packed_gru import GRUTable, gru_step, gru_table, packed_gru
+from toolagent.models.packing import Packing, one_of_each_run, pack, pack_episodes, unpack
 from toolagent.vocabulary import Interface
 
 READINGS = ("learned", "operands")
 _PLACE_SCALE = 0.25  # places are up to about 10; the other inputs are about 1
 _COPY_SCALE = 2.0  # copying has to be found first, so its gates move faster than other weights
+_AS_MANY = 0.6  # at least that share of the most readers that a context has is about as many
 
 
 class EncoderDecoderOptions(NamedTuple):
@@ -174,37 +172,35 @@ class EncoderDecoderNetwork(AgentNetwork):
         return torch.cat([encoded.flatten(1), places * _PLACE_SCALE], 1), copies
 
     def _read_packed(
-        self, places: Tensor, encoding: Encoding, repeat: Tensor | None, place: Tensor
+        self, places: Tensor, encoding: Encoding, reads: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the heads find at known steps, B episodes of P contexts together.
+        """What the heads find at N known steps.
 
-        The episodes of one context are one batch of places. Where they are many, the context's
+        The steps that read one context are one batch of places. Where they are many, the context's
         tokens are multiplied by the weights of `read_input` before the steps look at them, and not
         what each step finds: the same sum, with fewer products.
 
         Args:
-            places: (B, T, H + K).
-            encoding: of `_begin`, as `repeat` is.
-            repeat: (B,).
-            place: (N,) the steps in the flattened (B, T).
+            places: (N, H + K).
+            encoding: of `_begin`.
+            reads: (N,) which of the P contexts.
 
         Returns:
             (N, 3D) inputs to the gates, and (N, H, A) copies.
         """
-        rows, steps, _ = places.shape
         width, heads = self.options.embedding_size, self.options.num_heads
         found_weight, places_weight = self.read_input.weight.split(
             [heads * width, self.attention.width], 1
         )
         by_head = found_weight.view(-1, heads, width).transpose(0, 1).flatten(0, 1)  # (H 3D, D)
         inputs, copies, order = [], [], []
-        for contexts, members in _runs(repeat, rows, places.device):
+        for contexts, members, counts in _readers(reads):
             memory, coordinates, preference = (part.index_select(0, contexts) for part in encoding)
             encoded, named = memory.split([width, self.interface.num_actions], -1)
             looking = places.index_select(0, members.flatten())
-            looking = looking.view(len(contexts), -1, places.shape[2])  # (P', S T, H + K)
+            looking = looking.view(*members.shape, places.shape[1])  # (P', S, H + K)
             weights = self.attention.weights(looking, coordinates, preference)
-            groups, each, _, length = weights.shape  # P', S T, H, L
+            groups, each, _, length = weights.shape  # P', S, H, L
             if each * width > length * (width + each):
                 memory = functional.linear(encoded, by_head).view(groups, length, heads, -1)
                 memory = memory.transpose(1, 2).flatten(1, 2)  # (P', H L, 3D)
@@ -212,38 +208,41 @@ class EncoderDecoderNetwork(AgentNetwork):
             else:
                 found = torch.bmm(weights.flatten(1, 2), encoded).view(groups, each, -1)
                 found = functional.linear(found, found_weight)
-            inputs.append(found.flatten(0, 1))
-            copies.append(torch.bmm(weights.flatten(1, 2), named).view(-1, heads, named.shape[2]))
-            order.append(members.flatten())
-        row = torch.cat(order).argsort()  # where each episode stands now
-        moved = row[place // steps] * steps + place % steps
-        by_place = functional.linear(
-            places.flatten(0, 1).index_select(0, place) * _PLACE_SCALE, places_weight
-        )
+            inputs.append(found[counts])
+            copies.append(
+                torch.bmm(weights.flatten(1, 2), named).view(groups, each, heads, -1)[counts]
+            )
+            order.append(members[counts])
+        back = torch.cat(order).argsort()
+        by_place = functional.linear(places * _PLACE_SCALE, places_weight)
         return (
-            torch.cat(inputs).index_select(0, moved) + by_place,
-            torch.cat(copies).index_select(0, moved),
+            torch.cat(inputs).index_select(0, back) + by_place,
+            torch.cat(copies).index_select(0, back),
         )
 
     def _decode(
         self,
         tokens: Tensor,
-        lengths: Tensor,
+        packing: Packing,
         encoding: Encoding,
         hidden: Tensor,
         responses: Tensor | None,
         repeat: Tensor | None = None,
-    ) -> tuple[Packing, Tensor, Tensor, Tensor]:
-        """(N, A + 1) logits and values of all steps, packed; `repeat` as of `_begin`.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All packed steps; `repeat` as of `_begin`.
 
         Returns:
-            The packing, logits with values, the GRU's states (N, D), and places (B, T, H + K).
+            Logits with values (N, A + 1), the GRU's states (N, D), and places (B, T, H + K).
         """
         width = self.options.embedding_size
         tokens = self._seen(tokens.long())
         places = self.attention.places(hidden[:, width:], tokens)  # (B, T, H + K)
-        packing = pack(lengths, tokens.shape[1])
-        extra, copies = self._read_packed(places, encoding, repeat, packing.place)
+        row = packing.place // tokens.shape[1]
+        extra, copies = self._read_packed(
+            places.flatten(0, 1).index_select(0, packing.place),
+            encoding,
+            row if repeat is None else repeat[row],
+        )
         if responses is not None:
             extra = extra + self.response_input(responses.flatten(0, 1)[packing.place])
         gru = self.decoder_gru
@@ -255,8 +254,9 @@ class EncoderDecoderNetwork(AgentNetwork):
             tokens.reshape(-1).index_select(0, packing.place).int(),
             packing.sizes,
             extra,
+            parents=packing.parents,
         )  # (N, D)
-        return packing, _combine(self.heads(outputs), copies), outputs, places
+        return _combine(self.heads(outputs), copies), outputs, places
 
     def unroll_episodes(
         self,
@@ -269,7 +269,8 @@ class EncoderDecoderNetwork(AgentNetwork):
         """Reads, then writes all steps (see `AgentNetwork`)."""
         tokens, observed = self.shifted(actions, responses)  # (B, T), (B, T, R)
         encoding, hidden, repeat = self._begin(context)
-        packing, heads, _, _ = self._decode(tokens, lengths, encoding, hidden, observed, repeat)
+        packing = pack_episodes(context, stage, tokens, lengths, observed)
+        heads, _, _ = self._decode(tokens, packing, encoding, hidden, observed, repeat)
         padded = unpack(heads, packing, *tokens.shape)
         logits, values = padded.split([self.interface.num_actions, 1], -1)
         return logits, values.squeeze(-1)
@@ -283,9 +284,8 @@ class EncoderDecoderNetwork(AgentNetwork):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The decoder over whole sequences (see `AgentNetwork`)."""
         lengths = torch.full((len(hidden),), previous_tokens.shape[1], device=hidden.device)
-        packing, heads, outputs, places = self._decode(
-            previous_tokens, lengths, encoding, hidden, responses
-        )
+        packing = pack(lengths, previous_tokens.shape[1])
+        heads, outputs, places = self._decode(previous_tokens, packing, encoding, hidden, responses)
         every = unpack(torch.cat([heads, outputs], 1), packing, *previous_tokens.shape)
         logits, values, states = every.split([self.interface.num_actions, 1, outputs.shape[1]], -1)
         hidden = torch.cat([states[:, -1], places[:, -1]], 1)
@@ -327,17 +327,32 @@ class EncoderDecoderNetwork(AgentNetwork):
         return heads[:, :-1], heads[:, -1], torch.cat([state, places], 1)
 
 
-def _runs(
-    repeat: Tensor | None, rows: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The contexts that S rows read, for each S: (P',) contexts and the rows of each, (P', S)."""
-    if repeat is None:
-        repeat = torch.arange(rows, device=device)
-    sizes = torch.bincount(repeat)  # (P,)
-    firsts = sizes.cumsum(0) - sizes
-    for size in sizes.unique().tolist():
-        contexts = (sizes == size).nonzero().squeeze(1)
-        yield contexts, firsts[contexts].unsqueeze(1) + torch.arange(size, device=device)
+def _readers(reads: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Who reads which context: contexts with about as many readers together.
+
+    Args:
+        reads: (N,) which context each reads.
+
+    Returns:
+        (P',) contexts; (P', S) readers of each; (P', S) bool, those that count: the others repeat
+        the last one.
+    """
+    counts, order = torch.bincount(reads), reads.argsort(stable=True)
+    firsts = counts.cumsum(0) - counts
+    counts, contexts = counts.sort(descending=True, stable=True)
+    fewest, sizes = None, []
+    for count in counts.tolist():
+        if not count:
+            break
+        if fewest is None or count < fewest:
+            fewest = count * _AS_MANY
+            sizes.append(0)
+        sizes[-1] += 1
+    kept = sum(sizes)
+    for group, count in zip(contexts[:kept].split(sizes), counts[:kept].split(sizes), strict=True):
+        step = torch.arange(int(count[0]), device=reads.device)
+        members = firsts[group].unsqueeze(1) + torch.minimum(step, count.unsqueeze(1) - 1)
+        yield group, order[members], step < count.unsqueeze(1)
 
 
 def _combine(heads: Tensor, copies: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from toolagent.models.packing import add_to_parents
+
 _LANES = 16  # columns at a time; LLVM divides them among what registers the processor has
 _VECTOR = f"<{_LANES} x float>"
 _INTEGERS = f"<{_LANES} x i32>"
@@ -370,6 +372,7 @@ class FusedGRU(torch.autograd.Function):
         sizes: list[int],
         extra: Tensor | None = None,
         extra_steps: Tensor | None = None,
+        parents: list[Tensor] | None = None,
     ) -> Tensor:
         """See `PackedGRU.forward`."""
         kernel = _kernels().forward
@@ -384,12 +387,15 @@ class FusedGRU(torch.autograd.Function):
         weight, before, start = recurrent_weight.t(), hidden, 0
         given = _addresses(table, extra, bias, recurrent)
         written = _addresses(new, after, tokens, places)
-        for size in sizes:
-            step = slice(start, start + size)
-            torch.mm(before[:size], weight, out=recurrent[step])
+        for step, size in enumerate(sizes):
+            if parents and step:
+                before = before.index_select(0, parents[step - 1])
+            rows = slice(start, start + size)
+            torch.mm(before[:size], weight, out=recurrent[rows])
             kernel(*given, before.data_ptr(), *written, start, size, width)
-            before, start = after[step], start + size
-        ctx.sizes, ctx.vocabulary, ctx.num_extra = sizes, len(table), num_extra
+            before, start = after[rows], start + size
+        ctx.sizes, ctx.parents = sizes, parents
+        ctx.vocabulary, ctx.num_extra = len(table), num_extra
         ctx.save_for_backward(recurrent_weight, hidden, tokens, places, recurrent, new, after)
         return after
 
@@ -401,25 +407,30 @@ class FusedGRU(torch.autograd.Function):
         weight, hidden, tokens, places, recurrent, new, after = ctx.saved_tensors
         d_after, width = gradients[0].contiguous(), hidden.shape[1]
         starts = [0, *itertools.accumulate(ctx.sizes[:-1])]
-        carry, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        d_weight = torch.zeros_like(weight)
+        carry = hidden.new_zeros(ctx.sizes[-1] if ctx.parents else ctx.sizes[0], width)
         d_table = hidden.new_zeros(ctx.vocabulary, 3 * width)
         d_extra = hidden.new_empty(ctx.num_extra + 1, 3 * width)  # the last row is of no step
         d_bias = hidden.new_zeros(width)
         given = _addresses(recurrent, new, d_after)
         written = _addresses(d_table, d_extra, d_bias, tokens, places)
         # One step at a time, in the same memory: it is then still in the cache.
-        of_step = hidden.new_empty(len(hidden), 3 * width)
+        of_step = hidden.new_empty(max(ctx.sizes), 3 * width)
         for step in reversed(range(len(starts))):
             start, size = starts[step], ctx.sizes[step]
-            before = after[starts[step - 1] :][:size] if step else hidden
-            d_recurrent = of_step[:size]
+            before = after[starts[step - 1] : start] if step else hidden
+            if ctx.parents and step:
+                before = before.index_select(0, ctx.parents[step - 1])
+            before, d_recurrent = before[:size], of_step[:size]
             kernel(*given, *_addresses(before, carry, d_recurrent), *written, start, size, width)
             carry[:size].addmm_(d_recurrent, weight)
             d_weight.addmm_(d_recurrent.t(), before)
+            if ctx.parents and step:
+                carry = add_to_parents(carry, ctx.parents[step - 1], ctx.sizes[step - 1])
         # Every step reads one token: the biases of r and z are those of the input.
         d_bias = torch.cat([d_table[:, : 2 * width].sum(0), d_bias])
         d_extra = d_extra[:-1] if ctx.has_extra else None
-        return d_table, d_weight, d_bias, carry, None, None, d_extra, None
+        return d_table, d_weight, d_bias, carry, None, None, d_extra, None, None
 
 
 def fused_step(

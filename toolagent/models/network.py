@@ -15,12 +15,10 @@ from toolagent.models.base import (
     AgentNetwork,
     Encoding,
     InitialState,
-    Packing,
     ResponseInput,
-    pack,
-    unpack,
 )
 from toolagent.models.packed_gru import GRUTable, GRUWeights, gru_step, gru_table, packed_gru
+from toolagent.models.packing import Packing, pack, pack_episodes, unpack
 from toolagent.vocabulary import Interface
 
 _LANES = 16  # numbers of type float in a CPU's vector
@@ -100,7 +98,7 @@ class StageGRUNetwork(AgentNetwork):
         if responses is not None:  # torch's GRU takes no input besides its weights' own
             rows, steps = previous_tokens.shape
             lengths = torch.full((rows,), steps, device=hidden.device)
-            outputs = self._packed(previous_tokens, hidden, lengths, responses)[1]
+            outputs = self._packed(previous_tokens, hidden, pack(lengths, steps), responses)
             outputs = outputs.view(steps, rows, -1).transpose(0, 1)
             return self.logits(outputs), self.values(outputs), outputs[:, -1]
         inputs = self.token_embedding(previous_tokens.int())  # (B, T, D)
@@ -120,27 +118,26 @@ class StageGRUNetwork(AgentNetwork):
             return super().unroll_episodes(context, stage, actions, lengths, responses)
         tokens, observed = self.shifted(actions, responses)
         hidden = self.initial_hidden(context, stage)
-        packing, outputs = self._packed(tokens, hidden, lengths, observed)
+        packing = pack_episodes(context, stage, tokens, lengths, observed)
+        outputs = self._packed(tokens, hidden, packing, observed)
         heads = functional.linear(outputs, *self._heads())  # (N, W)
         return self._split(unpack(heads, packing, *tokens.shape))
 
     def _packed(
-        self, tokens: Tensor, hidden: Tensor, lengths: Tensor, responses: Tensor | None
-    ) -> tuple[Packing, Tensor]:
-        """The packing of the steps, and the hidden state (N, D) after each."""
-        packing = pack(lengths, tokens.shape[1])
-        read = self.response_input.packed(responses, packing)
+        self, tokens: Tensor, hidden: Tensor, packing: Packing, responses: Tensor | None
+    ) -> Tensor:
+        """The hidden state (N, D) after each of the packed steps."""
         gru = self.gru_weights
-        outputs = packed_gru(
+        return packed_gru(
             functional.linear(self._read_embedding(), gru.weight_ih, gru.bias_ih),
             gru.weight_hh,
             gru.bias_hh,
             hidden.index_select(0, packing.order),
             tokens.reshape(-1).index_select(0, packing.place).int(),
             packing.sizes,
-            *read,
+            *self.response_input.packed(responses, packing.place),
+            parents=packing.parents,
         )
-        return packing, outputs
 
     def _read_embedding(self) -> Tensor:
         """The embeddings of the tokens that a step may read: actions, and the first step's."""

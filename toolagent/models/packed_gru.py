@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from toolagent.models.fused_gru import FusedGRU, fused_step, kernels_for
+from toolagent.models.packing import add_to_parents
 
 # In one pass: gradient * (1 - y^2), and gradient * y * (1 - y).
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -80,12 +81,13 @@ def packed_gru(
     sizes: list[int],
     extra: Tensor | None = None,
     extra_steps: Tensor | None = None,
+    parents: list[Tensor] | None = None,
 ) -> Tensor:
     """The GRU over packed episodes, by the fastest way there is (see `PackedGRU`)."""
     inputs = (table, recurrent_weight, recurrent_bias, hidden)
     fused = kernels_for(*inputs, *(() if extra is None else (extra,)))
     function = FusedGRU if fused else PackedGRU
-    return function.apply(*inputs, tokens, sizes, extra, extra_steps)
+    return function.apply(*inputs, tokens, sizes, extra, extra_steps, parents)
 
 
 class PackedGRU(torch.autograd.Function):
@@ -116,6 +118,7 @@ class PackedGRU(torch.autograd.Function):
         sizes: list[int],
         extra: Tensor | None = None,
         extra_steps: Tensor | None = None,
+        parents: list[Tensor] | None = None,
     ) -> Tensor:
         """Args:
             table: (V, 3D), W_ih embedding + b_ih of every token.
@@ -123,10 +126,11 @@ class PackedGRU(torch.autograd.Function):
             recurrent_bias: (3D,).
             hidden: (N_0, D), before the first step.
             tokens: (N,) integers, packed.
-            sizes: N_0 >= N_1 >= ... > 0, summing to N.
+            sizes: N_0 >= N_1 >= ... > 0, summing to N; with `parents` they need not fall.
             extra: W_ih times what is read besides the token, (N, 3D), or (K, 3D) of the steps
                 that read something; None: nothing.
             extra_steps: (K,) packed steps, each at most once; None: all.
+            parents: of `Packing`; None: step i goes on from step i of the time before.
 
         Returns:
             (N, D) packed hidden states after each step.
@@ -147,10 +151,12 @@ class PackedGRU(torch.autograd.Function):
         after = hidden.new_empty(total, width)
         candidate_recurrent = hidden.new_empty(total, width)  # g_n
         start = 0
-        for size in sizes:
+        for step, size in enumerate(sizes):
             rows = slice(start, start + size)
             previous, gate, new = before[rows], gates[rows], candidate[rows]
-            previous.copy_(hidden[:size])
+            previous.copy_(
+                hidden.index_select(0, parents[step - 1]) if parents and step else hidden[:size]
+            )
             gate.addmm_(previous, gate_weight).sigmoid_()
             recurrent = candidate_recurrent[rows]
             torch.addmm(recurrent_bias[two:], previous, candidate_weight, out=recurrent)
@@ -159,6 +165,7 @@ class PackedGRU(torch.autograd.Function):
             torch.lerp(new, previous, gate[:, width:], out=hidden)
             start += size
         ctx.sizes, ctx.vocabulary, ctx.has_extra = sizes, table.shape[0], extra is not None
+        ctx.parents = parents
         ctx.save_for_backward(
             recurrent_weight, tokens, before, gates, candidate, candidate_recurrent, extra_steps
         )
@@ -177,7 +184,7 @@ class PackedGRU(torch.autograd.Function):
         carry: Tensor | None = None
         stop = len(tokens)
         # Step by step: what is read again is then still in the cache.
-        for size in reversed(ctx.sizes):
+        for step, size in reversed(list(enumerate(ctx.sizes))):
             rows = slice(stop - size, stop)
             reset, update = gates[rows].chunk(2, 1)
             d_new, d_reset, d_update, d_new_recurrent = slopes[rows].chunk(4, 1)
@@ -192,7 +199,9 @@ class PackedGRU(torch.autograd.Function):
             torch.mul(d_new, candidate_recurrent[rows], out=d_gate)
             _sigmoid_backward(d_gate, reset, grad_input=d_reset)
             torch.mul(d_new, reset, out=d_new_recurrent)
-            carry = d_before.addmm_(d_recurrent[rows], weight)
+            carry = d_before = d_before.addmm_(d_recurrent[rows], weight)
+            if ctx.parents and step:
+                carry = add_to_parents(d_before, ctx.parents[step - 1], ctx.sizes[step - 1])
             stop -= size
         one_hot = functional.one_hot(tokens.long(), ctx.vocabulary).to(d_input.dtype)
         d_table = (one_hot.t() @ d_input).roll(-width, 1)  # to torch's order r, z, n
@@ -210,5 +219,6 @@ class PackedGRU(torch.autograd.Function):
             None,
             None,
             d_extra,
+            None,
             None,
         )

@@ -14,6 +14,7 @@ import torch
 from toolagent.models.base import AgentNetwork
 from toolagent.rollouts.episode_batch import EpisodeBatch, empty_batch
 from toolagent.rollouts.explorers import Explorers, ExplorersStep
+from toolagent.rollouts.live_states import LiveStates
 from toolagent.tasks import Task, Transition
 
 
@@ -216,27 +217,25 @@ def play(
     first_explorer = len(problems) - exploring
     if exploring:
         batch.explored[-exploring:] = True
-    table = network.step_table()
     registers = task.start(problems)
     live = np.arange(len(problems))  # the rows of `batch` that are still playing
-    encoding, hidden = network.read(
-        torch.from_numpy(problems.context), torch.from_numpy(problems.stage)
+    answered = task.no_response(len(live))
+    states = LiveStates(
+        *(network, problems.context, problems.stage, task.vocabulary.start_token, answered),
+        share=intervention is None,
     )
-    token = torch.full((len(live),), task.vocabulary.start_token)
-    nothing = task.no_response(len(live))
-    response = None if nothing is None else torch.from_numpy(nothing)
     clock = time.perf_counter
     inference_s, started = 0.0, clock()
     for step in range(task.max_actions):
         mark = clock()
         if intervention is not None:
             places = torch.from_numpy(live)
-            hidden = intervention.hidden(hidden, step, places)
-            if response is not None:
-                response = intervention.response(response, step, places)
+            states.hidden = intervention.hidden(states.hidden, step, places)
+            if states.response is not None:
+                states.response = intervention.response(states.response, step, places)
                 if step:
-                    batch.response[live, step - 1] = response.numpy()
-        logits, values, hidden = network.step(table, token, encoding, hidden, response)
+                    batch.response[live, step - 1] = states.response.numpy()
+        logits, values = states.step()
         if generator is None:
             if chooser is None:
                 token = logits.argmax(1)
@@ -258,7 +257,7 @@ def play(
                         live[theirs] - first_explorer,
                         logits[theirs],
                         registers.take(theirs),
-                        None if response is None else response[theirs].numpy(),
+                        None if answered is None else answered[theirs],
                     )
                 )
                 drawn_by = torch.cat([log_probabilities[:-exploring], chosen])
@@ -276,7 +275,6 @@ def play(
         batch.solved[rows] = transition.solved
         if (answered := task.response_of(transition)) is not None:
             batch.response[rows, step] = answered
-            response = torch.from_numpy(answered)
         if log_probability is not None:
             batch.log_probabilities[rows, step] = log_probability.numpy()
         if observer is not None:
@@ -286,17 +284,15 @@ def play(
                 )
             )
         registers = transition.registers
-        if done.any():
+        going = np.flatnonzero(~done)
+        if not len(going):
+            batch.lengths[live] = step + 1
+            break
+        states.go_on(token, answered, going)
+        if len(going) < len(live):
             batch.lengths[live[done]] = step + 1
-            going = np.flatnonzero(~done)
-            if not len(going):
-                break
             live, registers, problems = live[going], registers.take(going), problems.take(going)
-            kept = torch.from_numpy(going)
-            # By `index_select`, which takes a sixth of the time of indexing.
-            token, hidden = token.index_select(0, kept), hidden.index_select(0, kept)
-            response = None if response is None else response.index_select(0, kept)
-            encoding = tuple(part.index_select(0, kept) for part in encoding)
+            answered = None if answered is None else answered[going]
             if exploring:
                 exploring = int(np.count_nonzero(batch.explored[live]))
     if times is not None:
