@@ -30,7 +30,7 @@ def unusable(tmp_path):
     return [
         "relative",
         of_length(tmp_path, 107),
-        of_length(tmp_path, longest() + 1),
+        of_length("/tmp", longest() + 1),  # pytest's own may be as long already
         f"{tmp_path}/é",
         f"{tmp_path}/file",
         "/proc",
