@@ -11,7 +11,7 @@ from toolagent.models.answer_attention import AnswerAttentionNetwork, AnswerAtte
 from toolagent.models.fused_gru import FusedGRU
 from toolagent.models.network import StageGRUNetwork
 from toolagent.models.packed_gru import PackedGRU
-from toolagent.models.packing import pack, pack_episodes, unpack
+from toolagent.models.packing import pack, pack_episodes, unpack, unpack_heads
 from toolagent.rollouts.play import Intervention, play
 from toolagent.tasks import get_task
 
@@ -225,3 +225,25 @@ def test_no_key_of_a_state_is_too_large():
     states.go_on(torch.full((8,), 5), answers, np.arange(8))
     states.step()
     assert len(states.hidden) == 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(batch=batches, seed=st.integers(0, 1000))
+def test_heads_are_unpacked_as_by_slices(batch, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows, steps = batch.tokens.shape
+    for packing in (packing_of(batch), pack(batch.lengths, steps)):
+        heads = torch.randn(len(packing.place), 9, generator=generator, dtype=torch.float64)
+        upstream = torch.randn(rows, steps, 6, generator=generator, dtype=torch.float64)
+        results = []
+        for by_slices in (False, True):
+            given_ = heads.clone().requires_grad_()
+            if by_slices:
+                padded = unpack(given_, packing, rows, steps)
+                logits, values = padded[..., :5], padded[..., 5]
+            else:
+                logits, values = unpack_heads(given_, packing, 5, rows, steps)
+            ((logits * upstream[..., :5]).sum() + (values * upstream[..., 5]).sum()).backward()
+            results.append((logits.detach(), values.detach(), given_.grad))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)

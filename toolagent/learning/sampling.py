@@ -194,9 +194,8 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
                     return
             self._next_runner = runner + 1
             sent = group.foreach_env_runner_async(
-                _sample_fragment,
+                _SampleFragment(self._weights, self.requests.next_number()),
                 tag=_SAMPLE,
-                kwargs={"state": self._weights, "request": self.requests.next_number()},
                 remote_worker_ids=[runner],
             )
             if not sent:
@@ -276,7 +275,12 @@ class SamplingAlgorithm(IterationMixin, Algorithm):
         return self._updates + 1 - fragment.weights_seq_no
 
 
-def _sample_fragment(env_runner: Any, **request: Any) -> Fragment:
-    """A function of this module travels as its name; of a method's name RLlib makes a function for
-    each call, which has to be pickled."""
-    return env_runner.sample_fragment(**request)
+class _SampleFragment:
+    """A request as one object: each argument of a call is pickled apart, and of a method's name
+    RLlib makes a function for each call, which has to be pickled, too."""
+
+    def __init__(self, state: Any, number: int):
+        self.state, self.number = state, number
+
+    def __call__(self, env_runner: Any) -> Fragment:
+        return env_runner.sample_fragment(state=self.state, request=self.number)

@@ -22,7 +22,14 @@ from toolagent.models.base import (
 )
 from toolagent.models.bidirectional_gru import ReadContexts, read_both_ways, shown_tokens
 from toolagent.models.packed_gru import GRUTable, gru_step, gru_table, packed_gru, tanh_
-from toolagent.models.packing import Packing, one_of_each_run, pack, pack_episodes, unpack
+from toolagent.models.packing import (
+    Packing,
+    one_of_each_run,
+    pack,
+    pack_episodes,
+    unpack,
+    unpack_heads,
+)
 from toolagent.models.softmax import short_softmax
 from toolagent.vocabulary import Interface
 
@@ -490,10 +497,7 @@ class AnswerAttentionNetwork(AgentNetwork):
         encoding, hidden = self.begin(context, stage)
         packing = pack_episodes(context, stage, tokens, lengths, observed)
         decoded = self._decode(tokens, packing, encoding, hidden, observed)
-        padded = unpack(decoded.heads, packing, *tokens.shape)
-        sizes = [self.interface.num_actions, 1, self.options.num_heads]
-        logits, values, _ = padded.split(sizes, -1)
-        return logits, values.squeeze(-1)
+        return unpack_heads(decoded.heads, packing, self.interface.num_actions, *tokens.shape)
 
     def unroll(
         self,

@@ -22,7 +22,7 @@ from toolagent.models.base import (
 )
 from toolagent.models.bidirectional_gru import shown_tokens
 from toolagent.models.packed_gru import gru_table
-from toolagent.models.packing import one_of_each_run, pack, unpack
+from toolagent.models.packing import one_of_each_run, pack, unpack_heads
 from toolagent.models.state_stack import KEEP, SlotWeights, StackedGRU
 from toolagent.vocabulary import Interface
 
@@ -282,8 +282,7 @@ class CallStackNetwork(AgentNetwork):
             None if observed is None else observed.flatten(0, 1)[packing.place],
         )
         heads = torch.cat([logits, values.unsqueeze(1)], 1)
-        padded = unpack(heads, packing, *actions.shape)
-        return padded[..., :-1], padded[..., -1]
+        return unpack_heads(heads, packing, self.interface.num_actions, *actions.shape)
 
     def unroll(
         self,

@@ -22,7 +22,14 @@ from toolagent.models.base import (
 from toolagent.models.bidirectional_gru import read_both_ways, shown_tokens
 from toolagent.models.coordinate_attention import CoordinateAttention
 from toolagent.models.packed_gru import GRUTable, gru_step, gru_table, packed_gru
-from toolagent.models.packing import Packing, one_of_each_run, pack, pack_episodes, unpack
+from toolagent.models.packing import (
+    Packing,
+    one_of_each_run,
+    pack,
+    pack_episodes,
+    unpack,
+    unpack_heads,
+)
 from toolagent.vocabulary import Interface
 
 READINGS = ("learned", "operands")
@@ -271,9 +278,7 @@ class EncoderDecoderNetwork(AgentNetwork):
         encoding, hidden, repeat = self._begin(context)
         packing = pack_episodes(context, stage, tokens, lengths, observed)
         heads, _, _ = self._decode(tokens, packing, encoding, hidden, observed, repeat)
-        padded = unpack(heads, packing, *tokens.shape)
-        logits, values = padded.split([self.interface.num_actions, 1], -1)
-        return logits, values.squeeze(-1)
+        return unpack_heads(heads, packing, self.interface.num_actions, *tokens.shape)
 
     def unroll(
         self,

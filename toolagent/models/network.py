@@ -18,7 +18,7 @@ from toolagent.models.base import (
     ResponseInput,
 )
 from toolagent.models.packed_gru import GRUTable, GRUWeights, gru_step, gru_table, packed_gru
-from toolagent.models.packing import Packing, pack, pack_episodes, unpack
+from toolagent.models.packing import Packing, pack, pack_episodes, unpack_heads
 from toolagent.vocabulary import Interface
 
 _LANES = 16  # numbers of type float in a CPU's vector
@@ -121,7 +121,7 @@ class StageGRUNetwork(AgentNetwork):
         packing = pack_episodes(context, stage, tokens, lengths, observed)
         outputs = self._packed(tokens, hidden, packing, observed)
         heads = functional.linear(outputs, *self._heads())  # (N, W)
-        return self._split(unpack(heads, packing, *tokens.shape))
+        return unpack_heads(heads, packing, self.interface.num_actions, *tokens.shape)
 
     def _packed(
         self, tokens: Tensor, hidden: Tensor, packing: Packing, responses: Tensor | None

@@ -5,11 +5,12 @@ Shapes: B episodes, T steps, L context tokens, R tokens of a response.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _FEW_SHARED = 0.5  # different problems for each episode
 
@@ -131,6 +132,51 @@ def unpack(packed: Tensor, packing: Packing, rows: int, steps: int) -> Tensor:
         packed, place = packed.index_select(0, packing.packed), packing.shown
     flat = packed.new_zeros(rows * steps, packed.shape[1]).index_copy(0, place, packed)
     return flat.view(rows, steps, -1)
+
+
+def unpack_heads(
+    heads: Tensor, packing: Packing, actions: int, rows: int, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Logits (`rows`, `steps`, A) and values (`rows`, `steps`), 0 where there is no step.
+
+    As `unpack` and two slices, whose gradients autograd would fill up and add.
+
+    Args:
+        heads: (N, A + 1 or more), packed: A logits, a value, and what else there is.
+        packing: of them.
+        actions: A.
+        rows: B.
+        steps: T.
+    """
+    return _UnpackedHeads.apply(heads, packing, actions, rows, steps)
+
+
+class _UnpackedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, heads: Tensor, packing: Packing, actions: int, rows: int, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.packing, ctx.shape, ctx.actions = packing, heads.shape, actions
+        place = packing.place
+        if packing.packed is not None:
+            assert packing.shown is not None
+            heads, place = heads.index_select(0, packing.packed), packing.shown
+        logits = heads.new_zeros(rows * steps, actions).index_copy_(0, place, heads[:, :actions])
+        values = heads.new_zeros(rows * steps).index_copy_(0, place, heads[:, actions])
+        return logits.view(rows, steps, -1), values.view(rows, steps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        d_logits, d_values = gradients
+        packing, actions = ctx.packing, ctx.actions
+        place = packing.place if packing.shown is None else packing.shown
+        d_heads = d_logits.new_zeros(len(place), ctx.shape[1])
+        d_heads[:, :actions] = d_logits.flatten(0, 1).index_select(0, place)
+        d_heads[:, actions] = d_values.flatten().index_select(0, place)
+        if packing.packed is not None:
+            d_heads = d_heads.new_zeros(ctx.shape).index_add_(0, packing.packed, d_heads)
+        return d_heads, None, None, None, None
 
 
 def one_of_each_run(context: Tensor) -> tuple[Tensor, Tensor | None]:

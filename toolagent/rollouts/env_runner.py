@@ -259,7 +259,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         """`sample()` with the newest weights, in one remote call: what the algorithm asks for.
 
         Args:
-            state: as in `set_state`; Ray has resolved the reference. None keeps the weights.
+            state: as in `set_state`; None keeps the weights.
             num_episodes: as in `sample`.
             request: comes back with the fragment.
         """
