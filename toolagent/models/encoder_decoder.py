@@ -215,12 +215,10 @@ class EncoderDecoderNetwork(AgentNetwork):
             else:
                 found = torch.bmm(weights.flatten(1, 2), encoded).view(groups, each, -1)
                 found = functional.linear(found, found_weight)
-            inputs.append(found[counts])
-            copies.append(
-                torch.bmm(weights.flatten(1, 2), named).view(groups, each, heads, -1)[counts]
-            )
-            order.append(members[counts])
-        back = torch.cat(order).argsort()
+            inputs.append(found.flatten(0, 1))
+            copies.append(torch.bmm(weights.flatten(1, 2), named).view(-1, heads, named.shape[2]))
+            order.append(members.masked_fill(~counts, len(reads)).flatten())
+        back = torch.cat(order).argsort(stable=True)[: len(reads)]  # those that count, in order
         by_place = functional.linear(places * _PLACE_SCALE, places_weight)
         return (
             torch.cat(inputs).index_select(0, back) + by_place,

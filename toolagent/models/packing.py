@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_FEW_SHARED = 0.5  # different problems for each episode
+_MOST_PROBLEMS = 0.5  # to an episode; where there are more, little is shared
 
 
 class Packing(NamedTuple):
@@ -115,7 +115,7 @@ def same_problems(context: np.ndarray, stage: np.ndarray) -> np.ndarray | None:
     """
     fresh = np.ones(len(stage), bool)
     fresh[1:] = (stage[1:] != stage[:-1]) | (context[1:] != context[:-1]).any(1)
-    return None if fresh.sum() > _FEW_SHARED * len(fresh) else np.cumsum(fresh) - 1
+    return None if fresh.sum() > _MOST_PROBLEMS * len(fresh) else np.cumsum(fresh) - 1
 
 
 def add_to_parents(gradients: Tensor, parents: Tensor, size: int) -> Tensor:

@@ -29,6 +29,9 @@ class LiveStates:
         share: look for episodes that are alike.
     """
 
+    hidden: Tensor  # (S, D) of S states; without sharing S is n
+    response: Tensor | None  # (S, R), to the action before; None: nothing
+
     def __init__(
         self,
         network: AgentNetwork,
@@ -51,9 +54,6 @@ class LiveStates:
         )
         self._token = torch.full((len(stage),), start_token)
         self.response = None if response is None else torch.from_numpy(response[: len(stage)])
-
-    hidden: Tensor  # (S, D) of S states; without sharing S is n
-    response: Tensor | None  # (S, R), to the action before; None: nothing
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One step of the network: (n, A) logits and (n,) values."""
