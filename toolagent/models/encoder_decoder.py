@@ -201,7 +201,7 @@ class EncoderDecoderNetwork(AgentNetwork):
         )
         by_head = found_weight.view(-1, heads, width).transpose(0, 1).flatten(0, 1)  # (H 3D, D)
         inputs, copies, order = [], [], []
-        for contexts, members, counts in _readers(reads):
+        for contexts, members, is_reader in _readers(reads):
             memory, coordinates, preference = (part.index_select(0, contexts) for part in encoding)
             encoded, named = memory.split([width, self.interface.num_actions], -1)
             looking = places.index_select(0, members.flatten())
@@ -217,8 +217,8 @@ class EncoderDecoderNetwork(AgentNetwork):
                 found = functional.linear(found, found_weight)
             inputs.append(found.flatten(0, 1))
             copies.append(torch.bmm(weights.flatten(1, 2), named).view(-1, heads, named.shape[2]))
-            order.append(members.masked_fill(~counts, len(reads)).flatten())
-        back = torch.cat(order).argsort(stable=True)[: len(reads)]  # those that count, in order
+            order.append(members.masked_fill(~is_reader, len(reads)).flatten())
+        back = torch.cat(order).argsort(stable=True)[: len(reads)]  # the readers, in order
         by_place = functional.linear(places * _PLACE_SCALE, places_weight)
         return (
             torch.cat(inputs).index_select(0, back) + by_place,
@@ -337,8 +337,8 @@ def _readers(reads: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         reads: (N,) which context each reads.
 
     Returns:
-        (P',) contexts; (P', S) readers of each; (P', S) bool, those that count: the others repeat
-        the last one.
+        (P',) contexts; (P', S) readers of each; (P', S) bool, which of these are readers: the
+        others repeat the last one.
     """
     counts, order = torch.bincount(reads), reads.argsort(stable=True)
     firsts = counts.cumsum(0) - counts

@@ -29,8 +29,17 @@ class Packing(NamedTuple):
     place: Tensor  # (N,) each packed step's index in the flattened (B, T); the first, if shared
     sizes: list[int]  # N_0, N_1, ...
     parents: list[Tensor] | None = None  # of each time but the first, (N_t,): see above
-    shown: Tensor | None = None  # (M,) all steps that there are, by index in the flattened (B, T)
-    packed: Tensor | None = None  # (M,) which packed step each of those is
+    # With `parents`, of all steps that there are: (M,) their indices in the flattened (B, T), and
+    # (M,) which packed step each of them is.
+    shared: tuple[Tensor, Tensor] | None = None
+
+    def each(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """Of (N, W) packed steps the row of each step that there is, (M, W), and (M,) its index in
+        the flattened (B, T)."""
+        if self.shared is None:
+            return packed, self.place
+        place, number = self.shared
+        return packed.index_select(0, number), place
 
 
 def pack(lengths: Tensor, steps: int) -> Packing:
@@ -98,8 +107,10 @@ def pack_episodes(
         torch.from_numpy(place),
         sizes,
         list(torch.from_numpy(parents[sizes[0] :]).split(sizes[1:])),
-        torch.from_numpy(order[row_shown] * steps + at_shown),
-        torch.from_numpy(firsts[at_shown] + number[row_shown, at_shown]),
+        (
+            torch.from_numpy(order[row_shown] * steps + at_shown),
+            torch.from_numpy(firsts[at_shown] + number[row_shown, at_shown]),
+        ),
     )
 
 
@@ -119,17 +130,14 @@ def same_problems(context: np.ndarray, stage: np.ndarray) -> np.ndarray | None:
 
 
 def add_to_parents(gradients: Tensor, parents: Tensor, size: int) -> Tensor:
-    """(`size`, W), for each step of one time the sum of the gradients (n, W) that the n steps of
-    the next time have for it."""
+    """(`size`, W): for each of `size` steps the sum of those of (n, W) gradients that `parents`,
+    (n,), says are for it."""
     return gradients.new_zeros(size, gradients.shape[1]).index_add_(0, parents, gradients)
 
 
 def unpack(packed: Tensor, packing: Packing, rows: int, steps: int) -> Tensor:
     """(N, W) packed steps in their places: (`rows`, `steps`, W), 0 where there is none."""
-    place = packing.place
-    if packing.packed is not None:
-        assert packing.shown is not None
-        packed, place = packed.index_select(0, packing.packed), packing.shown
+    packed, place = packing.each(packed)
     flat = packed.new_zeros(rows * steps, packed.shape[1]).index_copy(0, place, packed)
     return flat.view(rows, steps, -1)
 
@@ -152,15 +160,14 @@ def unpack_heads(
 
 
 class _UnpackedHeads(torch.autograd.Function):
+    """See `unpack_heads`."""
+
     @staticmethod
     def forward(
         ctx: Any, heads: Tensor, packing: Packing, actions: int, rows: int, steps: int
     ) -> tuple[Tensor, Tensor]:
         ctx.packing, ctx.shape, ctx.actions = packing, heads.shape, actions
-        place = packing.place
-        if packing.packed is not None:
-            assert packing.shown is not None
-            heads, place = heads.index_select(0, packing.packed), packing.shown
+        heads, place = packing.each(heads)
         logits = heads.new_zeros(rows * steps, actions).index_copy_(0, place, heads[:, :actions])
         values = heads.new_zeros(rows * steps).index_copy_(0, place, heads[:, actions])
         return logits.view(rows, steps, -1), values.view(rows, steps)
@@ -169,13 +176,13 @@ class _UnpackedHeads(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         d_logits, d_values = gradients
-        packing, actions = ctx.packing, ctx.actions
-        place = packing.place if packing.shown is None else packing.shown
+        actions, shared = ctx.actions, ctx.packing.shared
+        place = ctx.packing.place if shared is None else shared[0]
         d_heads = d_logits.new_zeros(len(place), ctx.shape[1])
         d_heads[:, :actions] = d_logits.flatten(0, 1).index_select(0, place)
         d_heads[:, actions] = d_values.flatten().index_select(0, place)
-        if packing.packed is not None:
-            d_heads = d_heads.new_zeros(ctx.shape).index_add_(0, packing.packed, d_heads)
+        if shared is not None:
+            d_heads = add_to_parents(d_heads, shared[1], ctx.shape[0])
         return d_heads, None, None, None, None
 
 
